@@ -1,0 +1,1 @@
+"""The parts of the quickstart: a server of its own, things to ask it, and ways to ask."""

@@ -1,0 +1,191 @@
+"""All schedulers together: takes requests in, sends batches out, delivers responses, counts.
+
+Still sans-IO: the world outside is a few callables. ``submit`` only queues; the decision is made
+once for all that arrived in the same turn of the loop, so that they can share a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from ...shm.placement import Lease
+from ...workers.contract.messages import Done
+from ...workers.contract.status import Code, StatusError
+from ..statistics import FailureReason
+from .instance import Instance, PlannedBatch
+from .request import Request, Response
+from .scheduler import Scheduler
+
+
+class OutputMemory(Protocol):
+    """The arena of the worker that answered."""
+
+    def view(self, lease: Lease) -> memoryview:
+        """The bytes of an output."""
+
+    def give_back(self, leases: list[Lease]) -> None:
+        """The outputs' bytes are no longer needed."""
+
+
+class Dispatcher:
+    """Glue between doors, schedulers and links.
+
+    ``send`` passes a batch to its instance's worker, ``flushed`` is called after a turn's batches
+    are sent, ``call_soon`` asks for ``flush`` at the end of the loop's turn, ``set_alarm`` for a
+    call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no more).
+    """
+
+    def __init__(
+        self,
+        send: Callable[[PlannedBatch], None],
+        call_soon: Callable[[Callable[[], None]], object],
+        set_alarm: Callable[[int | None], None],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._send = send
+        self._call_soon = call_soon
+        self._set_alarm = set_alarm
+        self._clock_ns = clock_ns
+        self._batches: dict[int, PlannedBatch] = {}
+        self._touched: dict[Scheduler, None] = {}
+        self._wakes: dict[Scheduler, int] = {}
+        self._flushing = False
+        self._idle_watchers: dict[Scheduler, list[Callable[[], None]]] = {}
+
+    def submit(self, scheduler: Scheduler, request: Request) -> None:
+        """Queue a validated request. Raises StatusError, and then the request is neither taken nor counted."""
+        scheduler.submit(request, self._clock_ns())
+        if scheduler.order is not None:
+            scheduler.order.arrived(request)
+        scheduler.statistics.pending_count += 1
+        self.touch(scheduler)
+
+    def touch(self, scheduler: Scheduler) -> None:
+        """Have a scheduler decide at the end of this turn."""
+        self._touched[scheduler] = None
+        if not self._flushing:
+            self._flushing = True
+            self._call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Let every touched scheduler decide, and carry out what it says."""
+        self._flushing = False
+        touched, self._touched = self._touched, {}
+        now_ns = self._clock_ns()
+        rewound = False
+        for scheduler in touched:
+            decision = scheduler.decide(now_ns)
+            for batch in decision.batches:
+                self._batches[batch.number] = batch
+                scheduler.statistics.pending_count -= len(batch.requests)
+                self._send(batch)
+            for request, error in decision.expired:
+                scheduler.statistics.pending_count -= 1
+                self._fail(scheduler, request, error, FailureReason.REJECTED)
+            if decision.wake_ns != self._wakes.get(scheduler):
+                rewound = True
+                if decision.wake_ns is None:
+                    del self._wakes[scheduler]
+                else:
+                    self._wakes[scheduler] = decision.wake_ns
+            if self._idle_watchers and scheduler.idle:
+                for watcher in self._idle_watchers.pop(scheduler, ()):
+                    watcher()
+        if rewound:
+            self._set_alarm(min(self._wakes.values(), default=None))
+
+    def when_idle(self, scheduler: Scheduler, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` once, when nothing waits or runs in a scheduler any more."""
+        self._idle_watchers.setdefault(scheduler, []).append(watcher)
+        self.touch(scheduler)
+
+    def alarm(self) -> None:
+        """The time that was asked for has come."""
+        now_ns = self._clock_ns()
+        due = [scheduler for scheduler, wake_ns in self._wakes.items() if wake_ns <= now_ns]
+        for scheduler in due:
+            del self._wakes[scheduler]
+            self._touched[scheduler] = None
+        if due:
+            self.flush()
+        self._set_alarm(min(self._wakes.values(), default=None))
+
+    def batch_done(self, done: Done, memory: OutputMemory) -> None:
+        """A worker has answered a batch: count it, deliver its responses. Unknown batches are ignored."""
+        batch = self._batches.pop(done.batch, None)
+        if batch is None:
+            memory.give_back([tensor.place for result in done.results for tensor in result.outputs if type(tensor.place) is Lease])
+            return
+        scheduler = batch.scheduler
+        scheduler.done(batch, done.compute_end_ns - done.compute_start_ns)
+        end_ns = self._clock_ns()
+        batch_size = inference_count = 0
+        succeeded = []
+        responses = []
+        for request, result in zip(batch.requests, done.results, strict=True):
+            batch_size += request.body.batch_size
+            if result.fault is None:
+                succeeded.append(request)
+                inference_count += request.body.batch_size
+                error = None
+            else:
+                error = StatusError(Code(result.fault.code), result.fault.message)
+                scheduler.statistics.request_failed(FailureReason.BACKEND, request.start_ns, end_ns)
+            responses.append(Response(request, result.outputs, result.parameters, error, True, memory.view, memory.give_back))
+        scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
+        for response in responses:
+            self._deliver(scheduler, response)
+        self.touch(scheduler)
+
+    def instance_up(self, scheduler: Scheduler, instance: Instance) -> None:
+        """An instance can take batches."""
+        scheduler.instance_up(instance)
+        self.touch(scheduler)
+
+    def instance_down(self, scheduler: Scheduler, instance: Instance, error: StatusError) -> None:
+        """An instance died: its running batch fails with ``error``, the rest waits for another."""
+        for batch in instance.batches:
+            self._batches.pop(batch.number, None)
+        bound = sum(len(batch.requests) for batch in instance.batches)
+        lost = scheduler.instance_down(instance)
+        scheduler.statistics.pending_count += bound - len(lost)
+        for request in lost:
+            self._fail(scheduler, request, error, FailureReason.BACKEND)
+        self.touch(scheduler)
+
+    def cancel(self, scheduler: Scheduler, request: Request) -> None:
+        """The client has gone: a waiting request leaves the queue, a running one is not recalled."""
+        request.cancelled = True
+        if scheduler.cancel(request):
+            scheduler.statistics.pending_count -= 1
+            self._fail(scheduler, request, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
+
+    def abandon(self, schedulers: Iterable[Scheduler], error: StatusError) -> None:
+        """Fail everything that is still waiting or running: the server ends."""
+        for scheduler in schedulers:
+            for instance in list(scheduler.instances):
+                self.instance_down(scheduler, instance, error)
+            for request in list(scheduler.queue.scan()):
+                scheduler.queue.discard(request)
+                self._fail(scheduler, request, error, FailureReason.OTHER)
+
+    def _fail(self, scheduler: Scheduler, request: Request, error: StatusError, reason: FailureReason) -> None:
+        scheduler.statistics.request_failed(reason, request.start_ns, self._clock_ns())
+        self._deliver(scheduler, Response(request, [], error=error))
+
+    def _deliver(self, scheduler: Scheduler, response: Response) -> None:
+        if scheduler.order is None:
+            _hand_over(response)
+        else:
+            for ready in scheduler.order.respond(response):
+                _hand_over(ready)
+
+
+def _hand_over(response: Response) -> None:
+    request = response.request
+    if response.final and request.on_finish is not None:
+        on_finish, request.on_finish = request.on_finish, None
+        on_finish()
+    request.on_response(response)

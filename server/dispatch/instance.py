@@ -1,0 +1,57 @@
+"""A model instance as dispatch sees it: something with credits for batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .request import Request
+    from .scheduler import Scheduler
+
+TINY_NS = 1_000_000
+SLOW_NS = 20_000_000
+
+
+@dataclass(slots=True, eq=False)
+class PlannedBatch:
+    """A batch bound to an instance; ``number`` is unique in the server's life."""
+
+    number: int
+    scheduler: Scheduler
+    instance: Instance
+    requests: list[Request]
+    planned_ns: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """``batches`` are those bound to it and not yet answered, the first of them running.
+
+    ``execution_ns`` is a moving average of what a batch takes; it decides how many wait at the worker.
+    """
+
+    number: int
+    name: str
+    kind: str = "KIND_CPU"
+    device: int = 0
+    live: bool = False
+    execution_ns: int = 0
+    batches: deque[PlannedBatch] = field(default_factory=deque)
+
+    def credits(self, staging: bool) -> int:
+        """How many more batches it may be given.
+
+        A tiny model gets two beside the running one, so that it never waits for the round trip; a
+        slow one none, because a request bound early to a busy instance cannot go to one that is
+        free sooner.
+        """
+        depth = 1
+        if staging and self.execution_ns < SLOW_NS:
+            depth = 3 if self.execution_ns < TINY_NS else 2
+        return depth - len(self.batches)
+
+    def learn(self, execution_ns: int) -> None:
+        """Take a measured execution into the average (weight 1/8)."""
+        self.execution_ns += (execution_ns - self.execution_ns) >> 3

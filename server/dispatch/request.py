@@ -1,0 +1,73 @@
+"""A request on its way through the server, and the responses it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...shm.placement import Inline, Lease, Span
+from ...workers.contract.messages import Parameters, RequestBody, Tensor
+from ...workers.contract.status import StatusError
+
+
+@dataclass(slots=True, eq=False)
+class Response:
+    """One response to a request: outputs, or an error.
+
+    ``read(tensor)`` gives the bytes of an output that is not in a client's region; they stay
+    valid until ``release()``, which the receiver must call exactly once.
+    """
+
+    request: Request
+    outputs: list[Tensor]
+    parameters: Parameters = field(default_factory=dict)
+    error: StatusError | None = None
+    final: bool = True
+    arena_view: Callable[[Lease], memoryview] | None = None
+    on_release: Callable[[list[Lease]], None] | None = None
+
+    def read(self, tensor: Tensor) -> memoryview:
+        """The bytes of an output, zero copy."""
+        place = tensor.place
+        if type(place) is Inline:
+            return place.content
+        if isinstance(place, Span):
+            raise TypeError(f"output '{tensor.name}' lies in a client's region")
+        assert self.arena_view is not None
+        return self.arena_view(place)
+
+    def release(self) -> None:
+        """Give the outputs' memory back to the worker that owns it."""
+        on_release = self.on_release
+        if on_release is not None:
+            self.on_release = None
+            on_release([tensor.place for tensor in self.outputs if type(tensor.place) is Lease])
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One inference request.
+
+    ``start_ns`` is when the door began to read it, ``queued_ns`` when it entered the scheduler's
+    queue (CLOCK_MONOTONIC nanoseconds). ``on_response`` is called on the server's loop, once for
+    each response; the last one has ``final`` set. ``on_finish`` gives back what the request holds
+    (its body's arena block, its ``regions``) and is called exactly once, before the final response.
+    """
+
+    body: RequestBody
+    start_ns: int
+    on_response: Callable[[Response], None]
+    on_finish: Callable[[], None] | None = None
+    priority: int = 0
+    timeout_us: int = 0
+    queued_ns: int = 0
+    deadline_ns: int = 0
+    attempts: int = 0
+    cancelled: bool = False
+    order: int = 0
+    regions: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The prefix of the protocol's error messages: ``[request id: X] ``."""
+        return f"[request id: {self.body.id or '<id_unknown>'}] "

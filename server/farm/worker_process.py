@@ -1,0 +1,241 @@
+"""One run of a worker process: started, greeted, watched, ended."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from ...shm.arena import ArenaView, create_memory, read_only
+from ...shm.placement import Lease
+from ...workers.contract.messages import Attach, Detach, FromWorker, Greeting, Hello, InstanceReady, LifelineMessage, Return, ToInstance, ToWorker
+from ...workers.lifeline import MAX_MESSAGE_BYTE_SIZE
+from .channel import Channel
+
+OUTPUT_TAIL_LINES = 20
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class WorkerProcess:
+    """A worker process and the server's ends of its link, lifeline and output.
+
+    ``receive(process, message)`` gets what it says, ``say(line)`` what it prints, and ``ended(process)`` is called
+    once, when it is gone. Its own arena is made here and mapped read-only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arena_number: int,
+        arena_byte_sizes: tuple[int, int],
+        request_arena_fd: int,
+        make_channel: Callable[[Callable[[bytes, FromWorker], None]], tuple[Channel, str]],
+        loop: asyncio.AbstractEventLoop,
+        receive: Callable[[WorkerProcess, FromWorker], None],
+        say: Callable[[str], None],
+        ended: Callable[[WorkerProcess], None],
+    ) -> None:
+        self.name = name
+        self.started_ns = time.monotonic_ns()
+        self.returncode: int | None = None
+        self.tail: deque[str] = deque(maxlen=OUTPUT_TAIL_LINES)
+        self._loop = loop
+        self._receive = receive
+        self._say = say
+        self._ended = ended
+        self._token = secrets.token_bytes(32)
+        self._control_identity: bytes | None = None
+        self._identities: dict[int, bytes] = {}
+        self._trusted: set[bytes] = set()
+        self._returned: list[int] = []
+        self._attached: set[int] = set()
+        self._unsent: deque[tuple[bytes, int | None]] = deque()
+        self._partial = b""
+        capacity_byte_size, resident_byte_size = arena_byte_sizes
+        arena_fd = create_memory(capacity_byte_size)
+        self.arena = ArenaView(arena_number, arena_fd)
+        self._channel, endpoint = make_channel(self._arrived)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._lifeline = ours
+        request_fd = read_only(request_arena_fd)
+        try:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", f"{__package__.split('.')[0]}.workers"),
+                    *("--lifeline", str(theirs.fileno()), "--request-arena", str(request_fd), "--arena", str(arena_fd)),
+                    *("--arena-number", str(arena_number), "--resident-byte-size", str(resident_byte_size)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(), request_fd, arena_fd),
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(request_fd)
+            os.close(arena_fd)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._output, False)
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._exited)
+        loop.add_reader(self._output, self._read_output)
+        self._tell(Greeting(endpoint, self._token), None)
+
+    # messages
+
+    def _arrived(self, identity: bytes, message: FromWorker) -> None:
+        if identity not in self._trusted:
+            if not isinstance(message, Hello | InstanceReady) or not secrets.compare_digest(message.token, self._token):
+                return self._say("a message of a peer that does not have the worker's token was dropped")
+            self._trusted.add(identity)
+        if isinstance(message, Hello):
+            self._control_identity = identity
+        elif isinstance(message, InstanceReady):
+            self._identities[message.instance] = identity
+        self._receive(self, message)
+
+    def send(self, message: ToWorker) -> None:
+        """Send a control message; the worker has said Hello."""
+        assert self._control_identity is not None
+        self._channel.send(self._control_identity, message)
+
+    def send_to(self, instance: int, message: ToInstance) -> None:
+        """Send a message to an instance that has said it is ready."""
+        self._channel.send(self._identities[instance], message)
+
+    def view(self, lease: Lease) -> memoryview:
+        """The bytes of an output in the worker's arena, read-only."""
+        return self.arena.view(lease)
+
+    def give_back(self, leases: list[Lease]) -> None:
+        """Tell the worker that outputs in its arena are no longer needed, once per turn of the loop."""
+        if not leases or self.returncode is not None:
+            return
+        if not self._returned:
+            self._loop.call_soon(self._send_returned)
+        self._returned.extend([lease.offset for lease in leases])
+
+    def _send_returned(self) -> None:
+        returned, self._returned = self._returned, []
+        if self.returncode is None:
+            self.send(Return(returned))
+
+    def drain(self) -> None:
+        """Receive what came while we sent (the link's descriptor is edge-triggered)."""
+        self._channel.drain()
+
+    # lifeline
+
+    def attach(self, region: int, fd: int, offset: int, byte_size: int) -> None:
+        """Let the worker map a client's region; once is enough."""
+        if region not in self._attached:
+            self._attached.add(region)
+            self._tell(Attach(region, offset, byte_size), fd)
+
+    def attached(self, region: int) -> bool:
+        """Has the worker been given this region?"""
+        return region in self._attached
+
+    def detach(self, region: int) -> None:
+        """Let the worker unmap a region, if it has it."""
+        if region in self._attached:
+            self._attached.remove(region)
+            self._tell(Detach(region), None)
+
+    def _tell(self, message: LifelineMessage, fd: int | None) -> None:
+        content = _encoder.encode(message)
+        assert len(content) <= MAX_MESSAGE_BYTE_SIZE
+        # The caller may close its descriptor while the message still waits to be sent.
+        self._unsent.append((content, None if fd is None else os.dup(fd)))
+        self._send_lifeline()
+
+    def _send_lifeline(self) -> None:
+        while self._unsent:
+            content, fd = self._unsent[0]
+            rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            try:
+                self._lifeline.sendmsg([content], rights)
+            except BlockingIOError:
+                self._loop.add_writer(self._lifeline, self._send_lifeline)
+                return
+            except OSError:
+                break  # the worker has gone; its pidfd tells
+            self._unsent.popleft()
+            if fd is not None:
+                os.close(fd)
+        self._loop.remove_writer(self._lifeline)
+
+    # output
+
+    def _read_output(self) -> bool:
+        try:
+            content = os.read(self._output, 65536)
+        except BlockingIOError:
+            return False
+        if not content:
+            self._loop.remove_reader(self._output)
+        *lines, self._partial = (self._partial + content).split(b"\n")
+        if len(self._partial) > 65536 or not content:
+            lines, self._partial = [*lines, self._partial], b""
+        for line in lines:
+            if line.strip():
+                text = line.decode(errors="replace").rstrip()
+                self.tail.append(text)
+                self._say(text)
+        return bool(content)
+
+    # end
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.returncode is None:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended, for logs and clients: ``was killed by signal 9 (SIGKILL)``, ``exited with code 1``."""
+        code = self.returncode
+        if code is None:
+            return "is running"
+        if code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = "unknown"
+            return f"was killed by signal {-code} ({name})"
+        return f"exited with code {code}"
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.returncode = self._process.wait()
+        # Answers that it sent before it died still count.
+        self._channel.drain()
+        while self._read_output():
+            continue
+        self._loop.remove_reader(self._output)
+        self._loop.remove_writer(self._lifeline)
+        self._channel.close()
+        self._lifeline.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        os.close(self._pidfd)
+        for _, fd in self._unsent:
+            if fd is not None:
+                os.close(fd)
+        self._unsent.clear()
+        self._ended(self)

@@ -1,0 +1,222 @@
+"""Request bodies as they arrive: where their bytes go, and how chunked ones are taken apart.
+
+A body with a known length is received straight into its final place: ordinary memory when it is
+small, the arena when it is not. A chunked body grows, and moves to the arena once it is big.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ...shm.arena import ArenaFull
+from .exchange import ArenaBody, Body, InlineBody
+from .head import Malformed
+from .limits import Limits
+
+if TYPE_CHECKING:
+    from ...shm.arena import Arena, Block
+
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
+_NO_TRAILERS = frozenset(
+    (b"content-length", b"transfer-encoding", b"host", b"authorization", b"connection", b"content-encoding", b"expect")
+)
+
+
+def reserve(arena: Arena | None, byte_size: int) -> Block:
+    """A block for a body. Raises Malformed: 413 where no body can be that large, 503 where the arena is full now."""
+    if arena is None or byte_size > arena.capacity_byte_size:
+        raise Malformed(413, "request body is too large")
+    try:
+        return arena.reserve(byte_size)
+    except ArenaFull:
+        raise Malformed(
+            503,
+            "no memory left for the request body: requests in flight hold the server's arena;"
+            " use --pinned-memory-pool-byte-size to enlarge it",
+        ) from None
+
+
+def body_of(arena: Arena | None, content: bytes, limits: Limits) -> Body:
+    """A body whose bytes are already here, placed as the connection would have placed it. Raises Malformed."""
+    if len(content) <= limits.inline_byte_size:
+        return InlineBody(content)
+    block = reserve(arena, len(content))
+    block.view[: len(content)] = content
+    return ArenaBody(block, len(content))
+
+
+class KnownLength:
+    """A body of ``byte_size`` bytes; ``room`` is the memory that its next bytes belong in.
+
+    Raises Malformed where there is no room for it.
+    """
+
+    __slots__ = ("_block", "_content", "_filled", "byte_size", "room")
+
+    def __init__(self, arena: Arena | None, byte_size: int, limits: Limits) -> None:
+        self._block: Block | None = None
+        self._content = bytearray()
+        if byte_size <= limits.inline_byte_size:
+            self._content = bytearray(byte_size)
+            self.room = memoryview(self._content)
+        else:
+            self._block = reserve(arena, byte_size)
+            self.room = self._block.view[:byte_size]
+        self.byte_size = byte_size
+        self._filled = 0
+
+    @property
+    def complete(self) -> bool:
+        return self._filled == self.byte_size
+
+    def received(self, count: int) -> None:
+        """``count`` bytes were read into ``room``."""
+        self._filled += count
+        self.room = self.room[count:]
+
+    def feed(self, view: memoryview, start: int, end: int) -> int:
+        """Copy the body's bytes out of ``view[start:end]``; returns where they stop."""
+        count = min(end - start, self.byte_size - self._filled)
+        self.room[:count] = view[start : start + count]
+        self.received(count)
+        return start + count
+
+    def take(self) -> Body:
+        """The complete body; the caller owns it now."""
+        self.room.release()
+        if self._block is None:
+            return InlineBody(self._content)
+        block, self._block = self._block, None
+        return ArenaBody(block, self.byte_size)
+
+    def abandon(self) -> None:
+        """Give the memory of an incomplete body back."""
+        self.room.release()
+        if self._block is not None:
+            self._block.release()
+            self._block = None
+
+
+class Chunked:
+    """A chunked body. Chunk lines end in CRLF, extensions are read over, trailers are dropped."""
+
+    __slots__ = ("_arena", "_block", "_buffer", "_chunk", "_chunks", "_filled", "_limits", "_line", "_trailers", "complete")
+
+    # what _chunk says where it is not the number of bytes left in the chunk
+    _SIZE, _DATA_END, _TRAILER = -1, -2, -3
+
+    def __init__(self, arena: Arena | None, limits: Limits) -> None:
+        self._arena = arena
+        self._limits = limits
+        self._block: Block | None = None
+        self._buffer = bytearray()
+        self._filled = 0
+        self._line = b""
+        self._chunk = self._SIZE
+        self._chunks = 0
+        self._trailers = 0
+        self.complete = False
+
+    def feed(self, data: bytes | bytearray, view: memoryview, start: int, end: int) -> int:
+        """Take the body's bytes from ``data[start:end]`` (``view`` is the same memory); returns where they stop.
+
+        Raises Malformed.
+        """
+        while start < end and not self.complete:
+            if self._chunk > 0:
+                stop = min(end, start + self._chunk)
+                self._append(view, start, stop)
+                self._chunk -= stop - start
+                start = stop
+                if self._chunk == 0:
+                    self._chunk = self._DATA_END
+            else:
+                start = self._feed_line(data, start, end)
+        return start
+
+    def _feed_line(self, data: bytes | bytearray, start: int, end: int) -> int:
+        newline = data.find(b"\n", start, end)
+        stop = end if newline < 0 else newline + 1
+        limit = self._limits.trailer_byte_size if self._chunk == self._TRAILER else self._limits.chunk_line_byte_size
+        if len(self._line) + stop - start > limit:
+            raise Malformed(400, "malformed HTTP request: chunk line is too long")
+        self._line += data[start:stop]
+        if newline < 0:
+            if self._chunk == self._DATA_END and not b"\r\n".startswith(self._line):
+                raise Malformed(400, "malformed HTTP request: chunk does not end where it says")
+            return stop
+        line, self._line = self._line, b""
+        if not line.endswith(b"\r\n"):
+            raise Malformed(400, "malformed HTTP request: chunk line does not end in CRLF")
+        self._end_line(line[:-2])
+        return stop
+
+    def _end_line(self, line: bytes) -> None:
+        if self._chunk == self._DATA_END:
+            if line:
+                raise Malformed(400, "malformed HTTP request: chunk does not end where it says")
+            self._chunk = self._SIZE
+        elif self._chunk == self._SIZE:
+            match = _CHUNK_LINE.fullmatch(line)
+            if match is None:
+                raise Malformed(400, "malformed HTTP request: chunk size")
+            self._begin_chunk(int(match[1], 16))
+        elif not line:
+            self.complete = True
+        else:
+            match = _TRAILER_LINE.fullmatch(line)
+            self._trailers += len(line)
+            if match is None or match[1].lower() in _NO_TRAILERS or self._trailers > self._limits.trailer_byte_size:
+                raise Malformed(400, "malformed HTTP request: trailer")
+
+    def _begin_chunk(self, byte_size: int) -> None:
+        if byte_size == 0:
+            self._chunk = self._TRAILER
+            return
+        self._chunks += 1
+        if self._chunks > self._limits.chunk_count:
+            raise Malformed(
+                400,
+                f"Chunked request body exceeds maximum of {self._limits.chunk_count} non-empty chunks."
+                " Send fewer or larger HTTP chunks.",
+                as_json=True,
+            )
+        self._chunk = byte_size
+
+    def _append(self, view: memoryview, start: int, stop: int) -> None:
+        filled = self._filled + stop - start
+        if filled <= self._limits.inline_byte_size:
+            self._buffer += view[start:stop]
+        else:
+            block = self._block
+            if block is None or filled > block.byte_size:
+                block = self._grow(filled)
+            block.view[self._filled : filled] = view[start:stop]
+        self._filled = filled
+
+    def _grow(self, needed: int) -> Block:
+        """Move to a block twice as large, or as large as there can be."""
+        capacity = self._arena.capacity_byte_size if self._arena is not None else 0
+        old = self._block
+        block = reserve(self._arena, max(needed, min(capacity, 2 * needed)))
+        block.view[: self._filled] = self._buffer if old is None else old.view[: self._filled]
+        self._block = block
+        self._buffer = bytearray()
+        if old is not None:
+            old.release()
+        return block
+
+    def take(self) -> Body:
+        """The complete body; the caller owns it now."""
+        if self._block is None:
+            return InlineBody(self._buffer)
+        block, self._block = self._block, None
+        return ArenaBody(block, self._filled)
+
+    def abandon(self) -> None:
+        """Give the memory of an incomplete body back."""
+        if self._block is not None:
+            self._block.release()
+            self._block = None

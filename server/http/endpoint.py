@@ -1,0 +1,182 @@
+"""An endpoint of the ASGI app: checks that come before its handler, and the handler's reply put on the wire."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.types import Message, Receive, Scope, Send
+
+from ...workers.contract.status import StatusError, invalid
+from .errors import JSON_TYPE, PLAIN_TYPE, error_body, error_reply, plain_error_reply
+from .exchange import Reply
+from .json_text import write
+from .peer import peer_is_local
+from .restriction import Restrictions
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+_log = logging.getLogger(__name__)
+_MAX_INT64 = 2**63 - 1
+
+
+@dataclass(slots=True)
+class Call:
+    """A request to an endpoint: ``params`` are the path's variable parts, never percent-decoded."""
+
+    params: Mapping[str, str]
+    body: bytes = b""
+    peer_is_local: bool = False
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def model(self) -> str:
+        return self.params["model"]
+
+    @property
+    def version(self) -> str:
+        """The version in the path, or "". Raises INVALID_ARG where it is no 64-bit number."""
+        return version_text(self.params.get("version", ""))
+
+
+Handler = Callable[["Service", Call], Reply | Awaitable[Reply]]
+
+
+def version_text(text: str) -> str:
+    """The digits of a version in a path. Raises INVALID_ARG where they make no 64-bit number."""
+    digits = text.lstrip("0")
+    if len(digits) > 19 or (len(digits) == 19 and int(digits) > _MAX_INT64):
+        raise invalid(
+            f"failed to get model version from specified version string '{text}' (details: stol),"
+            " version should be an integral value > 0"
+        )
+    return text
+
+
+def json_reply(document: object) -> Reply:
+    """A 200 with a JSON document."""
+    return Reply(200, (JSON_TYPE,), (write(document),))
+
+
+def empty_json_reply() -> Reply:
+    """A 200 without a body, as the state-changing endpoints send it."""
+    return Reply(200, (JSON_TYPE,))
+
+
+def empty_plain_reply() -> Reply:
+    """A 200 without a body, as health checks send it."""
+    return Reply(200, (PLAIN_TYPE,))
+
+
+def not_allowed(plain: bool) -> Reply:
+    """The 405 of a route that exists."""
+    reply = plain_error_reply(405, "Method Not Allowed")
+    return reply if plain else Reply(405, (JSON_TYPE,), reply.body)
+
+
+def scope_peer_is_local(scope: Scope) -> bool:
+    """Whether a request's client is on this host."""
+    state = scope.get("state") or {}
+    if "peer_is_local" in state:
+        return bool(state["peer_is_local"])
+    client, server = scope.get("client"), scope.get("server")
+    return bool(client and server) and peer_is_local(str(client[0]), str(server[0]))
+
+
+class Disconnected(Exception):
+    """The client went away before its request was complete."""
+
+
+async def read_body(receive: Receive, byte_size_limit: int) -> bytes:
+    """A request's whole body. Raises Disconnected, and StatusError where it is larger than the limit."""
+    pieces: list[bytes] = []
+    byte_size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        piece = message.get("body", b"")
+        byte_size += len(piece)
+        if byte_size > byte_size_limit:
+            raise invalid(f"request body is larger than {byte_size_limit} bytes")
+        if piece:
+            pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
+    """Send a reply as ASGI messages; ``on_sent`` follows the last of them."""
+    try:
+        size = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in reply.body)
+        headers = [(name.lower(), value) for name, value in reply.headers]
+        if not any(name == b"content-type" for name, _ in headers):
+            headers.append((b"content-type", PLAIN_TYPE[1]))
+        headers.append((b"content-length", b"%d" % size))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        parts = [] if scope["method"] == "HEAD" else [bytes(part) for part in reply.body if len(part)]
+        for part in parts[:-1]:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        last: Message = {"type": "http.response.body", "body": parts[-1] if parts else b""}
+        await send(last)
+    finally:
+        if reply.on_sent is not None:
+            reply.on_sent()
+
+
+class Guard:
+    """What stands before a route: its restricted-API category, then its methods."""
+
+    def __init__(self, restrictions: Restrictions, category: str, methods: tuple[str, ...], plain: bool) -> None:
+        self._restrictions = restrictions
+        self._category = category
+        self._methods = methods
+        self._plain = plain
+
+    def refusal(self, scope: Scope) -> Reply | None:
+        """The 403 or 405 for a request, or None where it may pass."""
+        refused = self._restrictions.refusal(self._category, scope["headers"])
+        if refused is None and scope["method"] not in self._methods:
+            refused = not_allowed(self._plain)
+        return refused
+
+
+class Endpoint:
+    """The ASGI app of one route. ``handlers``: method → handler.
+
+    ``plain`` routes send their 405 as text/plain. A StatusError of a handler becomes its JSON error,
+    any other exception a 500 that tells the client nothing.
+    """
+
+    def __init__(
+        self, service: Service, restrictions: Restrictions, category: str, handlers: Mapping[str, Handler], plain: bool = False
+    ) -> None:
+        self._service = service
+        self._handlers = handlers
+        self._guard = Guard(restrictions, category, tuple(handlers), plain)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            reply = self._guard.refusal(scope) or await self._handle(scope, receive)
+        except StatusError as failure:
+            reply = error_reply(failure)
+        except Disconnected:
+            return
+        except Exception:
+            _log.exception("an HTTP handler failed")
+            reply = Reply(500, (JSON_TYPE,), (error_body("internal error"),))
+        await send_reply(reply, scope, send)
+
+    async def _handle(self, scope: Scope, receive: Receive) -> Reply:
+        body = await read_body(receive, self._service.arena.capacity_byte_size)
+        call = Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"])
+        reply = self._handlers[scope["method"]](self._service, call)
+        return await reply if inspect.isawaitable(reply) else reply
+
+
+EndpointOf = Callable[..., Endpoint]
+"""``Endpoint`` with the service and the restrictions filled in: what route files take."""

@@ -1,0 +1,41 @@
+"""How a failure looks on HTTP: a status and the one-member object ``{"error": "..."}``."""
+
+from __future__ import annotations
+
+from ...workers.contract.status import Code, StatusError
+from .exchange import Reply
+from .json_text import quote
+
+JSON_TYPE = (b"Content-Type", b"application/json")
+PLAIN_TYPE = (b"Content-Type", b"text/plain")
+
+_HTTP_STATUS = {
+    Code.UNKNOWN: 400,
+    Code.INTERNAL: 500,
+    Code.NOT_FOUND: 404,
+    Code.INVALID_ARG: 400,
+    Code.UNAVAILABLE: 503,
+    Code.UNSUPPORTED: 501,
+    Code.ALREADY_EXISTS: 400,
+    Code.CANCELLED: 400,
+}
+
+
+def http_status(code: Code) -> int:
+    """The HTTP status of an error code."""
+    return _HTTP_STATUS[code]
+
+
+def error_body(message: str) -> bytes:
+    """The body of an error reply."""
+    return b'{"error":' + quote(message) + b"}"
+
+
+def error_reply(error: StatusError) -> Reply:
+    """The reply of a handler that failed."""
+    return Reply(http_status(error.code), (JSON_TYPE,), (error_body(error.message),))
+
+
+def plain_error_reply(status: int, message: str) -> Reply:
+    """An error reply that the oracle sends as text/plain: routing, restricted APIs, framing."""
+    return Reply(status, (PLAIN_TYPE,), (error_body(message),))

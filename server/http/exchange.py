@@ -1,0 +1,96 @@
+"""One HTTP request and its reply, as plain values: what the connection hands to a handler and gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ...shm.placement import Inline, Placement
+
+if TYPE_CHECKING:
+    from ...shm.arena import Block
+
+
+class InlineBody:
+    """A request body in ordinary memory: tensors cut from it ride inside messages."""
+
+    __slots__ = ("view",)
+
+    def __init__(self, content: bytes | bytearray | memoryview = b"") -> None:
+        self.view = memoryview(content)
+
+    def place(self, start: int, stop: int) -> Placement:
+        """The bytes ``start`` to ``stop`` as a tensor's placement."""
+        return Inline(self.view[start:stop])
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+class ArenaBody:
+    """A request body that was received straight into the server's arena: tensors cut from it stay there."""
+
+    __slots__ = ("_block", "view")
+
+    def __init__(self, block: Block, byte_size: int) -> None:
+        self._block = block
+        self.view = block.view[:byte_size]
+
+    def place(self, start: int, stop: int) -> Placement:
+        """The bytes ``start`` to ``stop`` as a tensor's placement."""
+        return self._block.place(start, stop)
+
+    def release(self) -> None:
+        """Give the block back to the arena; the caller promises that nothing reads it any more."""
+        self.view.release()
+        self._block.release()
+
+
+Body = InlineBody | ArenaBody
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """A complete request.
+
+    ``path`` is the raw path, never percent-decoded, without the query. Header names are lower-case
+    and in order of arrival; ``original_names`` keeps their spelling, index for index. Whoever
+    handles the request owns ``body`` and releases it exactly once. ``start_ns`` is CLOCK_MONOTONIC.
+    """
+
+    method: str
+    path: str
+    headers: list[tuple[bytes, bytes]]
+    body: Body
+    start_ns: int
+    original_names: list[bytes] = field(default_factory=list)
+    query: str = ""
+    peer_is_local: bool = False
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header, or None. ``name`` is lower-case."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+@dataclass(slots=True)
+class Reply:
+    """A complete reply. ``on_sent`` is called once its body's memory is no longer needed.
+
+    Content-Length is added by the connection, from the parts' sizes.
+    """
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    body: Sequence[bytes | memoryview] = ()
+    on_sent: Callable[[], None] | None = None
+
+
+Answer = Callable[[Reply], None]
+"""Called exactly once with the reply, on the loop, possibly before the handler returns."""
+
+Cancel = Callable[[], None]
+"""Called when the client has gone before its reply was ready."""

@@ -1,0 +1,88 @@
+"""Who answers a request: inference and health at once, by cheap comparisons; everything else through the ASGI app."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from . import health
+from .app import http_app
+from .asgi_call import AsgiCalls
+from .exchange import Answer, Cancel, HttpRequest
+from .http2 import Http2
+from .inference import infer_guarded
+from .limits import Limits
+from .listener import HttpDoor
+from .restriction import Restrictions
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+_MODELS = "/v2/models/"
+_INFER = "/infer"
+_HEALTH = {"/v2/health/live": health.live, "/v2/health/ready": health.ready}
+_REMEMBERED = 1024
+_REMEMBERED_LENGTH = 256
+
+
+def infer_target(path: str) -> tuple[str, str] | None:
+    """The model and the version's digits ("" for the newest) of an inference path; None for any other path."""
+    if not path.startswith(_MODELS) or not path.endswith(_INFER):
+        return None
+    pieces = path[len(_MODELS) : -len(_INFER)].split("/")
+    if len(pieces) == 1 and pieces[0]:
+        return pieces[0], ""
+    if len(pieces) == 3 and pieces[0] and pieces[1] == "versions" and pieces[2].isascii() and pieces[2].isdigit():
+        return pieces[0], pieces[2]
+    return None
+
+
+class Front:
+    """The handler of the service's HTTP door. ``rules``: restricted API category → (header name, value)."""
+
+    def __init__(self, service: Service, rules: Mapping[str, tuple[str, str]], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._service = service
+        self._restrictions = Restrictions(rules)
+        self._app = http_app(service, self._restrictions, self.limits)
+        self._calls = AsgiCalls(self._app)
+        self._targets: dict[str, tuple[str, str] | None] = {}
+
+    def door(self) -> HttpDoor:
+        """A door that this front answers, with HTTP/2 by prior knowledge."""
+        return HttpDoor(self.handle, self._service.arena, Http2(self._app, self.limits), self.limits)
+
+    def handle(self, request: HttpRequest, answer: Answer) -> Cancel | None:
+        """Answer a request."""
+        path = request.path
+        if request.method == "POST":
+            target = self._target(path)
+            if target is not None:
+                refused = self._restrictions.refusal("inference", request.headers)
+                if refused is None:
+                    return infer_guarded(self._service, target[0], target[1], request, answer)
+                request.body.release()
+                answer(refused)
+                return None
+        elif request.method == "GET":
+            probe = _HEALTH.get(path)
+            if probe is not None:
+                request.body.release()
+                answer(self._restrictions.refusal("health", request.headers) or probe(self._service))
+                return None
+        return self._calls.begin(request, answer)
+
+    def _target(self, path: str) -> tuple[str, str] | None:
+        targets = self._targets
+        target = targets.get(path)
+        if target is None:
+            target = infer_target(path)
+            if target is not None and len(path) <= _REMEMBERED_LENGTH:
+                if len(targets) >= _REMEMBERED:
+                    targets.clear()
+                targets[path] = target
+        return target
+
+    async def close(self) -> None:
+        """End the calls of the app that are still under way; the doors are closed first."""
+        await self._calls.close()

@@ -1,0 +1,623 @@
+"""Reads an HTTP inference request: JSON with binary tensors behind it, or a raw tensor alone.
+
+What ordinary clients send is read by one typed decode of the JSON part; binary tensors stay where the
+connection received them. Whatever that decode refuses, or may read otherwise than the protocol's
+own server (members given twice, wrong types, NaN), is read again member by member, which finds the
+exact error. Source of the order of checks and their texts: Triton's HTTP front end, see tests/parity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ...shm.arena import Arena, ArenaFull, Block
+from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
+from ...shm.placement import Inline, Placement, Span
+from ...workers.contract.messages import Parameters, RequestBody, Tensor, WantedOutput
+from ...workers.contract.signature import Signature
+from ...workers.contract.status import StatusError, internal, invalid, unsupported
+from ..dispatch.validation import label, size_mismatch
+from .exchange import HttpRequest
+from .json_tensor import string_tensor_bytes, tensor_bytes
+from .json_text import MAX_DEPTH, no_member, parse, quote, wrong_type
+
+INLINE_BYTE_SIZE = 64 * 1024
+"""Tensors that came as JSON ride inside messages up to this size, and go to the arena above it."""
+
+MAX_CORRELATION_ID = 128
+
+_MAX_UINT64 = 2**64 - 1
+_OWN_DEPTH = 3
+"""Levels that a request has around a tensor's data."""
+
+_RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"))
+_LENGTH = re.compile(rb"-?[0-9]{1,19}")
+_NO_LENGTH = re.compile(rb"-?[0-9]+")
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
+class _InputParameters(msgspec.Struct, gc=False):
+    binary_data_size: Size | UnsetType = UNSET
+    shared_memory_region: str | UnsetType = UNSET
+    shared_memory_offset: Size | UnsetType = UNSET
+    shared_memory_byte_size: Size | UnsetType = UNSET
+
+
+class _Input(msgspec.Struct, gc=False):
+    name: str
+    datatype: str
+    shape: tuple[Size, ...]
+    parameters: _InputParameters | UnsetType = UNSET
+    data: msgspec.Raw | UnsetType = UNSET
+
+
+class _OutputParameters(msgspec.Struct, gc=False):
+    binary_data: bool | UnsetType = UNSET
+    classification: Size | UnsetType = UNSET
+    shared_memory_region: str | UnsetType = UNSET
+    shared_memory_offset: Size | UnsetType = UNSET
+    shared_memory_byte_size: Size | UnsetType = UNSET
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+    parameters: _OutputParameters | UnsetType = UNSET
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    inputs: list[_Input]
+    id: str | UnsetType = UNSET
+    parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
+    outputs: list[_Output] | UnsetType = UNSET
+
+
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_DATA = msgspec.json.Decoder()
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class _Irregular(Exception):
+    """The typed decode may have read something otherwise than it should: read it member by member."""
+
+
+class Regions(Protocol):
+    """Registered shared memory, as far as requests refer to it."""
+
+    def span(self, name: str, offset: int, byte_size: int) -> Span:
+        """A part of a region. Raises StatusError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """How an output is to be answered: as JSON, as binary data, as its best classes, or in a client's region."""
+
+    binary: bool = False
+    classes: int = 0
+    in_region: bool = False
+
+
+IN_JSON = OutputForm()
+IN_BINARY = OutputForm(binary=True)
+IN_REGION = OutputForm(in_region=True)
+
+
+@dataclass(slots=True)
+class InferCall:
+    """An inference request that has been read.
+
+    ``id_text`` is its id as JSON, empty where it has none. ``forms`` has how each output listed in the
+    request is to be answered, ``form`` is for those that are not. ``sequence_id`` is 0 or "" outside
+    sequences.
+    """
+
+    body: RequestBody
+    id_text: bytes = b""
+    form: OutputForm = IN_JSON
+    forms: Mapping[str, OutputForm] | None = None
+    priority: int = 0
+    timeout_us: int = 0
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InferSettings:
+    """What options say about inference requests: ``max_input_size`` in bytes, and which headers become parameters."""
+
+    max_input_size: int = 64 * 1024 * 1024
+    forward: re.Pattern[str] | None = None
+
+
+@lru_cache(maxsize=16)
+def infer_settings(max_input_size: int, forward_pattern: str) -> InferSettings:
+    """The settings that two options make. Raises ``re.error`` where the pattern is none."""
+    return InferSettings(max_input_size, re.compile(forward_pattern, re.IGNORECASE) if forward_pattern else None)
+
+
+class Scratch:
+    """Memory for what had to be decoded: small pieces in messages, larger ones in the arena, given back together."""
+
+    __slots__ = ("_arena", "_blocks")
+
+    def __init__(self, arena: Arena | None = None) -> None:
+        self._arena = arena
+        self._blocks: list[Block] = []
+
+    def place(self, content: bytes) -> Placement:
+        """A placement with a copy of ``content`` or ``content`` itself."""
+        if self._arena is not None and len(content) > INLINE_BYTE_SIZE:
+            try:
+                block = self._arena.reserve(len(content))
+            except ArenaFull:
+                return Inline(memoryview(content))
+            self._blocks.append(block)
+            block.view[: len(content)] = content
+            return block.place(0, len(content))
+        return Inline(memoryview(content))
+
+    def release(self) -> None:
+        """Give everything back; nobody reads it any more."""
+        for block in self._blocks:
+            block.release()
+        self._blocks.clear()
+
+
+def too_large(what: str, byte_size: int, limit: int) -> StatusError:
+    """The error of something that exceeds ``--http-max-input-size``."""
+    return invalid(
+        f"{what} of {byte_size} bytes exceeds the maximum allowed input size of {limit} bytes. Use --http-max-input-size to increase the limit."
+    )
+
+
+def header_length(request: HttpRequest, fields: Mapping[bytes, bytes], content_length: int) -> int:
+    """The length of a body's JSON part, 0 for a raw request: all of it unless a header says otherwise.
+
+    ``content_length`` is that of the decompressed body. Raises StatusError INVALID_ARG.
+    """
+    text = fields.get(b"inference-header-content-length")
+    if text is None:
+        return content_length
+    if len(fields) != len(request.headers):
+        given = [value for name, value in request.headers if name == b"inference-header-content-length"]
+        text = b", ".join(given)
+    got = text.decode("utf-8", "replace")
+    if not _LENGTH.fullmatch(text) and not _NO_LENGTH.fullmatch(text):
+        raise invalid(f"Unable to parse Inference-Header-Content-Length, got: {got}")
+    length = int(text) if len(text) <= 20 else _MAX_UINT64
+    if not -(2**31) <= length < 2**31:
+        raise invalid(f"Unable to parse Inference-Header-Content-Length, value is out of range [ {-(2**31)}, {2**31 - 1} ], got: {got}")
+    if not 0 <= length <= content_length:
+        raise invalid(f"inference header size should be in range (0, {content_length}), got: {got}")
+    return length
+
+
+def read_request(
+    request: HttpRequest,
+    json_size: int,
+    signature: Signature,
+    regions: Regions,
+    scratch: Scratch,
+    settings: InferSettings,
+) -> InferCall:
+    """Read an inference request whose first ``json_size`` bytes (``header_length``) are JSON.
+
+    Binary inputs refer to the request's body and decoded ones to ``scratch``: both must be kept until
+    the inference has ended. Raises StatusError.
+    """
+    view = request.body.view
+    if not json_size:
+        call = _read_raw(view, request, signature, scratch, settings)
+    else:
+        if json_size > settings.max_input_size:
+            raise too_large("request JSON size", json_size, settings.max_input_size)
+        text = bytes(view[:json_size])
+        reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
+        try:
+            call = reading.typed(_ENVELOPE.decode(text), text)
+        except (_Irregular, *_UNDECODABLE):
+            reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
+            call = reading.document(parse(text, MAX_DEPTH + _OWN_DEPTH))
+    if settings.forward is not None:
+        _forward(request, settings.forward, call.body.parameters)
+    return call
+
+
+class _Reading:
+    """One pass over a request: what has been read so far."""
+
+    __slots__ = (
+        "at",
+        "call",
+        "end",
+        "names",
+        "outputs",
+        "parameters",
+        "regions",
+        "request",
+        "request_id",
+        "scratch",
+        "settings",
+        "signature",
+        "tensors",
+    )
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        start: int,
+        end: int,
+        signature: Signature,
+        regions: Regions,
+        scratch: Scratch,
+        settings: InferSettings,
+    ) -> None:
+        self.request = request
+        self.at = start
+        self.end = end
+        self.signature = signature
+        self.regions = regions
+        self.scratch = scratch
+        self.settings = settings
+        self.request_id = ""
+        self.names: set[str] = set()
+        self.tensors: list[Tensor] = []
+        self.outputs: list[WantedOutput] = []
+        self.parameters: Parameters = {}
+        self.call = InferCall(_NO_BODY)
+
+    def typed(self, envelope: _Envelope, text: bytes) -> InferCall:
+        """Read what the typed decode gave. Raises _Irregular where ``text`` may hold more than that, besides StatusError."""
+        call = self.call
+        members = 1
+        if envelope.id is not UNSET:
+            members += 1
+            self.request_id = envelope.id
+            call.id_text = quote(envelope.id) if envelope.id else b""
+        if envelope.parameters is not UNSET:
+            members += 1 + len(envelope.parameters)
+        for item in envelope.inputs:
+            parameters = item.parameters
+            members += 3
+            if parameters is not UNSET:
+                members += 1 + sum([field is not UNSET for field in msgspec.structs.astuple(parameters)])
+            if item.data is not UNSET:
+                members += 1 + bytes(item.data).count(b'":')
+        outputs = () if envelope.outputs is UNSET else envelope.outputs
+        if envelope.outputs is not UNSET:
+            members += 1
+            for output in outputs:
+                wishes = output.parameters
+                members += 1 if wishes is UNSET else 2 + sum([field is not UNSET for field in msgspec.structs.astuple(wishes)])
+        if text.count(b'":') != members:
+            raise _Irregular
+        if envelope.parameters is not UNSET:
+            self.take_parameters(envelope.parameters)
+        for item in envelope.inputs:
+            self.take_input(item)
+        self.end_inputs()
+        for output in outputs:
+            self.take_output(output.name, output.parameters)
+        return self.finished()
+
+    def document(self, document: Any) -> InferCall:
+        """Read a parsed document, whatever it may be. Raises StatusError."""
+        members = document if type(document) is dict else {}
+        if "id" in members:
+            text = _string(members["id"], "id")
+            self.call.id_text = quote(text) if text else b""
+            self.request_id = _clean(text)
+        if "parameters" in members:
+            if type(members["parameters"]) is not dict:
+                raise internal("failed to get request params.: attempt to get members for non-object")
+            self.take_parameters(members["parameters"])
+        for item in _array(members, "inputs"):
+            self.take_input(_input_of(item))
+        self.end_inputs()
+        for item in _array(members, "outputs") if "outputs" in members else ():
+            self.take_output(_string(_member(item, "name"), "name"), _parameters_of(item, _OutputParameters))
+        return self.finished()
+
+    def finished(self) -> InferCall:
+        tensors = self.tensors
+        batch_size = 1
+        if self.signature.batching and tensors and tensors[0].shape:
+            batch_size = tensors[0].shape[0]
+        self.call.body = RequestBody(self.request_id, batch_size, tensors, self.outputs, self.parameters)
+        return self.call
+
+    def take_parameters(self, given: Mapping[str, Any]) -> None:
+        """Read the request's own parameters, in order."""
+        call = self.call
+        for name, value in given.items():
+            if name == "binary_data_output":
+                call.form = IN_BINARY if _boolean(value, name) else IN_JSON
+            elif name == "sequence_id":
+                if _is_unsigned(value):
+                    call.sequence_id = value
+                else:
+                    call.sequence_id = _clean(_string(value, name))
+                    if len(call.sequence_id.encode()) > MAX_CORRELATION_ID:
+                        raise unsupported(f"string correlation ID cannot be longer than {MAX_CORRELATION_ID} characters")
+            elif name == "sequence_start":
+                call.sequence_start = _boolean(value, name)
+            elif name == "sequence_end":
+                call.sequence_end = _boolean(value, name)
+            elif name == "priority":
+                call.priority = _unsigned(value, name)
+            elif name == "timeout":
+                call.timeout_us = _unsigned(value, name)
+            elif name.startswith("triton_"):
+                raise invalid("parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.")
+            else:
+                self.parameters[_clean(name)] = _custom(name, value)
+
+    def take_input(self, item: _Input) -> None:
+        """Read one input, whose name, datatype and shape have the right types."""
+        name = item.name
+        shape = item.shape
+        if name in self.names:
+            raise invalid(f"{label(self.request_id)}input '{name}' already exists in request")
+        self.names.add(name)
+        parameters = item.parameters
+        datatype = item.datatype if item.datatype in DATATYPES else "<invalid>"
+        if parameters is UNSET:
+            _check_source(item.data, UNSET, UNSET)
+            place = self.decoded(item, datatype)
+        else:
+            size = parameters.binary_data_size
+            if size is not UNSET and item.data is UNSET and parameters.shared_memory_region is UNSET:
+                at = self.at
+                stop = at + (size if type(size) is int and size >= 0 else _unsigned(size, "binary_data_size"))
+                if stop > self.end:
+                    raise invalid(
+                        f"unexpected size for input '{name}', expecting {stop - self.end} additional bytes for model '{self.signature.model}'"
+                    )
+                self.at = stop
+                place = self.request.body.place(at, stop) if stop > at else Inline(_NOTHING)
+            else:
+                _check_source(item.data, size, parameters.shared_memory_region)
+                place = self.decoded(item, datatype) if item.data is not UNSET else self.span(parameters)
+        self.tensors.append(Tensor(name, datatype, shape, place))
+
+    def span(self, parameters: _InputParameters | _OutputParameters) -> Span:
+        """The part of a region that parameters name."""
+        region = _string(parameters.shared_memory_region, "shared_memory_region")
+        offset = _unsigned(parameters.shared_memory_offset, "shared_memory_offset")
+        byte_size = _unsigned(parameters.shared_memory_byte_size, "shared_memory_byte_size")
+        return self.regions.span(region, offset, byte_size)
+
+    def decoded(self, item: _Input, datatype: str) -> Placement:
+        """The bytes of a tensor that came as JSON."""
+        name = item.name
+        count = _json_count(name, item.shape)
+        if not count:
+            return Inline(_NOTHING)
+        data: Any = _DATA.decode(item.data) if type(item.data) is msgspec.Raw else item.data
+        if type(data) is not list:
+            raise internal(f"Unable to parse 'data': {wrong_type('array')}")
+        if datatype in ("FP16", "BF16"):
+            raise invalid(f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input {name}")
+        if datatype not in DATATYPES:
+            raise invalid(f"invalid datatype for input {name}")
+        limit = self.settings.max_input_size
+        if datatype == "BYTES":
+            content = string_tensor_bytes(data)
+            byte_size = len(content)
+        else:
+            item_size = DATATYPES[datatype].byte_size
+            byte_size = count * item_size
+            if byte_size > MAX_COUNT:
+                raise invalid(
+                    f"byte size overflow for input '{name}': element count ({count}) * data type size ({item_size}) "
+                    f"exceeds maximum allowed size ({MAX_COUNT})"
+                )
+            content = b"" if byte_size > limit else tensor_bytes(data, datatype, count)
+        if byte_size > limit:
+            raise invalid(
+                f"JSON input '{name}' has a byte_size ({byte_size} bytes) that exceeds the maximum allowed value of {limit} bytes. "
+                "Use --http-max-input-size to increase the limit."
+            )
+        return self.scratch.place(content)
+
+    def end_inputs(self) -> None:
+        """All inputs are read: nothing may be left."""
+        if self.at != self.end:
+            raise invalid(f"unexpected additional input data for model '{self.signature.model}'")
+
+    def take_output(self, name: str, wishes: _OutputParameters | UnsetType) -> None:
+        """Read one output that the request lists."""
+        forms: dict[str, OutputForm] = self.call.forms or {}  # type: ignore[assignment]
+        form, span = (IN_JSON, None) if wishes is UNSET else self.form_of(wishes)
+        if name in forms:
+            raise invalid(f"{label(self.request_id)}output '{name}' already exists in request")
+        forms[name] = form
+        self.call.forms = forms
+        self.outputs.append(WantedOutput(name, span))
+
+    def form_of(self, wishes: _OutputParameters) -> tuple[OutputForm, Span | None]:
+        """How an output is to be answered, and where to."""
+        in_region = wishes.shared_memory_region is not UNSET
+        if in_region and wishes.classification is not UNSET:
+            raise invalid("Output can't set both 'shared_memory_region' and 'classification'")
+        classes = wishes.classification
+        if classes is not UNSET and not _is_unsigned(classes):
+            raise internal(f"Unable to set 'classification': {wrong_type('unsigned-integer')}")
+        binary = wishes.binary_data
+        if binary is not UNSET and type(binary) is not bool:
+            raise internal(f"Unable to {'set' if in_region else 'parse'} 'binary_data': {wrong_type('boolean')}")
+        if in_region:
+            if binary is True:
+                raise invalid("Output can't set both 'shared_memory_region' and 'binary_data'")
+            return IN_REGION, self.span(wishes)
+        if classes is not UNSET and classes:
+            return OutputForm(binary is True, classes), None
+        return IN_BINARY if binary is True else IN_JSON, None
+
+
+_NOTHING = memoryview(b"")
+_NO_BODY = RequestBody("", 1, [], [], {})
+
+
+def _check_source(data: Any, size: Any, region: Any) -> None:
+    """An input's data must come from exactly one place."""
+    given = [text for text, field in (("'data'", data), ("'binary_data_size'", size), ("'shared_memory_region'", region)) if field is not UNSET]
+    if len(given) != 1:
+        raise invalid(
+            "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+            f"'shared_memory_region' in 'parameters'. But {'set ' + ' '.join(given) if given else 'no field is set'}"
+        )
+
+
+def _json_count(name: str, shape: tuple[int, ...]) -> int:
+    """How many elements a JSON tensor must have."""
+    if not shape:
+        return 0
+    count = 1
+    for dim in shape:
+        if dim < 0:
+            raise invalid(f"invalid shape for input '{name}': shape {shape_text(shape)} contains one or more invalid dimensions")
+        count *= dim
+        if count > MAX_COUNT:
+            raise invalid(
+                f"invalid shape for input '{name}': shape {shape_text(shape)} causes total element count to exceed maximum size of {MAX_COUNT}"
+            )
+    return count
+
+
+# what the typed decode refuses: the same structs, from untyped values
+
+
+def _input_of(item: Any) -> _Input:
+    """An input of a parsed document. Its parameters and data may still be of any type."""
+    parameters = _parameters_of(item, _InputParameters)
+    data = item.get("data", UNSET) if type(item) is dict else UNSET
+    size, region = (UNSET, UNSET) if parameters is UNSET else (parameters.binary_data_size, parameters.shared_memory_region)
+    _check_source(data, size, region)
+    name = _string(_member(item, "name"), "name")
+    datatype = _string(_member(item, "datatype"), "datatype")
+    shape = [_unsigned(dim, "shape") for dim in _array(item, "shape")]
+    # a dim beyond int64 becomes what its bits say
+    return _Input(name, datatype, tuple([dim - 2**64 if dim > MAX_COUNT else dim for dim in shape]), parameters, data)
+
+
+_Given = TypeVar("_Given", _InputParameters, _OutputParameters)
+
+
+def _parameters_of(item: Any, kind: type[_Given]) -> _Given | UnsetType:
+    given = item.get("parameters") if type(item) is dict else None
+    if type(given) is not dict:
+        return UNSET
+    return kind(**{name: given[name] for name in kind.__struct_fields__ if name in given})
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name, UNSET) if type(value) is dict else UNSET
+
+
+def _array(value: Any, name: str) -> list[Any]:
+    member = _member(value, name)
+    if type(member) is not list:
+        raise internal(f"Unable to parse '{name}': {no_member(name) if member is UNSET else wrong_type('array')}")
+    return member
+
+
+def _string(value: Any, name: str) -> str:
+    if type(value) is not str:
+        raise internal(f"Unable to parse '{name}': {no_member(name) if value is UNSET else wrong_type('string')}")
+    return value
+
+
+def _boolean(value: Any, name: str) -> bool:
+    if type(value) is not bool:
+        raise internal(f"Unable to parse '{name}': {wrong_type('boolean')}")
+    return value
+
+
+def _is_unsigned(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_UINT64
+
+
+def _unsigned(value: Any, name: str) -> int:
+    if value is UNSET:
+        return 0
+    if not _is_unsigned(value):
+        raise internal(f"Unable to parse '{name}': {wrong_type('unsigned-integer')}")
+    return int(value)
+
+
+def _custom(name: str, value: Any) -> str | int | float | bool:
+    """A parameter that means nothing to us. Integers beyond int64 are doubles."""
+    if type(value) is str:
+        return _clean(value)
+    if type(value) is int:
+        return value if -(2**63) <= value < 2**63 else float(value)
+    if type(value) is bool or type(value) is float:
+        return value
+    raise invalid(f"parameter '{name}' has invalid type. It should be either 'int', 'bool', or 'string'.")
+
+
+def _clean(text: str) -> str:
+    """Text fit for messages between processes: bytes that were not UTF-8 are replaced."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _forward(request: HttpRequest, pattern: re.Pattern[str], parameters: Parameters) -> None:
+    """Make a parameter of each header whose name matches. Raises StatusError INVALID_ARG for reserved names."""
+    names: Iterable[bytes] = request.original_names or [name for name, _ in request.headers]
+    for raw, (_, value) in zip(names, request.headers, strict=False):
+        name = raw.decode("latin-1")
+        if pattern.search(name):
+            if name in _RESERVED or name.startswith("triton_"):
+                raise invalid(f"Header '{name}' is reserved for Triton usage and cannot be forwarded.")
+            parameters[name] = value.decode("utf-8", "replace")
+
+
+def _read_raw(view: memoryview, request: HttpRequest, signature: Signature, scratch: Scratch, settings: InferSettings) -> InferCall:
+    """A raw request: the body is the data of the model's only input; every output is answered in binary."""
+    prefix = label("")
+    model = signature.model
+    if len(signature.inputs) != 1:
+        raise invalid(
+            f"{prefix}Raw request must only have 1 input (found 1) to be deduced but got {len(signature.inputs)} inputs in '{model}' "
+            "model configuration"
+        )
+    byte_size = len(view)
+    if byte_size > settings.max_input_size:
+        raise invalid(
+            f"Raw input has a byte_size ({byte_size} bytes) that exceeds the maximum allowed value of {settings.max_input_size} bytes. "
+            "Use --http-max-input-size to increase the limit."
+        )
+    (spec,) = signature.inputs.values()
+    if spec.datatype.name == "BYTES":
+        if spec.dims != (1,):
+            raise invalid(f"{prefix}For BYTE datatype raw input '{spec.name}', the model must have input shape [1]")
+        dims = spec.dims
+        place = scratch.place(byte_size.to_bytes(4, "little") + bytes(view))
+    else:
+        if spec.dims.count(-1) > 1:
+            raise invalid(
+                f"{prefix}The shape of the raw input '{spec.name}' can not be deduced because there are more than one variable-sized dimension"
+            )
+        item_size = spec.datatype.byte_size
+        for dim in spec.dims:
+            item_size *= dim if dim != -1 else 1
+        dims = tuple(byte_size // item_size if dim == -1 and item_size else max(dim, 0) for dim in spec.dims)
+        expected = spec.datatype.byte_size if dims else 0
+        for dim in dims:
+            expected *= dim
+        if expected != byte_size:
+            raise invalid(size_mismatch("raw_input", model, expected, byte_size, ""))
+        place = request.body.place(0, byte_size) if byte_size else Inline(_NOTHING)
+    shape = (1, *dims) if signature.batching else dims
+    tensor = Tensor(spec.name, spec.datatype.name, shape, place)
+    return InferCall(RequestBody("", 1, [tensor], [], {}), form=IN_BINARY)

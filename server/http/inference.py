@@ -1,0 +1,114 @@
+"""Inference through the ASGI app: what HTTP/2 clients reach; HTTP/1.1 goes straight from the connection to ``infer``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ...workers.contract.status import StatusError
+from .body import body_of
+from .endpoint import Disconnected, Guard, read_body, scope_peer_is_local, send_reply, version_text
+from .errors import JSON_TYPE, error_body, error_reply, plain_error_reply
+from .exchange import Answer, Cancel, HttpRequest, Reply
+from .head import Malformed
+from .infer import infer
+from .limits import Limits
+from .restriction import Restrictions
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+_log = logging.getLogger(__name__)
+
+
+def infer_guarded(service: Service, model: str, version: str, request: HttpRequest, answer: Answer) -> Cancel | None:
+    """Hand a request to ``infer`` once its version is known to be a number; takes over its body in any case."""
+    try:
+        version = version_text(version)
+    except StatusError as failure:
+        request.body.release()
+        answer(error_reply(failure))
+        return None
+    return infer(service, model, version, request, answer)
+
+
+class InferenceApp:
+    """The ASGI app of the inference routes."""
+
+    def __init__(self, service: Service, restrictions: Restrictions, limits: Limits) -> None:
+        self._service = service
+        self._guard = Guard(restrictions, "inference", ("POST",), plain=True)
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            reply = self._guard.refusal(scope) or await self._infer(scope, receive)
+        except StatusError as failure:
+            reply = error_reply(failure)
+        except Malformed as failure:
+            reply = plain_error_reply(failure.status, failure.message)
+        except Disconnected:
+            return
+        except Exception:
+            _log.exception("inference over HTTP/2 failed")
+            reply = Reply(500, (JSON_TYPE,), (error_body("internal error"),))
+        await send_reply(reply, scope, send)
+
+    async def _infer(self, scope: Scope, receive: Receive) -> Reply:
+        start_ns = time.monotonic_ns()
+        arena = self._service.arena
+        content = await read_body(receive, arena.capacity_byte_size)
+        request = HttpRequest(
+            method=scope["method"],
+            path=scope["path"],
+            headers=scope["headers"],
+            body=body_of(arena, content, self._limits),
+            start_ns=start_ns,
+            original_names=[name for name, _ in scope["headers"]],
+            query=scope["query_string"].decode("latin-1"),
+            peer_is_local=scope_peer_is_local(scope),
+        )
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def answer(reply: Reply) -> None:
+            if not answered.done():
+                answered.set_result(reply)
+            elif reply.on_sent is not None:
+                reply.on_sent()
+
+        params = scope["path_params"]
+        cancel = infer_guarded(self._service, params["model"], params.get("version", ""), request, answer)
+        return await self._answer_or_disconnect(answered, receive, cancel)
+
+    async def _answer_or_disconnect(self, answered: asyncio.Future[Reply], receive: Receive, cancel: Cancel | None) -> Reply:
+        """Wait for the reply; cancels the request where the client goes first."""
+        if answered.done():
+            return answered.result()
+        gone = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                raise Disconnected
+            return answered.result()
+        finally:
+            gone.cancel()
+            if not answered.done():
+                answered.cancel()
+                if cancel is not None:
+                    cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def model_routes(service: Service, restrictions: Restrictions, limits: Limits) -> list[Route]:
+    """Inference with a model."""
+    app = InferenceApp(service, restrictions, limits)
+    return [Route("/v2/models/{model}/versions/{version:digits}/infer", app), Route("/v2/models/{model}/infer", app)]

@@ -1,0 +1,356 @@
+"""JSON as the protocol's own server reads and writes it: its leniencies, its error texts, its number format.
+
+The reader accepts what RapidJSON accepts with its NaN and Inf flag (NaN, Inf, Infinity, with a minus
+too; a byte order mark; strings that are not UTF-8; anything after a zero byte that ends the document)
+and reports syntax errors by its reasons and byte offsets. Source: RapidJSON's documented grammar, and
+release 24.10 of the server, asked case by case (tests/parity).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from ...workers.contract.status import StatusError, internal, invalid
+
+MAX_DEPTH = 100
+"""Arrays and objects within each other, at most: more is refused before anything is built of it."""
+
+DEPTH_MESSAGE = f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"
+
+_BLANK = re.compile(rb"[ \t\n\r]*")
+_STRING = re.compile(rb'"([^"\\\x00-\x1f]*)"')
+_PLAIN_TEXT = re.compile(rb'[^"\\\x00-\x1f]*')
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?P<double>(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)")
+_NUMBER_TEXT = rb"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17}+)?(?:[eE][+-]?[0-9]{1,2}+)?"
+# runs of plain elements are read at once; possessive, so that a long one needs no stack
+_NUMBER_RUN = re.compile(rb"(?:[ \t\n\r]*" + _NUMBER_TEXT + rb"[ \t\n\r]*,)++")
+_STRING_RUN = re.compile(rb'(?:[ \t\n\r]*"[^"\\\x00-\x1f\x80-\xff]*"[ \t\n\r]*,)++')
+_HEX = re.compile(rb"[0-9a-fA-F]{4}")
+_SHORT_ESCAPES = {ord('"'): b'"', ord("\\"): b"\\", ord("/"): b"/", ord("b"): b"\b", ord("f"): b"\f", ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t"}
+_WORDS: dict[int, tuple[bytes, bool | None]] = {ord("t"): (b"true", True), ord("f"): (b"false", False), ord("n"): (b"null", None)}
+
+INVALID_VALUE = "Invalid value."
+NO_NAME = "Missing a name for object member."
+NO_COLON = "Missing a colon after a name of object member."
+NO_COMMA_IN_OBJECT = "Missing a comma or '}' after an object member."
+NO_COMMA_IN_ARRAY = "Missing a comma or ']' after an array element."
+NOT_ALONE = "The document root must not be followed by other values."
+EMPTY = "The document is empty."
+TOO_BIG = "Number too big to be stored in double."
+
+_END = ord("\0")
+_QUOTE = ord('"')
+_COMMA = ord(",")
+_COLON = ord(":")
+_OPEN_ARRAY, _CLOSE_ARRAY = ord("["), ord("]")
+_OPEN_OBJECT, _CLOSE_OBJECT = ord("{"), ord("}")
+
+
+def syntax_error(reason: str, offset: int) -> StatusError:
+    """The error of a body that is not JSON; ``offset`` counts bytes."""
+    return internal(f"failed to parse the request JSON buffer: {reason} at {offset}")
+
+
+def wrong_type(kind: str) -> str:
+    """The text about a value that is not of the ``kind`` wanted, such as ``string``."""
+    return f"attempt to access JSON non-{kind} as {'double' if kind == 'number' else kind}"
+
+
+def no_member(name: str) -> str:
+    """The text about a member that is not there."""
+    return f"attempt to access non-existing object member '{name}'"
+
+
+def parse(text: bytes | memoryview, max_depth: int = MAX_DEPTH) -> Any:
+    """Read a JSON document into dicts, lists, str, int, float, bool and None.
+
+    Of members with one name the first counts. Bytes of strings that are not UTF-8 are kept as
+    surrogate escapes (``encode("utf-8", "surrogateescape")`` gives them back). Integers that fit
+    neither int64 nor uint64 are floats. Raises StatusError: INTERNAL with reason and offset where
+    the text is not JSON, INVALID_ARG where it nests deeper than ``max_depth``.
+    """
+    return _Reader(bytes(text) + b"\0", max_depth).document()
+
+
+class _Reader:
+    """One pass over a text that ends with a zero byte; no recursion, whatever the nesting."""
+
+    __slots__ = ("_at", "_max_depth", "_text")
+
+    def __init__(self, text: bytes, max_depth: int) -> None:
+        self._text = text
+        self._max_depth = max_depth
+        self._at = 0
+        for mark in b"\xef\xbb\xbf":
+            if text[self._at] != mark:
+                break
+            self._at += 1
+
+    def document(self) -> Any:
+        if self._next() == _END:
+            raise syntax_error(EMPTY, self._at)
+        root = self._value()
+        if self._next() != _END:
+            raise syntax_error(NOT_ALONE, self._at)
+        return root
+
+    def _next(self) -> int:
+        """Skip blanks; the byte after them."""
+        match = _BLANK.match(self._text, self._at)
+        assert match is not None
+        self._at = match.end()
+        return self._text[self._at]
+
+    def _value(self) -> Any:
+        """The value at this point, with all it holds."""
+        stack: list[tuple[Any, str]] = []
+        value = self._open(stack)
+        while stack:
+            container, name = stack[-1]
+            if value is not _PENDING:
+                if type(container) is list:
+                    container.append(value)
+                else:
+                    container.setdefault(name, value)
+            value = self._continue(stack, value is not _PENDING)
+        return value
+
+    def _open(self, stack: list[tuple[Any, str]]) -> Any:
+        """Begin a value: a container goes on the stack (and is pending), anything else is returned."""
+        first = self._text[self._at]
+        if first == _OPEN_ARRAY or first == _OPEN_OBJECT:
+            if len(stack) >= self._max_depth:
+                raise invalid(DEPTH_MESSAGE)
+            self._at += 1
+            stack.append(([] if first == _OPEN_ARRAY else {}, ""))
+            return _PENDING
+        if first == _QUOTE:
+            return self._string()
+        word = _WORDS.get(first)
+        if word is not None:
+            return self._word(*word)
+        return self._number()
+
+    def _continue(self, stack: list[tuple[Any, str]], after_value: bool) -> Any:
+        """What follows in the innermost container: its next value, or the container itself once closed."""
+        container = stack[-1][0]
+        here = self._next()
+        if type(container) is list:
+            if here == _CLOSE_ARRAY and (after_value or not container):
+                return self._close(stack)
+            if after_value:
+                if here != _COMMA:
+                    raise syntax_error(NO_COMMA_IN_ARRAY, self._at)
+                self._at += 1
+                self._next()
+            self._take_runs(container)
+            return self._open(stack)
+        if here == _CLOSE_OBJECT and (after_value or not container):
+            return self._close(stack)
+        if after_value:
+            if here != _COMMA:
+                raise syntax_error(NO_COMMA_IN_OBJECT, self._at)
+            self._at += 1
+            here = self._next()
+        if here != _QUOTE:
+            raise syntax_error(NO_NAME, self._at)
+        name = self._string()
+        if self._next() != _COLON:
+            raise syntax_error(NO_COLON, self._at)
+        self._at += 1
+        self._next()
+        stack[-1] = (container, name)
+        return self._open(stack)
+
+    def _close(self, stack: list[tuple[Any, str]]) -> Any:
+        self._at += 1
+        return stack.pop()[0]
+
+    def _take_runs(self, elements: list[Any]) -> None:
+        """Take plain numbers and strings that are each followed by a comma, many at once."""
+        for pattern in (_NUMBER_RUN, _STRING_RUN):
+            run = pattern.match(self._text, self._at)
+            if run is not None:
+                elements.extend(msgspec.json.decode(b"[" + run.group()[:-1] + b"]"))
+                self._at = run.end()
+                self._next()
+
+    def _word(self, word: bytes, value: bool | None) -> bool | None:
+        for letter in word:
+            if self._text[self._at] != letter:
+                raise syntax_error(INVALID_VALUE, self._at)
+            self._at += 1
+        return value
+
+    def _number(self) -> int | float:
+        text = self._text
+        start = self._at
+        match = _NUMBER.match(text, start)
+        if match is None:
+            return self._odd_number()
+        end = match.end()
+        # the pattern stops before a point or an exponent that nothing follows
+        if text[end] == ord(".") and not match["double"]:
+            raise syntax_error("Miss fraction part in number.", end + 1)
+        if text[end] in b"eE" and not re.search(rb"[eE]", match["double"]):
+            end += 1 + (text[end + 1] in b"+-")
+            raise syntax_error("Miss exponent in number.", end)
+        self._at = end
+        digits = match.group()
+        if not match["double"] and len(digits) <= 20:
+            value = int(digits)
+            if -(2**63) <= value < 2**64:
+                return value
+        double = float(digits)
+        if double in (_INFINITY, -_INFINITY):
+            raise syntax_error(TOO_BIG, start)
+        return double
+
+    def _odd_number(self) -> float:
+        """NaN, Inf and Infinity, or nothing at all."""
+        sign = -1.0 if self._take(b"-") else 1.0
+        if self._take(b"N"):
+            if self._take(b"a") and self._take(b"N"):
+                return _NAN
+        elif self._take(b"I") and self._take(b"n") and self._take(b"f"):
+            if self._text[self._at] != ord("i") or all(self._take(letter) for letter in (b"i", b"n", b"i", b"t", b"y")):
+                return sign * _INFINITY
+        raise syntax_error(INVALID_VALUE, self._at)
+
+    def _take(self, letter: bytes) -> bool:
+        if self._text[self._at] != letter[0]:
+            return False
+        self._at += 1
+        return True
+
+    def _string(self) -> str:
+        match = _STRING.match(self._text, self._at)
+        if match is not None:
+            self._at = match.end()
+            return match[1].decode("utf-8", "surrogateescape")
+        self._at += 1
+        return b"".join(self._string_parts()).decode("utf-8", "surrogateescape")
+
+    def _string_parts(self) -> Iterable[bytes]:
+        text = self._text
+        while True:
+            match = _PLAIN_TEXT.match(text, self._at)
+            assert match is not None
+            yield match.group()
+            self._at = match.end()
+            here = text[self._at]
+            if here == _QUOTE:
+                self._at += 1
+                return
+            if here == _END:
+                raise syntax_error("Missing a closing quotation mark in string.", self._at)
+            if here != ord("\\"):
+                raise syntax_error("Invalid escape character in string.", self._at)
+            yield self._escape()
+
+    def _escape(self) -> bytes:
+        start = self._at
+        letter = self._text[start + 1]
+        if letter != ord("u"):
+            plain = _SHORT_ESCAPES.get(letter)
+            if plain is None:
+                raise syntax_error("Invalid escape character in string.", start)
+            self._at += 2
+            return plain
+        code = self._hex(start, start + 2)
+        self._at = start + 6
+        if 0xD800 <= code <= 0xDBFF:
+            if self._text[start + 6 : start + 8] != b"\\u":
+                raise syntax_error("The surrogate pair in string is invalid.", start)
+            low = self._hex(start, start + 8)
+            if not 0xDC00 <= low <= 0xDFFF:
+                raise syntax_error("The surrogate pair in string is invalid.", start)
+            self._at = start + 12
+            code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
+        return chr(code).encode("utf-8", "surrogatepass")
+
+    def _hex(self, escape: int, start: int) -> int:
+        match = _HEX.match(self._text, start)
+        if match is None:
+            raise syntax_error("Incorrect hex digit after \\u escape in string.", escape)
+        return int(match.group(), 16)
+
+
+_PENDING: Any = object()
+_INFINITY = float("inf")
+_NAN = float("nan")
+
+_ESCAPED = re.compile(rb'["\\\x00-\x1f]')
+_ESCAPES = {
+    **{bytes((code,)): b"\\u%04X" % code for code in range(0x20)},
+    b"\b": b"\\b",
+    b"\t": b"\\t",
+    b"\n": b"\\n",
+    b"\f": b"\\f",
+    b"\r": b"\\r",
+    b'"': b'\\"',
+    b"\\": b"\\\\",
+}
+
+
+def quote(text: str | bytes | memoryview) -> bytes:
+    """A string as JSON: quotation marks, backslashes and control characters escaped, everything else as it is.
+
+    Bytes need not be UTF-8; surrogate escapes of a str become the bytes they stand for.
+    """
+    raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+    if _ESCAPED.search(raw) is not None:
+        raw = _ESCAPED.sub(lambda match: _ESCAPES[match.group()], raw)
+    return b'"' + raw + b'"'
+
+
+def double(value: float) -> bytes:
+    """A double: the fewest digits that read back as it, in RapidJSON's notation (``1.0``, ``1e21``, ``1.5e-7``, ``NaN``)."""
+    text = repr(value)
+    if "n" in text:
+        return b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity"
+    if "e" not in text:
+        return text.encode()
+    mantissa, _, exponent = text.partition("e")
+    sign = "-" if mantissa.startswith("-") else ""
+    digits = mantissa.lstrip("-").replace(".", "")
+    point = int(exponent) + 1
+    if len(digits) <= point <= 21:
+        text = f"{digits}{'0' * (point - len(digits))}.0"
+    elif 0 < point <= 21:
+        text = f"{digits[:point]}.{digits[point:]}"
+    elif -6 < point <= 0:
+        text = f"0.{'0' * -point}{digits}"
+    else:
+        text = f"{digits[0]}{'.' if digits[1:] else ''}{digits[1:]}e{point - 1}"
+    return f"{sign}{text}".encode()
+
+
+def doubles(values: list[float]) -> bytes:
+    """An array of doubles."""
+    text = msgspec.json.encode(values)
+    # its notation differs where it has exponents, and it writes null for what is not finite
+    if b"e" in text or b"n" in text:
+        return b"[" + b",".join(map(double, values)) + b"]"
+    return text
+
+
+def write(value: Any) -> bytes:
+    """A JSON document of dicts, lists, str, int, float, bool and None, members in order, without blanks."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, bool) or value is None:
+        return b"null" if value is None else b"true" if value else b"false"
+    if isinstance(value, int):
+        return b"%d" % value
+    if isinstance(value, float):
+        return double(value)
+    if isinstance(value, dict):
+        return b"{" + b",".join(quote(name) + b":" + write(member) for name, member in value.items()) + b"}"
+    if isinstance(value, list | tuple):
+        return b"[" + b",".join(map(write, value)) + b"]"
+    raise TypeError(f"a {type(value).__name__} has no JSON form")

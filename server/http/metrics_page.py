@@ -1,0 +1,33 @@
+"""The metrics port: one page for Prometheus, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from .endpoint import not_allowed
+from .errors import JSON_TYPE, error_body
+from .exchange import Answer, HttpRequest, Reply
+from .listener import HttpDoor
+
+_log = logging.getLogger(__name__)
+
+_PATHS = frozenset(("/metrics", "/metrics/"))
+_HEADERS = ((b"Content-Type", b"text/plain; charset=utf-8"),)
+
+
+def metrics_door(render: Callable[[], bytes]) -> HttpDoor:
+    """A door that serves ``render()`` at /metrics, and an empty page at any other path."""
+
+    def handle(request: HttpRequest, answer: Answer) -> None:
+        request.body.release()
+        if request.method != "GET":
+            answer(not_allowed(plain=True))
+            return
+        try:
+            answer(Reply(200, _HEADERS, (render(),) if request.path in _PATHS else ()))
+        except Exception:
+            _log.exception("the metrics page failed")
+            answer(Reply(500, (JSON_TYPE,), (error_body("internal error"),)))
+
+    return HttpDoor(handle)

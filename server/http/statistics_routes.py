@@ -1,0 +1,46 @@
+"""The statistics extension: counts and times of one model, or of all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from ...workers.contract.status import invalid
+from .endpoint import Call, EndpointOf, json_reply
+from .exchange import Reply
+
+if TYPE_CHECKING:
+    from ..repository.version import ModelVersion
+    from ..service import Service
+
+
+def _document(versions: list[ModelVersion]) -> Reply:
+    return json_reply({"model_stats": [version.statistics.as_json(version.name, version.version) for version in versions]})
+
+
+def _all(service: Service, call: Call) -> Reply:
+    return _document(service.versions())
+
+
+def _one(service: Service, call: Call) -> Reply:
+    wanted = call.version
+    versions = [version for version in service.versions() if version.name == call.model]
+    if not versions:
+        raise invalid(f"requested model '{call.model}' is not available")
+    if wanted:
+        versions = [version for version in versions if version.version == int(wanted)]
+        if not versions:
+            raise invalid(f"requested model version is not available for model '{call.model}'")
+    return _document(versions)
+
+
+def routes(endpoint: EndpointOf) -> list[Route]:
+    """Statistics of all models: goes before every model route, and so shadows a model named "stats"."""
+    return [Route("/v2/models/stats", endpoint("statistics", {"GET": _all}))]
+
+
+def model_routes(endpoint: EndpointOf) -> list[Route]:
+    """Statistics of one model."""
+    app = endpoint("statistics", {"GET": _one})
+    return [Route("/v2/models/{model}/versions/{version:digits}/stats", app), Route("/v2/models/{model}/stats", app)]

@@ -1,0 +1,543 @@
+"""Every command-line flag, declared once: what it takes, its default, its place and words in --help, whether it works yet.
+
+`command_line.parse` reads it, `usage.usage_text` prints it, `options.Options` has one attribute per flag (a test holds
+the two together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from . import option_values as read
+from .flag import Flag, Group
+
+BOOLEAN, INTEGER, FLOAT, STRING = "<boolean>", "<integer>", "<float>", "<string>"
+SCOPED = "<<string>,<string>=<string>>"
+RESTRICTION = "<<string>:<string>=<string>>"
+PER_DEVICE = "<<integer>:<integer>>"
+
+_NONE: Mapping[Any, Any] = MappingProxyType({})
+
+
+def _general() -> Iterator[Group]:
+    g = Group("", built=True)
+    g.add("help", "", read.switch, False, "Print this text and leave.")
+    yield g
+
+    g = Group("Server", built=True)
+    g.add("id", STRING, read.string, "triton", "The name this server gives itself in its metadata.")
+    g.add(
+        "exit-timeout-secs",
+        INTEGER,
+        read.at_least(0, read.integer),
+        30,
+        "On exit, how many seconds requests in flight may take to finish before the server leaves without them.",
+    )
+    yield g
+
+    g = Group("Logging", built=True)
+    g.add(
+        "log-verbose",
+        INTEGER,
+        read.verbosity,
+        0,
+        "How much detail to log: 0 none, 1 and up ever more. true and false stand for 1 and 0.",
+    )
+    for level, what in (("info", "informative"), ("warning", "warning"), ("error", "error")):
+        g.add(f"log-{level}", BOOLEAN, read.boolean, True, f"Write {what} lines to the log?")
+    g.add(
+        "log-format",
+        STRING,
+        read.choice(("default", "ISO8601"), "invalid argument for --log-format", any_case=False),
+        "default",
+        'How a log line begins: "default" with LMMDD hh:mm:ss.ssssss (L: the severity), "ISO8601" with YYYY-MM-DDThh:mm:ssZ L. '
+        "Times are UTC.",
+    )
+    g.add("log-file", STRING, read.string, "", "Append the log to this file instead of writing it to the console.")
+    yield g
+
+    yield _repository()
+
+
+def _repository() -> Group:
+    g = Group("Model Repository", built=True)
+    g.add("model-store", STRING, read.names, (), "Another name for --model-repository.", target="model-repository")
+    g.add(
+        "model-repository",
+        STRING,
+        read.names,
+        (),
+        "The folder that holds the models. May be repeated; a model name found in more than one of them is not served.",
+    )
+    g.add(
+        "exit-on-error",
+        BOOLEAN,
+        read.boolean,
+        True,
+        "Leave with an error if something goes wrong at start, a model that does not load included? If false, serve what works.",
+    )
+    g.add(
+        "disable-auto-complete-config",
+        "",
+        read.switch,
+        False,
+        "Take model configurations as they are written: fill in nothing from the model itself, and refuse incomplete ones.",
+    )
+    g.add(
+        "strict-readiness",
+        BOOLEAN,
+        read.boolean,
+        True,
+        "Report ready only while every model is (true), or as soon as the server answers (false)?",
+    )
+    g.add(
+        "model-control-mode",
+        STRING,
+        read.choice(("none", "poll", "explicit"), "invalid argument for --model-control-mode"),
+        "none",
+        "What decides which models are loaded: none (all of them at start, no change afterwards), poll (the repositories, looked "
+        "through again and again), explicit (those of --load-model at start, then load and unload requests).",
+        built=False,
+        quiet=("none",),
+    )
+    g.add(
+        "repository-poll-secs",
+        INTEGER,
+        read.integer,
+        15,
+        "Seconds between two looks at the repositories with --model-control-mode=poll.",
+        built=False,
+    )
+    g.add(
+        "load-model",
+        STRING,
+        read.names,
+        (),
+        "A model to load at start with --model-control-mode=explicit. May be repeated; --load-model=* alone loads all.",
+        built=False,
+    )
+    g.add(
+        "model-config-name",
+        STRING,
+        read.filled("model-config-name"),
+        "",
+        "Configure each model from configs/NAME.pbtxt in its folder, if it has one, instead of config.pbtxt.",
+    )
+    g.add("model-load-thread-count", INTEGER, read.at_least(1, read.integer), 4, "How many models may load at once.")
+    g.add("model-load-retry-count", INTEGER, read.integer, 0, "How often to try again to load a model that failed.")
+    g.add(
+        "model-namespacing",
+        BOOLEAN,
+        read.boolean,
+        False,
+        "Let models of the same name live side by side, each in the name space of its repository?",
+        built=False,
+        quiet=(False,),
+    )
+    g.add(
+        "enable-peer-access",
+        BOOLEAN,
+        read.boolean,
+        True,
+        "Let GPUs read each other's memory where the machine can?",
+        built=False,
+    )
+    return g
+
+
+def _http() -> Group:
+    g = Group("HTTP", built=True)
+    g.add("allow-http", BOOLEAN, read.boolean, True, "Serve HTTP?")
+    g.add("http-address", STRING, read.string, "0.0.0.0", "The address to serve HTTP on.")
+    g.add("http-port", INTEGER, read.integer, 8000, "The port to serve HTTP on.")
+    g.add(
+        "reuse-http-port",
+        BOOLEAN,
+        read.boolean,
+        False,
+        "Share the HTTP port with other servers that set this too? The system then spreads connections over them, so they "
+        "should serve the same models.",
+    )
+    g.add(
+        "http-header-forward-pattern",
+        STRING,
+        read.string,
+        "",
+        "Hand request headers whose whole name matches this regular expression to the models as request parameters.",
+    )
+    g.add(
+        "http-thread-count",
+        INTEGER,
+        read.integer,
+        8,
+        "Accepted for tritonserver's sake: tensorfarm serves HTTP from one event loop and needs no threads for it.",
+    )
+    g.add(
+        "http-max-input-size",
+        INTEGER,
+        read.positive("http-max-input-size", read.wide_integer),
+        64 << 20,
+        "The largest request body taken, in bytes, also counted after decompression.",
+    )
+    g.add(
+        "http-restricted-api",
+        RESTRICTION,
+        read.restricted("http-restricted-api", "api"),
+        _NONE,
+        "APIS:HEADER=VALUE: answer these comma-separated APIs only to requests that carry this header with this value. May be "
+        f"repeated. APIs: {', '.join(read.RESTRICTABLE_APIS)}.",
+    )
+    return g
+
+
+def _grpc() -> Group:
+    g = Group("GRPC", built=False)
+    g.add("allow-grpc", BOOLEAN, read.boolean, True, "Serve gRPC?", quiet=(False,))
+    g.add("grpc-address", STRING, read.string, "0.0.0.0", "The address to serve gRPC on.")
+    g.add("grpc-port", INTEGER, read.integer, 8001, "The port to serve gRPC on.")
+    g.add("reuse-grpc-port", BOOLEAN, read.boolean, False, "As --reuse-http-port, for the gRPC port.", quiet=(False,))
+    g.add(
+        "grpc-header-forward-pattern",
+        STRING,
+        read.string,
+        "",
+        "As --http-header-forward-pattern, for gRPC metadata.",
+    )
+    g.add(
+        "grpc-infer-thread-count",
+        INTEGER,
+        read.between(2, 128, "invalid argument for --grpc_infer_thread_count. Must be in the range 2 to 128."),
+        2,
+        "Accepted for tritonserver's sake, 2 to 128: one event loop serves gRPC.",
+    )
+    g.add(
+        "grpc-infer-allocation-pool-size",
+        INTEGER,
+        read.integer,
+        8,
+        "How many request and response objects are kept for use again.",
+    )
+    g.add(
+        "grpc-max-response-pool-size",
+        INTEGER,
+        read.positive("grpc-max-response-pool-size", read.integer),
+        (1 << 31) - 1,
+        "How many responses of one stream may wait to be sent.",
+    )
+    g.add("grpc-use-ssl", BOOLEAN, read.boolean, False, "Serve gRPC over TLS?", quiet=(False,))
+    g.add(
+        "grpc-use-ssl-mutual",
+        BOOLEAN,
+        read.boolean,
+        False,
+        "Serve gRPC over TLS and ask clients for certificates too?",
+        quiet=(False,),
+    )
+    g.add("grpc-server-cert", STRING, read.string, "", "The PEM file with the server's certificate, for gRPC over TLS.")
+    g.add("grpc-server-key", STRING, read.string, "", "The PEM file with the server's private key, for gRPC over TLS.")
+    g.add("grpc-root-cert", STRING, read.string, "", "The PEM file with the certificates that clients' certificates must lead to.")
+    g.add(
+        "grpc-infer-response-compression-level",
+        STRING,
+        read.choice(("none", "low", "medium", "high"), "invalid argument for --grpc_infer_response_compression_level"),
+        "none",
+        "How hard to compress gRPC responses: none, low, medium or high.",
+    )
+    g.add("grpc-keepalive-time", INTEGER, read.integer, 7_200_000, "Milliseconds between keep-alive pings.")
+    g.add(
+        "grpc-keepalive-timeout",
+        INTEGER,
+        read.integer,
+        20_000,
+        "Milliseconds to wait for the answer to a keep-alive ping before the connection is closed.",
+    )
+    g.add(
+        "grpc-keepalive-permit-without-calls",
+        BOOLEAN,
+        read.boolean,
+        False,
+        "Send keep-alive pings while no call is running, too?",
+    )
+    g.add(
+        "grpc-http2-max-pings-without-data",
+        INTEGER,
+        read.integer,
+        2,
+        "How many pings may be sent with no data between them; 0: any number.",
+    )
+    g.add(
+        "grpc-http2-min-recv-ping-interval-without-data",
+        INTEGER,
+        read.integer,
+        300_000,
+        "A client's ping that follows another sooner than this many milliseconds, with no data between them, counts as a bad one.",
+    )
+    g.add(
+        "grpc-http2-max-ping-strikes",
+        INTEGER,
+        read.integer,
+        2,
+        "How many bad pings a connection survives; 0: any number.",
+    )
+    g.add("grpc-max-connection-age", INTEGER, read.integer, 0, "Milliseconds a connection may live. 0: for ever.")
+    g.add(
+        "grpc-max-connection-age-grace",
+        INTEGER,
+        read.integer,
+        0,
+        "Milliseconds that calls may still run on a connection past its age. 0: for ever.",
+    )
+    g.add(
+        "grpc-restricted-protocol",
+        RESTRICTION,
+        read.restricted("grpc-restricted-protocol", "protocol"),
+        _NONE,
+        "As --http-restricted-api, for gRPC; the metadata key asked for is triton-grpc-protocol-KEY.",
+    )
+    return g
+
+
+def _platforms() -> Iterator[Group]:
+    g = Group("SageMaker", built=False)
+    g.add("allow-sagemaker", BOOLEAN, read.boolean, False, "Serve SageMaker's HTTP requests?", quiet=(False,))
+    g.add("sagemaker-port", INTEGER, read.integer, 8080, "The port to serve them on.")
+    g.add(
+        "sagemaker-safe-port-range",
+        "<<integer>-<integer>>",
+        read.port_range,
+        None,
+        "The ports that other endpoints may use while SageMaker's is served.",
+    )
+    g.add("sagemaker-thread-count", INTEGER, read.integer, 8, "Accepted for tritonserver's sake.")
+    yield g
+
+    g = Group("Vertex", built=False)
+    g.add(
+        "allow-vertex-ai",
+        BOOLEAN,
+        read.boolean,
+        None,
+        "Serve Vertex AI's HTTP requests? Default: true if the environment has AIP_MODE=PREDICTION, else false.",
+        quiet=(False,),
+    )
+    g.add("vertex-ai-port", INTEGER, read.integer, None, "The port to serve them on. Default: AIP_HTTP_PORT of the environment, or 8080.")
+    g.add("vertex-ai-thread-count", INTEGER, read.integer, 8, "Accepted for tritonserver's sake.")
+    g.add("vertex-ai-default-model", STRING, read.string, "", "The model that requests which name none are for.")
+    yield g
+
+
+def _observation() -> Iterator[Group]:
+    g = Group("Metrics", built=True)
+    g.add("allow-metrics", BOOLEAN, read.boolean, True, "Serve Prometheus metrics?")
+    g.add(
+        "allow-gpu-metrics",
+        BOOLEAN,
+        read.boolean,
+        True,
+        "Include those of the GPUs?",
+        built=False,
+        quiet=(False,),
+    )
+    g.add("allow-cpu-metrics", BOOLEAN, read.boolean, True, "Include those of the CPU and its memory?")
+    g.add("metrics-address", STRING, read.string, None, "The address to serve metrics on. Default: that of --http-address.")
+    g.add("metrics-port", INTEGER, read.integer, 8002, "The port to serve metrics on.")
+    g.add("metrics-interval-ms", INTEGER, read.integer, 2000, "Milliseconds between two looks at the machine.")
+    g.add(
+        "metrics-config",
+        "<<string>=<string>>",
+        read.metrics_setting,
+        _NONE,
+        "SETTING=VALUE: counter_latencies, histogram_latencies or summary_latencies with true or false, summary_quantiles with "
+        "QUANTILE:ERROR,... May be repeated.",
+    )
+    yield g
+
+    g = Group("Tracing", built=False)
+    g.add(
+        "trace-config",
+        SCOPED,
+        read.trace_setting,
+        (),
+        "SETTING=VALUE for level, rate, count or mode (triton or opentelemetry); MODE,SETTING=VALUE for what belongs to one "
+        "mode. May be repeated.",
+    )
+    yield g
+
+
+def _parts() -> Iterator[Group]:
+    g = Group("Backend", built=True)
+    g.add(
+        "backend-directory",
+        STRING,
+        read.string,
+        "/opt/tritonserver/backends",
+        "Accepted for tritonserver's sake: backends are Python modules here, found without a folder.",
+    )
+    g.add(
+        "backend-config",
+        SCOPED,
+        read.backend_setting,
+        _NONE,
+        "BACKEND,SETTING=VALUE for one backend, such as onnxruntime; SETTING=VALUE for all. May be repeated.",
+    )
+    yield g
+
+    g = Group("Repository Agent", built=False)
+    g.add("repoagent-directory", STRING, read.string, "/opt/tritonserver/repoagents", "The folder of the repository agents.")
+    yield g
+
+    g = Group("Response Cache", built=False)
+    g.add(
+        "cache-config",
+        SCOPED,
+        read.cache_setting,
+        _NONE,
+        "CACHE,SETTING=VALUE: use this response cache. --cache-config=local,size=1048576 is one of 1 MiB in this process.",
+    )
+    g.add("cache-directory", STRING, read.string, "/opt/tritonserver/caches", "The folder of the cache implementations.")
+    yield g
+
+    g = Group("Rate Limiter", built=False)
+    g.add(
+        "rate-limit",
+        STRING,
+        read.choice(("off", "execution_count"), "invalid argument for --rate-limit"),
+        "off",
+        "off: a free model instance runs at once. execution_count: it waits for the resources its configuration names, and the "
+        "instances that ran least, weighed by priority, go first.",
+        quiet=("off",),
+    )
+    g.add(
+        "rate-limit-resource",
+        "<<string>:<integer>:<integer>>",
+        read.rate_limit_resource,
+        (),
+        "NAME:COUNT:DEVICE or, for every device, NAME:COUNT: how many of a resource there are. May be repeated. Default: as many "
+        "as the neediest instance asks for.",
+    )
+    yield g
+
+
+def _memory() -> Group:
+    g = Group("Memory/Device Management", built=False)
+    g.add(
+        "pinned-memory-pool-byte-size",
+        INTEGER,
+        read.at_least(0, read.wide_integer),
+        1 << 28,
+        "How many bytes of shared memory hold tensors on their way between server and workers; pinned where there is a GPU.",
+        built=True,
+    )
+    g.add(
+        "cuda-memory-pool-byte-size",
+        PER_DEVICE,
+        read.device_sizes,
+        _NONE,
+        "GPU:BYTES: how much of a GPU's memory holds tensors on their way. May be repeated. Default: 67108864 (64 MiB) each.",
+    )
+    g.add(
+        "cuda-virtual-address-size",
+        PER_DEVICE,
+        read.device_sizes,
+        _NONE,
+        "GPU:BYTES: how large a growing sequence state may become. May be repeated. Default: 1073741824 (1 GiB) each.",
+    )
+    g.add(
+        "min-supported-compute-capability",
+        FLOAT,
+        read.real,
+        6.0,
+        "Leave GPUs of a lower CUDA compute capability alone.",
+    )
+    g.add("buffer-manager-thread-count", INTEGER, read.integer, 0, "How many threads copy inputs side by side.")
+    g.add(
+        "host-policy",
+        SCOPED,
+        read.host_policy,
+        _NONE,
+        "POLICY,SETTING=VALUE: numa-node or cpu-cores for the model instances that name this policy. May be repeated.",
+    )
+    g.add(
+        "model-load-gpu-limit",
+        "<<integer>:<float>>",
+        read.device_fractions,
+        _NONE,
+        "GPU:FRACTION: load no model on a GPU whose memory is used beyond this fraction. May be repeated. Default: 1.0 each.",
+    )
+    g.add(
+        "allow-client-shm",
+        BOOLEAN,
+        read.boolean,
+        None,
+        "May clients register shared-memory regions? true: all clients; false: none. Default: only clients on this host, over "
+        "the loopback address.",
+        built=True,
+    )
+    return g
+
+
+def _deprecated() -> Group:
+    g = Group("Deprecated", built=False)
+    g.add(
+        "strict-model-config",
+        BOOLEAN,
+        read.boolean,
+        None,
+        "true is --disable-auto-complete-config.",
+        built=True,
+        target="disable-auto-complete-config",
+        warning="Warning: '--strict-model-config' has been deprecated! Please use '--disable-auto-complete-config' instead.",
+    )
+    g.add(
+        "response-cache-byte-size",
+        INTEGER,
+        read.old_cache_size,
+        None,
+        "N is --cache-config=local,size=N.",
+        target="cache-config",
+        warning="Warning: '--response-cache-byte-size' has been deprecated! This will default to the 'local' cache implementation with "
+        "the provided byte size for its config. Please use '--cache-config' instead. The equivalent --cache-config CLI args would be: "
+        "'--cache-config=local,size={}'",
+    )
+    for name, metavar, scope, setting, example, text in (
+        ("trace-file", STRING, "triton", "file", "triton,file=<filepath>", "--trace-config triton,file=..."),
+        ("trace-level", STRING, "", "level", "level=<OFF|TIMESTAMPS|TENSORS>", "--trace-config level=..."),
+        ("trace-rate", INTEGER, "", "rate", "rate=<rate value>", "--trace-config rate=..."),
+        ("trace-count", INTEGER, "", "count", "count=<count value>", "--trace-config count=..."),
+        (
+            "trace-log-frequency",
+            INTEGER,
+            "triton",
+            "log-frequency",
+            "triton,log-frequency=<log frequency value>",
+            "--trace-config triton,log-frequency=...",
+        ),
+    ):
+        g.add(
+            name,
+            metavar,
+            read.old_trace_setting(scope, setting),
+            None,
+            f"Is {text}",
+            target="trace-config",
+            warning=f"Warning: '--{name}' has been deprecated and will be removed in future releases. "
+            f"Please use '--trace-config {example} instead.",
+        )
+    return g
+
+
+def _groups() -> Iterator[Group]:
+    yield from _general()
+    yield _http()
+    yield _grpc()
+    yield from _platforms()
+    yield from _observation()
+    yield from _parts()
+    yield _memory()
+    yield _deprecated()
+
+
+FLAGS: tuple[Flag, ...] = tuple(flag for group in _groups() for flag in group.flags)
+FLAG_BY_NAME: Mapping[str, Flag] = MappingProxyType({flag.name: flag for flag in FLAGS})

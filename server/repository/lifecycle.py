@@ -1,0 +1,355 @@
+"""The life of models: from their directories to live instances and back.
+
+Each load of a version is a ``ModelVersion`` of its own with its own scheduler, so that a later load
+can be made ready beside the one that serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...workers.contract.configuration import ConfigurationError, parse_bytes
+from ...workers.contract.messages import Done, InstanceSpec, Load
+from ...workers.contract.signature import signature_of
+from ...workers.contract.status import StatusError, not_found, unavailable, unsupported
+from ..dispatch.dispatcher import Dispatcher
+from ..dispatch.instance import Instance
+from ..dispatch.scheduler import scheduler_of
+from ..farm.farm import Farm
+from ..farm.placement import worker_name
+from ..farm.worker_process import WorkerProcess
+from ..log import Log
+from ..options import Options, backend_settings
+from ..statistics import StatisticsBook
+from .labels import read_labels
+from .layout import NoVersion, chosen_versions, present_versions, scan
+from .preparation import finish_config, merge_completed, read_config
+from .version import Model, ModelVersion, State, VersionSlot
+
+DUPLICATE = "model appears in two or more repositories"
+UNLOADED = "unloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """A line of the repository index; empty members are left out of it."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+class Lifecycle:
+    """Every model of the repositories, and what the farm says about their instances."""
+
+    def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log) -> None:
+        self.models: dict[str, Model] = {}
+        self.farm: Farm
+        self._options = options
+        self._dispatcher = dispatcher
+        self._book = book
+        self._log = log
+        self._batch_numbers = itertools.count(1)
+        self._model_numbers = itertools.count(1)
+        self._instance_numbers = itertools.count(1)
+        self._instances: dict[int, tuple[Instance, ModelVersion]] = {}
+        self._loads: dict[int, ModelVersion] = {}
+        self._loading = asyncio.Semaphore(options.model_load_thread_count)
+
+    # questions
+
+    def find(self, name: str, version: str) -> ModelVersion:
+        """The version a request means. Raises StatusError with the protocol's lookup texts."""
+        model = self.models.get(name)
+        if model is None:
+            raise not_found(f"Request for unknown model: '{name}' is not found")
+        if version:
+            number = int(version)
+            slot = model.slots.get(number)
+            if slot is None or slot.state is State.UNKNOWN:
+                raise not_found(f"Request for unknown model: '{name}' version {number} is not found")
+            if slot.state is not State.READY or slot.served is None:
+                raise unavailable(f"Request for unknown model: '{name}' version {number} is not at ready state")
+            return slot.served
+        newest = model.newest
+        if newest is None:
+            raise not_found(f"Request for unknown model: '{name}' has no available versions")
+        return newest
+
+    def ready_versions(self, name: str) -> list[int]:
+        """The versions of a model that can be asked, ascending."""
+        model = self.models.get(name)
+        return [] if model is None else model.ready_versions
+
+    def versions(self) -> list[ModelVersion]:
+        """Every ready version, by name, then version."""
+        return [
+            slot.served
+            for _, model in sorted(self.models.items())
+            for _, slot in sorted(model.slots.items())
+            if slot.state is State.READY and slot.served is not None
+        ]
+
+    def all_ready(self) -> bool:
+        """Is every known model fully there? A version that was unloaded on purpose does not count against it."""
+        return all(
+            model.slots
+            and all(
+                (slot.state is State.READY and slot.served is not None and slot.served.healthy)
+                or (slot.state is State.UNAVAILABLE and slot.reason == UNLOADED)
+                for slot in model.slots.values()
+            )
+            for model in self.models.values()
+        )
+
+    def index(self, ready_only: bool) -> list[IndexEntry]:
+        """What the repositories hold, by name, then version."""
+        entries = []
+        for name, model in sorted(self.models.items()):
+            if model.trouble == DUPLICATE:
+                entries.append(IndexEntry(name, "", State.UNAVAILABLE, DUPLICATE))
+            elif not model.slots and not ready_only:
+                entries.append(IndexEntry(name))
+            entries += [
+                IndexEntry(name, str(version), slot.state, slot.reason)
+                for version, slot in sorted(model.slots.items())
+                if slot.state is State.READY or not ready_only
+            ]
+        return entries
+
+    def all_loaded(self) -> bool:
+        """Did every model load that should have?"""
+        return all(model.slots and all(slot.state is State.READY for slot in model.slots.values()) for model in self.models.values())
+
+    def live_count(self) -> int:
+        """How many versions are loaded."""
+        return len(self._loads)
+
+    def status_rows(self) -> list[tuple[str, str, str]]:
+        """Model, version and state of everything in the repositories, for people."""
+        rows = []
+        for name, model in sorted(self.models.items()):
+            for version, slot in sorted(model.slots.items()):
+                rows.append((name, str(version), f"{slot.state}: {slot.reason}" if slot.reason else str(slot.state)))
+            if not model.slots:
+                rows.append((name, "", ""))
+        return rows
+
+    def in_flight(self) -> list[tuple[str, int, int]]:
+        """Name, version and number of requests of every version that has some."""
+        return [(load.name, load.version, load.scheduler.in_flight) for load in self._loads.values() if not load.scheduler.idle]
+
+    # loading
+
+    async def load_all(self) -> None:
+        """Load every model of the repositories; what fails is told by the index, the log and readiness."""
+        for found in scan(self._options.model_repository):
+            model = self.models[found.name] = Model(found.name, [str(path) for path in found.directories])
+            if len(found.directories) > 1:
+                model.trouble = DUPLICATE
+                self._log.error(f"failed to poll model '{model.name}': {DUPLICATE}")
+        await asyncio.gather(*[self._load_model(model) for model in self.models.values() if not model.trouble])
+
+    async def _load_model(self, model: Model) -> None:
+        """Load the versions that the model's policy chooses; all of them, or none."""
+        directory = Path(model.directories[0])
+        try:
+            config = read_config(
+                directory,
+                model.name,
+                config_name=self._options.model_config_name,
+                auto_complete=not self._options.disable_auto_complete_config,
+            )
+            versions = self._versions(directory, config)
+        except StatusError as error:
+            model.trouble = error.reason
+            detail = f" ({error.detail})" if isinstance(error, ConfigurationError) else ""
+            self._log.error(f"Poll failed for model directory '{model.name}': {error.message}{detail}")
+            return
+        model.slots = {number: VersionSlot(number, State.LOADING) for number in versions}
+        await asyncio.gather(*[self._load_version(model, slot, config) for slot in model.slots.values()])
+        failed = [slot for slot in model.slots.values() if slot.state is not State.READY]
+        if failed:
+            for slot in model.slots.values():
+                if slot.state is State.READY and slot.served is not None:
+                    await self._unload(slot)
+            self._log.info(f"failed to load '{model.name}'")
+        elif model.slots:
+            self._log.info(f"successfully loaded '{model.name}'")
+
+    def _versions(self, directory: Path, config: Any) -> tuple[int, ...]:
+        present = present_versions(directory)
+        for note in present.notes:
+            self._log.warning(note)
+        try:
+            chosen = chosen_versions(config, present.numbers)
+        except NoVersion as error:
+            for note in error.notes:
+                self._log.error(note)
+            raise
+        for note in chosen.notes:
+            self._log.error(note)
+        return chosen.numbers
+
+    async def _load_version(self, model: Model, slot: VersionSlot, config: Any) -> None:
+        async with self._loading:
+            for attempt in range(self._options.model_load_retry_count + 1):
+                self._log.info(f"loading: {model.name}:{slot.version}")
+                began_ns = time.monotonic_ns()
+                try:
+                    served = await self._create(model, slot.version, config)
+                except StatusError as error:
+                    slot.state, slot.reason = State.UNAVAILABLE, error.reason
+                    self._log.error(f"failed to load '{model.name}' version {slot.version}: {error.reason}")
+                    continue
+                served.statistics.load_duration_ns = time.monotonic_ns() - began_ns
+                slot.state, slot.reason, slot.served = State.READY, "", served
+                if attempt:
+                    self._log.info(f"'{model.name}' version {slot.version} was loaded at attempt {attempt + 1}")
+                return
+
+    async def _create(self, model: Model, version: int, read: Any) -> ModelVersion:
+        directory = model.directories[0]
+        config = type(read)()
+        config.CopyFrom(read)
+        check_supported(config)
+        settings = backend_settings(self._options, config.backend)
+        if not self._options.disable_auto_complete_config:
+            home = worker_name(config, version, "KIND_CPU", 0)
+            inspected = await self.farm.inspect(home, config.backend, directory, version, config.SerializeToString(), settings)
+            for note in inspected.notes:
+                self._log.warning(note)
+            merge_completed(config, parse_bytes(inspected.config))
+        finish_config(config, ())
+        check_supported(config)
+        signature = signature_of(config)
+        number = next(self._model_numbers)
+        statistics = self._book.open(model.name, version, config.metric_tags, decoupled=signature.decoupled)
+        served = ModelVersion(
+            name=model.name,
+            version=version,
+            number=number,
+            directory=directory,
+            config=config,
+            signature=signature,
+            statistics=statistics,
+            scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
+            labels=read_labels(Path(directory), config),
+        )
+        await self._place(served, settings)
+        return served
+
+    async def _place(self, served: ModelVersion, settings: dict[str, str]) -> None:
+        """Have each worker that the placement names create its share of the instances."""
+        shares: dict[str, list[InstanceSpec]] = {}
+        for group in served.config.instance_group:
+            if group.passive:
+                continue
+            kind = group.Kind.Name(group.kind)
+            for device in list(group.gpus) or [0]:
+                for index in range(group.count):
+                    instance = Instance(next(self._instance_numbers), f"{group.name}_{index}", kind, device)
+                    served.instances.append(instance)
+                    self._instances[instance.number] = (instance, served)
+                    worker = worker_name(served.config, served.version, kind, device)
+                    shares.setdefault(worker, []).append(InstanceSpec(instance.number, instance.name, kind, device))
+        self._loads[served.number] = served
+        served.workers = list(shares)
+        config = served.config.SerializeToString()
+        loads = [
+            self.farm.load(worker, Load(0, served.number, served.config.backend, served.directory, served.version, config, settings, specs))
+            for worker, specs in shares.items()
+        ]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        for failure in results:
+            if isinstance(failure, BaseException):
+                await self._remove(served)
+                raise failure
+
+    async def _unload(self, slot: VersionSlot) -> None:
+        """Take a version out of service, wait for its requests, and free it."""
+        served, slot.served = slot.served, None
+        slot.state, slot.reason = State.UNLOADING, ""
+        if served is not None:
+            await self._remove(served)
+        slot.state, slot.reason = State.UNAVAILABLE, UNLOADED
+        if served is not None:
+            self._log.info(f"successfully unloaded '{served.name}' version {served.version}")
+
+    async def _remove(self, served: ModelVersion) -> None:
+        served.scheduler.stopping = True
+        idle = asyncio.get_running_loop().create_future()
+        self._dispatcher.when_idle(served.scheduler, lambda: idle.set_result(None))
+        await idle
+        for worker in served.workers:
+            await self.farm.unload(worker, served.number)
+        for instance in served.instances:
+            served.scheduler.instance_down(instance)
+            del self._instances[instance.number]
+        del self._loads[served.number]
+
+    # the end
+
+    def stop_accepting(self) -> None:
+        """Refuse new requests; those already taken are finished."""
+        for served in self._loads.values():
+            served.scheduler.stopping = True
+
+    def abandon(self, error: StatusError) -> None:
+        """Answer everything that is still in flight with ``error``."""
+        self._dispatcher.abandon([served.scheduler for served in self._loads.values()], error)
+
+    # what the farm says
+
+    def instance_ready(self, instance: int) -> None:
+        """An instance can take batches."""
+        found, served = self._instances[instance]
+        served.scheduler.suspend(None)
+        self._dispatcher.instance_up(served.scheduler, found)
+
+    def instance_lost(self, instance: int, error: StatusError) -> None:
+        """An instance went down with its worker."""
+        found, served = self._instances[instance]
+        self._dispatcher.instance_down(served.scheduler, found, error)
+
+    def model_lost(self, model: int, error: StatusError) -> None:
+        """A model will not be back soon."""
+        served = self._loads.get(model)
+        if served is not None and not served.healthy:
+            self._log.error(f"'{served.name}' version {served.version} cannot be asked: {error.message}")
+            served.scheduler.suspend(error)
+            self._dispatcher.touch(served.scheduler)
+
+    def batch_done(self, done: Done, process: WorkerProcess) -> None:
+        """A batch has been answered."""
+        self._dispatcher.batch_done(done, process)
+
+    def worker_says(self, worker: str, line: str) -> None:
+        """A worker printed a line."""
+        self._log.info(f"[worker {worker}] {line}")
+
+    def worker_event(self, severity: str, text: str) -> None:
+        """Something about a worker that belongs in the log."""
+        {"I": self._log.info, "W": self._log.warning, "E": self._log.error}[severity](text)
+
+
+def check_supported(config: Any) -> None:
+    """Refuse, with a clear word, what this release cannot serve rightly. Raises StatusError UNSUPPORTED."""
+    name = config.name
+    if config.platform == "ensemble":
+        raise unsupported(f"model '{name}' is an ensemble; this release does not run ensembles yet")
+    if config.HasField("sequence_batching"):
+        raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
+    if config.model_transaction_policy.decoupled:
+        raise unsupported(f"model '{name}' is decoupled; this release does not run decoupled models yet")
+    if config.batch_input or config.batch_output:
+        raise unsupported(f"model '{name}' uses batch_input or batch_output, which this release does not have yet")
+    for tensor in config.input:
+        if tensor.allow_ragged_batch:
+            raise unsupported(f"input '{tensor.name}' of model '{name}' allows ragged batches, which this release does not have yet")

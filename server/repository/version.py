@@ -1,0 +1,87 @@
+"""One version of a model, from its loading to its end."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...workers.contract.signature import Signature
+from ..dispatch.instance import Instance
+from ..dispatch.scheduler import Scheduler
+from ..statistics import VersionStatistics
+
+
+class State(enum.StrEnum):
+    """Where a version is in its life; the values are the protocol's."""
+
+    UNKNOWN = "UNKNOWN"
+    READY = "READY"
+    UNAVAILABLE = "UNAVAILABLE"
+    LOADING = "LOADING"
+    UNLOADING = "UNLOADING"
+
+
+@dataclass(slots=True, eq=False)
+class ModelVersion:
+    """A loaded version: what doors and dispatch need to know of it.
+
+    ``number`` names this load of it in messages to workers; a reload has another. ``labels`` has, for each
+    output with a label file, the label of each class index.
+    """
+
+    name: str
+    version: int
+    number: int
+    directory: str
+    config: Any
+    signature: Signature
+    statistics: VersionStatistics
+    scheduler: Scheduler
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    instances: list[Instance] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+
+    @property
+    def platform(self) -> str:
+        """What metadata calls the platform."""
+        return str(self.config.platform or self.config.backend)
+
+    @property
+    def healthy(self) -> bool:
+        """Can any instance of it take batches at this moment?"""
+        return any(instance.live for instance in self.instances)
+
+
+@dataclass(slots=True, eq=False)
+class VersionSlot:
+    """A version number of a model in the repository, and what serves it now."""
+
+    version: int
+    state: State = State.UNKNOWN
+    reason: str = ""
+    served: ModelVersion | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A model of the repository. ``trouble`` is why it has no versions, where that is so."""
+
+    name: str
+    directories: list[str] = field(default_factory=list)
+    slots: dict[int, VersionSlot] = field(default_factory=dict)
+    trouble: str = ""
+
+    @property
+    def ready_versions(self) -> list[int]:
+        """The versions that can be asked, ascending."""
+        return sorted(slot.version for slot in self.slots.values() if slot.state is State.READY)
+
+    @property
+    def newest(self) -> ModelVersion | None:
+        """What serves requests that name no version."""
+        best = None
+        for slot in self.slots.values():
+            if slot.state is State.READY and (best is None or slot.version > best.version):
+                best = slot
+        return None if best is None else best.served

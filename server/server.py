@@ -1,0 +1,221 @@
+"""The server process: start-up, running, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from ..shm.arena import Arena, create_memory
+from ..workers.contract.status import StatusError, internal, invalid, unavailable
+from .alarm import Alarm
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.instance import PlannedBatch
+from .farm.farm import Farm
+from .host_cpu import HostCpu
+from .http.front import Front
+from .http.listener import HttpDoor
+from .http.metrics_page import metrics_door
+from .log import Log
+from .metrics import MetricsExposition
+from .metrics_settings import parse_settings
+from .options import Options, backend_settings
+from .regions import RegionRegistry
+from .repository.lifecycle import Lifecycle
+from .service import Service
+from .statistics import StatisticsBook
+from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
+
+BACKENDS = ("onnxruntime",)
+
+
+def arena_byte_sizes(pool_byte_size: int) -> tuple[int, int]:
+    """Capacity and resident part of an arena, in bytes.
+
+    The pool is what stays in memory once used. Above it an arena may grow by a quarter of the
+    machine's memory, which is given back as soon as it is free: a memfd costs nothing until it is written.
+    """
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return pool_byte_size + physical // 4, pool_byte_size
+
+
+class Server:
+    """Everything that one server process owns."""
+
+    def __init__(self, options: Options, log: Log) -> None:
+        self._options = options
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._signals = 0
+        settings = parse_settings(options.metrics_config.items(), log.error)
+        book = StatisticsBook(summaries=settings.summary_latencies, histograms=settings.histogram_latencies)
+        self._sizes = arena_byte_sizes(options.pinned_memory_pool_byte_size)
+        self._arena_fd = create_memory(self._sizes[0])
+        arena = Arena(0, self._arena_fd, self._sizes[1])
+        self._regions = RegionRegistry()
+        self._dispatcher = Dispatcher(self._send, self._loop.call_soon, self._set_alarm)
+        self._alarm = Alarm(self._loop, self._dispatcher.alarm)
+        self.lifecycle = Lifecycle(options, self._dispatcher, book, log)
+        self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings)
+        self._farm = self.lifecycle.farm = Farm(self._loop, self.lifecycle, self._regions, self._arena_fd, self._sizes)
+        self._exposition = MetricsExposition(
+            self.service,
+            book,
+            settings,
+            cpu=HostCpu(options.metrics_interval_ms * 1_000_000) if options.allow_cpu_metrics else None,
+            pool_total_bytes=lambda: self._sizes[1],
+            pool_used_bytes=lambda: arena.used_byte_size,
+            worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()},
+            arena_used_bytes=lambda: {"requests": arena.used_byte_size},
+        )
+        self._http: HttpDoor | None = None
+        self._metrics: HttpDoor | None = None
+
+    def _send(self, batch: PlannedBatch) -> None:
+        self._farm.send(batch)
+
+    def _set_alarm(self, at_ns: int | None) -> None:
+        self._alarm.set(at_ns)
+
+    async def run(self) -> int:
+        """Serve until a signal comes; returns the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._signalled, number)
+        try:
+            started = await self._unless_stopped(self._start())
+            if started is None:
+                return 0
+            if not started:
+                return 1
+            await self._stop.wait()
+            return await self._drain()
+        finally:
+            await self._close()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, bool]) -> bool | None:
+        """The result of ``work``, or None where a signal came first and it was given up."""
+        task = self._loop.create_task(work)
+        stopped = self._loop.create_task(self._stop.wait())
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait((task,))
+        return None
+
+    def _signalled(self, number: int) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            # Whoever asks twice does not want to wait: no clean-up but the workers and the sockets' folder.
+            self._farm.end_now()
+            os._exit(1)
+        print(f"Signal ({number}) received.", flush=True)
+        self.service.exiting = True
+        self._stop.set()
+
+    # start
+
+    async def _start(self) -> bool:
+        try:
+            _check_repositories(self._options.model_repository)
+        except StatusError as error:
+            print(f"error: creating server: {error.code.text} - {error.message}", file=sys.stderr, flush=True)
+            return False
+        self._farm.start("cpu")
+        await self.lifecycle.load_all()
+        self._print_tables()
+        if self._options.exit_on_error and not self.lifecycle.all_loaded():
+            error = internal("failed to load all models")
+            print(f"error: creating server: {error.code.text} - {error.message}", file=sys.stderr, flush=True)
+            return False
+        self.service.started = True
+        return await self._open_doors()
+
+    def _print_tables(self) -> None:
+        options = self._options
+        columns = terminal_columns()
+        self._log.table(backend_table([(name, "built in", backend_settings(options, name)) for name in BACKENDS], columns))
+        self._log.table(model_table(self.lifecycle.status_rows(), columns))
+        self._log.table(option_table(option_rows(options, self.service.version, self.service.extensions), columns))
+
+    async def _open_doors(self) -> bool:
+        options = self._options
+        try:
+            if options.allow_http:
+                self._http = Front(self.service, options.http_restricted_api).door()
+                await self._http.start(options.http_address, options.http_port, options.reuse_http_port)
+                self._log.info(f"Started HTTPService at {options.http_address}:{self._http.port}")
+        except StatusError as error:
+            self._log.error(f"failed to start HTTP service: {error.code.text} - {error.message}")
+            return False
+        try:
+            if options.allow_metrics:
+                self._metrics = metrics_door(self._exposition.render)
+                await self._metrics.start(options.metrics_address, options.metrics_port, False)
+                self._log.info(f"Started Metrics Service at {options.metrics_address}:{self._metrics.port}")
+        except StatusError as error:
+            self._log.error(f"failed to start Metrics service: {error.code.text} - {error.message}")
+            return False
+        return True
+
+    # end
+
+    async def _drain(self) -> int:
+        """Let what is in flight finish, within the time the options give."""
+        left = self._options.exit_timeout_secs
+        if self._http is not None:
+            await self._http.stop_accepting()
+        self._log.info("Waiting for in-flight requests to complete.")
+        while True:
+            busy = self.lifecycle.in_flight()
+            connections = self._http.connection_count if self._http is not None else 0
+            if not busy and not connections:
+                break
+            if connections:
+                self._log.info(f"Timeout {left}: Found {connections} HTTP service connections")
+            if busy:
+                self._log.info(f"Timeout {left}: Found {len(busy)} model versions that have in-flight inferences")
+            for name, version, count in busy:
+                self._log.info(f"Model '{name}' (version {version}) has {count} in-flight inferences")
+            if left <= 0:
+                self.lifecycle.abandon(unavailable("Server is stopping; its exit timeout has expired"))
+                self._log.error("failed to stop server: Internal - Exit timeout expired. Exiting immediately.")
+                return 1
+            await self._wait_quiet(1.0)
+            left -= 1
+        self.lifecycle.stop_accepting()
+        self._log.info("All models are stopped, unloading models")
+        self._log.info(f"Timeout {left}: Found {self.lifecycle.live_count()} live models and 0 in-flight non-inference requests")
+        return 0
+
+    async def _wait_quiet(self, longest_secs: float) -> None:
+        """Wait a second, or less where nothing is in flight any more."""
+        deadline = self._loop.time() + longest_secs
+        while self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+            if not self.lifecycle.in_flight() and (self._http is None or not self._http.connection_count):
+                return
+
+    async def _close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+        await self._farm.close()
+        if self._metrics is not None:
+            await self._metrics.close()
+        self._regions.close()
+        self._alarm.close()
+        os.close(self._arena_fd)
+
+
+def _check_repositories(paths: tuple[str, ...]) -> None:
+    if not paths:
+        raise invalid("--model-repository must be specified")
+    for path in paths:
+        if not Path(path).is_dir():
+            raise invalid(f"repository path is not a valid directory: '{path}'")

@@ -1,0 +1,117 @@
+"""The one object behind every door: models, requests, regions, state."""
+
+from __future__ import annotations
+
+from ..shm.arena import Arena
+from ..shm.placement import Span
+from ..workers.contract.status import StatusError, unavailable
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.request import Request
+from .dispatch.validation import validate
+from .log import LogSettings
+from .options import Options
+from .regions import RegionRegistry
+from .release import EXTENSIONS, PROTOCOL_VERSION
+from .repository.lifecycle import IndexEntry, Lifecycle
+from .repository.version import ModelVersion
+
+_EXPLICIT_ONLY = "explicit model load / unload is not allowed if polling is enabled"
+
+
+class Service:
+    """What doors may ask of the server. Loop thread only; every refusal is a StatusError."""
+
+    def __init__(
+        self, options: Options, lifecycle: Lifecycle, dispatcher: Dispatcher, regions: RegionRegistry, arena: Arena, log_settings: LogSettings
+    ) -> None:
+        self.options = options
+        self.server_id = options.id
+        self.version = PROTOCOL_VERSION
+        self.extensions = EXTENSIONS
+        self.regions = regions
+        self.arena = arena
+        self.log_settings = log_settings
+        self.started = False
+        self.exiting = False
+        self._lifecycle = lifecycle
+        self._dispatcher = dispatcher
+
+    @property
+    def live(self) -> bool:
+        """Has the server started, and is it not about to end?"""
+        return self.started and not self.exiting
+
+    def ready(self) -> bool:
+        """Can the server be sent requests? With strict readiness: to every model of the repository."""
+        return self.live and (not self.options.strict_readiness or self._lifecycle.all_ready())
+
+    def find(self, name: str, version: str = "") -> ModelVersion:
+        """The version of a model that a request means; the newest ready one where it says none.
+
+        Raises StatusError: NOT_FOUND, or UNAVAILABLE for a version that is not ready.
+        """
+        return self._lifecycle.find(name, version)
+
+    def ready_versions(self, name: str) -> list[int]:
+        """The versions of a model that can be asked, ascending."""
+        return self._lifecycle.ready_versions(name)
+
+    def version_ready(self, name: str, version: str = "") -> bool:
+        """Is there a live instance of it? Raises what ``find`` raises."""
+        return self.find(name, version).healthy
+
+    def versions(self) -> list[ModelVersion]:
+        """Every ready version, by name, then version."""
+        return self._lifecycle.versions()
+
+    def index(self, ready_only: bool) -> list[IndexEntry]:
+        """What the repository holds and how it fares."""
+        return self._lifecycle.index(ready_only)
+
+    def load(self, name: str, parameters: dict[str, object]) -> None:
+        """Load or reload a model by its name. Raises StatusError UNAVAILABLE in this control mode."""
+        raise unavailable(_EXPLICIT_ONLY)
+
+    def unload(self, name: str, parameters: dict[str, object]) -> None:
+        """Unload a model by its name. Raises StatusError UNAVAILABLE in this control mode."""
+        raise unavailable(_EXPLICIT_ONLY)
+
+    def client_shm_allowed(self, peer_is_local: bool) -> bool:
+        """May this peer register shared memory? Where no flag says so: if it shares our memory at all."""
+        allowed = self.options.allow_client_shm
+        return peer_is_local if allowed is None else allowed
+
+    def submit(self, version: ModelVersion, request: Request) -> None:
+        """Check a request and queue it; its responses come by ``request.on_response``.
+
+        Raises StatusError, and then nothing is called back. ``request.on_finish`` included.
+        """
+        request.body = validate(version.signature, request.body, self._read)
+        regions = [tensor.place.region for tensor in request.body.inputs if type(tensor.place) is Span]
+        regions += [output.span.region for output in request.body.outputs if output.span is not None]
+        if regions:
+            self._hold(request, tuple(regions))
+        try:
+            self._dispatcher.submit(version.scheduler, request)
+        except StatusError:
+            self.regions.release(request.regions)
+            raise
+
+    def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
+        request.regions = regions
+        self.regions.hold(regions)
+        inner = request.on_finish
+
+        def on_finish() -> None:
+            self.regions.release(regions)
+            if inner is not None:
+                inner()
+
+        request.on_finish = on_finish
+
+    def _read(self, place: object) -> memoryview:
+        return self.arena.view(place)  # type: ignore[arg-type]
+
+    def cancel(self, version: ModelVersion, request: Request) -> None:
+        """The client has gone: nobody waits for this request's responses any more."""
+        self._dispatcher.cancel(version.scheduler, request)

@@ -1,0 +1,252 @@
+"""What is counted about each model version, for the statistics endpoints and the metrics page."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .latency import Histogram, Summary
+
+FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
+
+
+class FailureReason(enum.IntEnum):
+    """Why a request failed, as the ``reason`` label of the failure counter names it."""
+
+    REJECTED = 0
+    CANCELED = 1
+    BACKEND = 2
+    OTHER = 3
+
+
+class ExecutionTimes(Protocol):
+    """The four times of one execution, CLOCK_MONOTONIC nanoseconds; ``Done`` messages have them."""
+
+    @property
+    def compute_start_ns(self) -> int: ...
+    @property
+    def input_end_ns(self) -> int: ...
+    @property
+    def output_start_ns(self) -> int: ...
+    @property
+    def compute_end_ns(self) -> int: ...
+
+
+class Timed(Protocol):
+    """When a request began and when it entered the queue, CLOCK_MONOTONIC nanoseconds."""
+
+    start_ns: int
+    queued_ns: int
+
+
+@dataclass(slots=True)
+class BatchRow:
+    """Executions of one batch size, their durations added once each."""
+
+    count: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+
+
+@dataclass(slots=True)
+class LatencySummaries:
+    """Summaries of request latencies in µs, kept only where they are asked for."""
+
+    request: Summary = field(default_factory=Summary)
+    queue: Summary = field(default_factory=Summary)
+    compute_input: Summary = field(default_factory=Summary)
+    compute_infer: Summary = field(default_factory=Summary)
+    compute_output: Summary = field(default_factory=Summary)
+
+    def observe(self, request_ns: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int, now_ns: int) -> None:
+        """Add one successful request."""
+        self.request.observe(request_ns // 1000, now_ns)
+        self.queue.observe(queue_ns // 1000, now_ns)
+        self.compute_input.observe(input_ns // 1000, now_ns)
+        self.compute_infer.observe(infer_ns // 1000, now_ns)
+        self.compute_output.observe(output_ns // 1000, now_ns)
+
+
+@dataclass(slots=True, eq=False)
+class VersionStatistics:
+    """Counters of one loaded model version. Durations are nanoseconds; loop thread only.
+
+    ``failures`` counts by FailureReason and outlives the version: the book that opened these
+    statistics hands the same list to the next load. Everything else begins at zero with a load.
+    ``pending_count`` is kept by the scheduler: +1 at enqueue, -1 when execution starts or the
+    request leaves the queue any other way.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    failures: list[int] = field(default_factory=lambda: [0] * len(FailureReason))
+    summaries: LatencySummaries | None = None
+    first_response: Histogram | None = None
+    caching: bool = False
+    pending_count: int = 0
+    load_duration_ns: int = 0
+    last_inference_ms: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+    success_count: int = 0
+    success_ns: int = 0
+    fail_count: int = 0
+    fail_ns: int = 0
+    queue_ns: int = 0
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+    cache_hit_count: int = 0
+    cache_hit_ns: int = 0
+    cache_miss_count: int = 0
+    cache_miss_ns: int = 0
+    batches: dict[int, BatchRow] = field(default_factory=dict)
+
+    def batch_done(
+        self, times: ExecutionTimes, batch_size: int, succeeded: Sequence[Timed], inference_count: int, end_ns: int, now_ms: int
+    ) -> None:
+        """Count one execution and those of its requests that succeeded.
+
+        ``batch_size`` is the execution's, ``inference_count`` the summed batch size of ``succeeded``.
+        An execution counts even where every request of it failed. ``end_ns`` is when the requests
+        were answered (CLOCK_MONOTONIC), ``now_ms`` the wall clock in milliseconds.
+        """
+        compute_start_ns = times.compute_start_ns
+        input_end_ns = times.input_end_ns
+        output_start_ns = times.output_start_ns
+        input_ns = input_end_ns - compute_start_ns
+        infer_ns = output_start_ns - input_end_ns
+        output_ns = times.compute_end_ns - output_start_ns
+        self.last_inference_ms = now_ms
+        self.execution_count += 1
+        row = self.batches.get(batch_size)
+        if row is None:
+            row = self.batches[batch_size] = BatchRow()
+        row.count += 1
+        row.input_ns += input_ns
+        row.infer_ns += infer_ns
+        row.output_ns += output_ns
+        if not succeeded:
+            return
+        start_ns = queued_ns = 0
+        for request in succeeded:
+            start_ns += request.start_ns
+            queued_ns += request.queued_ns
+        count = len(succeeded)
+        self.inference_count += inference_count
+        self.success_count += count
+        self.success_ns += count * end_ns - start_ns
+        self.queue_ns += count * compute_start_ns - queued_ns
+        self.compute_input_ns += count * input_ns
+        self.compute_infer_ns += count * infer_ns
+        self.compute_output_ns += count * output_ns
+        if self.summaries is not None:
+            for request in succeeded:
+                queue_ns = compute_start_ns - request.queued_ns
+                self.summaries.observe(end_ns - request.start_ns, queue_ns, input_ns, infer_ns, output_ns, end_ns)
+
+    def execution_done(self, batch_size: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
+        """Count one execution by its durations, apart from its requests (ensembles, decoupled models)."""
+        self.last_inference_ms = now_ms
+        self.execution_count += 1
+        row = self.batches.setdefault(batch_size, BatchRow())
+        row.count += 1
+        row.input_ns += input_ns
+        row.infer_ns += infer_ns
+        row.output_ns += output_ns
+
+    def request_succeeded(
+        self, start_ns: int, end_ns: int, batch_size: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
+        """Count one request that succeeded, by its durations (ensembles, decoupled models)."""
+        self.inference_count += batch_size
+        self.success_count += 1
+        self.success_ns += end_ns - start_ns
+        self.queue_ns += queue_ns
+        self.compute_input_ns += input_ns
+        self.compute_infer_ns += infer_ns
+        self.compute_output_ns += output_ns
+        if self.summaries is not None:
+            self.summaries.observe(end_ns - start_ns, queue_ns, input_ns, infer_ns, output_ns, end_ns)
+
+    def request_failed(self, reason: FailureReason, start_ns: int, end_ns: int) -> None:
+        """Count one request that was accepted and then failed."""
+        self.fail_count += 1
+        self.fail_ns += end_ns - start_ns
+        self.failures[reason] += 1
+
+    def first_response_sent(self, start_ns: int, now_ns: int) -> None:
+        """Note how long the first response of a decoupled model's request took."""
+        if self.first_response is not None:
+            self.first_response.observe((now_ns - start_ns) // 1_000_000)
+
+    def as_json(self, name: str, version: int | str) -> dict[str, Any]:
+        """The ``model_stats`` entry of the statistics extension, members in the protocol's order."""
+        computed = self.success_count - self.cache_hit_count
+        return {
+            "name": name,
+            "version": str(version),
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.inference_count,
+            "execution_count": self.execution_count,
+            "inference_stats": {
+                "success": _duration(self.success_count, self.success_ns),
+                "fail": _duration(self.fail_count, self.fail_ns),
+                "queue": _duration(self.success_count, self.queue_ns),
+                "compute_input": _duration(computed, self.compute_input_ns),
+                "compute_infer": _duration(computed, self.compute_infer_ns),
+                "compute_output": _duration(computed, self.compute_output_ns),
+                "cache_hit": _duration(self.cache_hit_count, self.cache_hit_ns),
+                "cache_miss": _duration(self.cache_miss_count, self.cache_miss_ns),
+            },
+            "response_stats": {},
+            "batch_stats": [
+                {
+                    "batch_size": batch_size,
+                    "compute_input": _duration(row.count, row.input_ns),
+                    "compute_infer": _duration(row.count, row.infer_ns),
+                    "compute_output": _duration(row.count, row.output_ns),
+                }
+                for batch_size, row in sorted(self.batches.items())
+            ],
+            "memory_usage": [],
+        }
+
+
+def _duration(count: int, ns: int) -> dict[str, int]:
+    return {"count": count, "ns": ns}
+
+
+class StatisticsBook:
+    """Opens the statistics of model versions and keeps what outlives an unload: failure counts by label set."""
+
+    def __init__(self, *, summaries: bool = False, histograms: bool = False) -> None:
+        self.failures: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        self._summaries = summaries
+        self._histograms = histograms
+
+    def open(
+        self,
+        name: str,
+        version: int | str,
+        metric_tags: Mapping[str, str] | None = None,
+        *,
+        decoupled: bool = False,
+        first_response_bounds_ms: Sequence[float] = FIRST_RESPONSE_BOUNDS_MS,
+    ) -> VersionStatistics:
+        """Fresh statistics for a version that is being loaded.
+
+        ``metric_tags`` are the configuration's: each becomes a label with ``_`` before its name.
+        Only decoupled models have a first-response histogram.
+        """
+        labels = {f"_{tag}": value for tag, value in (metric_tags or {}).items()}
+        labels |= {"model": name, "version": str(version)}
+        labels = dict(sorted(labels.items()))
+        return VersionStatistics(
+            labels=labels,
+            failures=self.failures.setdefault(tuple(labels.items()), [0] * len(FailureReason)),
+            summaries=LatencySummaries() if self._summaries else None,
+            first_response=Histogram(first_response_bounds_ms) if self._histograms and decoupled else None,
+        )

@@ -1,0 +1,108 @@
+"""Tensor datatypes and shapes: wire names, sizes, numpy equivalents, BYTES serialisation.
+
+Source: KServe v2 "Tensor Data Types" and Triton's binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_COUNT = 2**63 - 1
+"""Largest element count or byte size a tensor may have (int64, as the protocol's messages say)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """One tensor datatype.
+
+    ``name`` is the wire name (``FP32``), ``config_name`` the one in ``config.pbtxt``
+    (``TYPE_FP32``), ``number`` its enum value there. ``byte_size`` is the size of an element in
+    bytes, 0 for BYTES. ``dtype`` is the numpy type of the stored bytes; BF16 is carried as
+    uint16 because numpy has no such type, and BYTES as uint8.
+    """
+
+    name: str
+    config_name: str
+    number: int
+    byte_size: int
+    dtype: np.dtype
+
+
+def _datatype(name: str, number: int, dtype: type[np.generic], config_name: str = "") -> Datatype:
+    byte_size = 0 if name == "BYTES" else np.dtype(dtype).itemsize
+    return Datatype(name, config_name or f"TYPE_{name}", number, byte_size, np.dtype(dtype))
+
+
+DATATYPES: dict[str, Datatype] = {
+    datatype.name: datatype
+    for datatype in (
+        _datatype("BOOL", 1, np.bool_),
+        _datatype("UINT8", 2, np.uint8),
+        _datatype("UINT16", 3, np.uint16),
+        _datatype("UINT32", 4, np.uint32),
+        _datatype("UINT64", 5, np.uint64),
+        _datatype("INT8", 6, np.int8),
+        _datatype("INT16", 7, np.int16),
+        _datatype("INT32", 8, np.int32),
+        _datatype("INT64", 9, np.int64),
+        _datatype("FP16", 10, np.float16),
+        _datatype("FP32", 11, np.float32),
+        _datatype("FP64", 12, np.float64),
+        _datatype("BYTES", 13, np.uint8, "TYPE_STRING"),
+        _datatype("BF16", 14, np.uint16),
+    )
+}
+"""Every datatype by wire name."""
+
+BY_NUMBER: dict[int, Datatype] = {datatype.number: datatype for datatype in DATATYPES.values()}
+"""Every datatype by its ``DataType`` enum value in ``model_config.proto``."""
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """Render a shape as error messages print it: ``[1,16]``, ``[]`` when empty."""
+    return "[" + ",".join(map(str, shape)) + "]"
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Number of elements in a fully specified shape; 0 for the empty shape, as in the protocol."""
+    if not shape:
+        return 0
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def serialize_bytes(elements: Iterable[bytes]) -> bytes:
+    """Serialise BYTES elements: each a 4-byte little-endian length, then that many bytes."""
+    parts: list[bytes] = []
+    for element in elements:
+        parts.append(_LENGTH.pack(len(element)))
+        parts.append(element)
+    return b"".join(parts)
+
+
+def iter_bytes(buffer: bytes | memoryview) -> Iterator[bytes]:
+    """Yield the elements of a serialised BYTES tensor.
+
+    Raises ValueError where the buffer ends inside a length or an element.
+    """
+    view = memoryview(buffer)
+    end = len(view)
+    at = 0
+    while at < end:
+        if end - at < 4:
+            raise ValueError("a BYTES tensor ends inside an element's length")
+        (length,) = _LENGTH.unpack_from(view, at)
+        at += 4
+        if length > end - at:
+            raise ValueError("a BYTES tensor ends inside an element")
+        yield bytes(view[at : at + length])
+        at += length

@@ -1,0 +1,37 @@
+"""Where a tensor's bytes lie. Lengths, offsets and datatypes travel in messages, never in shared pages."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Inline(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
+    """Bytes that ride in the message itself: small tensors."""
+
+    content: memoryview
+
+    @property
+    def byte_size(self) -> int:
+        return len(self.content)
+
+
+class Lease(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """A block of one of the farm's own arenas; goes back to the arena's owner by message."""
+
+    arena: int
+    offset: int
+    byte_size: int
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """A part of a region that a client registered.
+
+    ``region`` is the registry's number for it, ``offset`` counts from the region's start, in bytes.
+    """
+
+    region: int
+    offset: int
+    byte_size: int
+
+
+Placement = Inline | Lease | Span

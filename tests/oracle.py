@@ -1,0 +1,94 @@
+"""The real tritonserver, started by our own ``scripts/oracle``; tests that need it are skipped where it cannot be had."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from .servers import Finished, Server, free_ports, spawn
+
+UNAVAILABLE = 77
+"""Exit code of ``scripts/oracle`` where the real server cannot be had on this platform."""
+
+PREPARE_TIMEOUT_S = 600.0
+
+
+PROGRAM = Path(__file__).resolve().parent.parent / "scripts" / "oracle"
+
+
+@cache
+def why_not() -> str:
+    """Why there is no oracle here, or "" where there is one. The first call may install it."""
+    if not PROGRAM.exists():
+        return "no real tritonserver: scripts/oracle is not there"
+    try:
+        made = subprocess.run(  # noqa: S603  # our own starter
+            [str(PROGRAM), "--install-only"],
+            capture_output=True,
+            text=True,
+            timeout=PREPARE_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no real tritonserver: {error}"
+    said = made.stderr.strip().splitlines() or ["not for this platform"]
+    if made.returncode == UNAVAILABLE:
+        return said[-1]
+    assert made.returncode == 0, f"scripts/oracle failed: {made.stderr}"
+    return ""
+
+
+def require() -> None:
+    """Skip the running test or fixture, with the reason, where there is no oracle."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+
+
+def start(repository: Path, *flags: str, folder: Path) -> Server:
+    """Start the real server on free ports, without waiting for it."""
+    require()
+    http_port, grpc_port, metrics_port = free_ports(3)
+    command = [str(PROGRAM), f"--model-repository={repository}", *flags]
+    ports = {"HTTP_PORT": str(http_port), "GRPC_PORT": str(grpc_port), "METRICS_PORT": str(metrics_port)}
+    return spawn(command, ports, http_port, metrics_port, folder)
+
+
+@contextlib.contextmanager
+def tritonserver(repository: Path, *flags: str, folder: Path) -> Iterator[Server]:
+    """The real server, live; stopped by SIGTERM at the end."""
+    server = start(repository, *flags, folder=folder)
+    try:
+        server.wait_live()
+        yield server
+    except BaseException:
+        server.kill()
+        raise
+    if not server.stopped:
+        try:
+            server.terminate()
+        except BaseException:
+            server.kill()
+            raise
+
+
+def run(*arguments: str, folder: Path, timeout_s: float = 60.0) -> Finished:
+    """Run the real server with these arguments until it ends by itself."""
+    require()
+    return finish(spawn([str(PROGRAM), *arguments], {}, 0, 0, folder), timeout_s)
+
+
+def finish(server: Server, timeout_s: float = 60.0) -> Finished:
+    """Wait for a server that is expected to end by itself."""
+    try:
+        code = server.wait_exit(timeout_s)
+    except BaseException:
+        server.kill()
+        raise
+    return Finished(code, server.stdout, server.stderr)

@@ -1,0 +1,111 @@
+"""The rooms of the house: who may import whom, and which third-party package appears where."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .tree import ROOT, distribution, lines, product_files
+
+# A room may import itself and those listed; the longest name that fits a file is its room. Every room of the server may also
+# import a root file of the server that knows no room itself (see is_leaf).
+MAY_IMPORT = {
+    "shm": (),
+    "workers/contract": ("shm",),
+    "workers": ("shm", "workers"),
+    "server/dispatch": ("shm", "workers/contract"),
+    "server/farm": ("shm", "workers/contract", "server/dispatch"),
+    "server/repository": ("shm", "workers/contract", "server/dispatch", "server/farm"),
+    "server": ("shm", "workers/contract", "server"),
+}
+
+# Third-party packages that are confined: to these files and folders only.
+CONFINED = {
+    "cupy": ("shm/cuda.py", "workers/backends"),
+    "hypercorn": ("server/http",),
+    "onnxruntime": ("workers/backends/onnxruntime.py",),
+    "posix_ipc": ("shm/system.py",),
+    "starlette": ("server/http",),
+    "tensorrt": ("workers/backends/tensorrt.py",),
+    "zmq": ("server/farm/channel.py", "workers/channel.py"),
+}
+
+# Import names that differ from the distribution's.
+DISTRIBUTIONS = {"cupy": "cupy-cuda13x", "google": "tritonclient", "grpc": "tritonclient", "pynvml": "nvidia-ml-py", "zmq": "pyzmq"}
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of every import of a file; our own ones as paths below the checkout (``shm/arena``)."""
+    tree = ast.parse((ROOT / path).read_text(), str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            # level 1 is the package that holds the file
+            base = path.parents[node.level - 1]
+            target = base / (node.module or "").replace(".", "/")
+            yield from ((node.lineno, (target / alias.name).as_posix() if not node.module else target.as_posix()) for alias in node.names)
+
+
+def inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def is_ours(module: str) -> bool:
+    return module.partition("/")[0] in ("shm", "server", "workers")
+
+
+def is_leaf(module: str, above: tuple[str, ...] = ()) -> bool:
+    """Whether a module is a root file of the server that needs only the contract, shm and files like itself."""
+    path = Path(f"{module}.py")
+    if path.parent != Path("server") or not (ROOT / path).exists() or module in above:
+        return False
+    ours = (target for _, target in imported(path) if is_ours(target))
+    return all(any(inside(target, room) for room in ("shm", "workers/contract")) or is_leaf(target, (*above, module)) for target in ours)
+
+
+def test_rooms_import_only_what_lies_below_them() -> None:
+    wrong = []
+    for path in product_files():
+        room = max((room for room in MAY_IMPORT if inside(path.as_posix(), room)), key=len)
+        for line, module in imported(path):
+            if inside(module.partition(".")[0], "tensorfarm"):
+                wrong.append(f"{path}:{line} imports {module}; imports inside the product are relative")
+            elif is_ours(module) and not any(inside(module, allowed) for allowed in (room, *MAY_IMPORT[room])):
+                if not (inside(room, "server") and is_leaf(module)):
+                    wrong.append(f"{path}:{line} ({room}) imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_third_party_packages_stay_where_they_belong() -> None:
+    wrong = []
+    for path in product_files():
+        for line, module in imported(path):
+            places = CONFINED.get(module.partition(".")[0])
+            if places and not any(inside(path.as_posix(), place) for place in places):
+                wrong.append(f"{path}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_third_party_package_is_declared() -> None:
+    declared = {distribution(line) for line in lines("options", "install_requires")}
+    for extra in ("cpu", "gpu", "grpc"):
+        declared |= {distribution(line) for line in lines("options.extras_require", extra)}
+    wrong = []
+    for path in product_files():
+        for line, module in imported(path):
+            top = module.partition(".")[0]
+            if is_ours(module) or top in sys.stdlib_module_names:
+                continue
+            if DISTRIBUTIONS.get(top, top.replace("_", "-")).lower() not in {*declared, *(name.replace("_", "-") for name in declared)}:
+                wrong.append(f"{path}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_stay_readable() -> None:
+    long = {path.as_posix(): (ROOT / path).read_text().count("\n") for path in product_files()}
+    assert {path: count for path, count in long.items() if count > 600} == {}

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensorfarm.server.statistics import FailureReason, StatisticsBook, VersionStatistics
+
+
+@dataclass(slots=True)
+class Times:
+    compute_start_ns: int
+    input_end_ns: int
+    output_start_ns: int
+    compute_end_ns: int
+
+
+@dataclass(slots=True)
+class Request:
+    start_ns: int
+    queued_ns: int
+
+
+ZERO = {"count": 0, "ns": 0}
+
+
+def test_fresh_statistics_in_the_protocols_member_order() -> None:
+    entry = VersionStatistics().as_json("dec", 1)
+    assert json.dumps(entry, separators=(",", ":")) == (
+        '{"name":"dec","version":"1","last_inference":0,"inference_count":0,"execution_count":0,'
+        '"inference_stats":{"success":{"count":0,"ns":0},"fail":{"count":0,"ns":0},"queue":{"count":0,"ns":0},'
+        '"compute_input":{"count":0,"ns":0},"compute_infer":{"count":0,"ns":0},"compute_output":{"count":0,"ns":0},'
+        '"cache_hit":{"count":0,"ns":0},"cache_miss":{"count":0,"ns":0}},'
+        '"response_stats":{},"batch_stats":[],"memory_usage":[]}'
+    )
+
+
+def test_a_batch_of_two_requests_adds_its_durations_to_each() -> None:
+    statistics = VersionStatistics()
+    requests = [Request(start_ns=100, queued_ns=150), Request(start_ns=120, queued_ns=160)]
+    statistics.batch_done(Times(1000, 1010, 1110, 1140), 3, requests, 3, end_ns=1200, now_ms=77)
+    assert statistics.as_json("m", 2) == {
+        "name": "m",
+        "version": "2",
+        "last_inference": 77,
+        "inference_count": 3,
+        "execution_count": 1,
+        "inference_stats": {
+            "success": {"count": 2, "ns": 1100 + 1080},
+            "fail": ZERO,
+            "queue": {"count": 2, "ns": 850 + 840},
+            "compute_input": {"count": 2, "ns": 20},
+            "compute_infer": {"count": 2, "ns": 200},
+            "compute_output": {"count": 2, "ns": 60},
+            "cache_hit": ZERO,
+            "cache_miss": ZERO,
+        },
+        "response_stats": {},
+        "batch_stats": [
+            {
+                "batch_size": 3,
+                "compute_input": {"count": 1, "ns": 10},
+                "compute_infer": {"count": 1, "ns": 100},
+                "compute_output": {"count": 1, "ns": 30},
+            }
+        ],
+        "memory_usage": [],
+    }
+
+
+def test_an_execution_counts_where_all_its_requests_failed() -> None:
+    """As the reference server does when a model raises: the batch shows, inferences do not."""
+    statistics = VersionStatistics()
+    statistics.batch_done(Times(10, 20, 30, 40), 3, [], 0, end_ns=50, now_ms=5)
+    statistics.request_failed(FailureReason.BACKEND, 1, 50)
+    statistics.request_failed(FailureReason.BACKEND, 2, 50)
+    entry = statistics.as_json("m", 1)
+    assert (entry["execution_count"], entry["inference_count"], entry["last_inference"]) == (1, 0, 5)
+    assert entry["batch_stats"][0]["compute_infer"] == {"count": 1, "ns": 10}
+    assert entry["inference_stats"]["fail"] == {"count": 2, "ns": 97}
+    assert all(entry["inference_stats"][member] == ZERO for member in ("success", "queue", "compute_input"))
+    assert statistics.failures == [0, 0, 2, 0]
+
+
+def test_batch_sizes_ascend() -> None:
+    statistics = VersionStatistics()
+    for size in (8, 1, 4, 1):
+        statistics.batch_done(Times(0, 1, 2, 3), size, [Request(0, 0)], size, 4, 1)
+    rows = statistics.as_json("m", 1)["batch_stats"]
+    assert [(row["batch_size"], row["compute_input"]["count"]) for row in rows] == [(1, 2), (4, 1), (8, 1)]
+
+
+def test_cache_hits_are_no_computations() -> None:
+    statistics = VersionStatistics(success_count=5, cache_hit_count=2, cache_hit_ns=30)
+    inference = statistics.as_json("m", 1)["inference_stats"]
+    assert inference["queue"]["count"] == 5
+    assert inference["compute_infer"]["count"] == 3
+    assert inference["cache_hit"] == {"count": 2, "ns": 30}
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_each_reason_has_its_own_count(reason: FailureReason) -> None:
+    statistics = VersionStatistics()
+    statistics.request_failed(reason, 10, 25)
+    assert statistics.failures == [int(other is reason) for other in FailureReason]
+    assert (statistics.fail_count, statistics.fail_ns) == (1, 15)
+
+
+def test_failures_survive_a_reload_and_nothing_else_does() -> None:
+    book = StatisticsBook()
+    first = book.open("m", 1, {"team": "vision"})
+    first.request_failed(FailureReason.REJECTED, 0, 9)
+    again = book.open("m", 1, {"team": "vision"})
+    assert again.failures[FailureReason.REJECTED] == 1
+    assert (again.fail_count, again.fail_ns) == (0, 0)
+    again.request_failed(FailureReason.REJECTED, 0, 9)
+    assert first.failures is again.failures
+    assert book.open("m", 1).failures == [0, 0, 0, 0], "other tags are another series"
+    assert book.open("m", 2, {"team": "vision"}).failures == [0, 0, 0, 0]
+
+
+def test_labels_are_sorted_and_tags_marked() -> None:
+    labels = StatisticsBook().open("tagged", 1, {"team": "vision", "a": "x"}).labels
+    assert list(labels.items()) == [("_a", "x"), ("_team", "vision"), ("model", "tagged"), ("version", "1")]
+
+
+def test_distributions_are_kept_only_where_asked_for() -> None:
+    off = StatisticsBook().open("m", 1, decoupled=True)
+    off.first_response_sent(0, 10**9)
+    assert off.summaries is None and off.first_response is None
+    book = StatisticsBook(summaries=True, histograms=True)
+    assert book.open("m", 1).first_response is None, "only decoupled models have a first response of its own"
+    version = book.open("m", 1, decoupled=True, first_response_bounds_ms=[1, 2.5])
+    version.first_response_sent(0, 2_000_000)
+    assert version.first_response is not None and version.first_response.cumulative() == [0, 1]
+    version.batch_done(Times(9_000, 10_000, 30_000, 33_000), 1, [Request(1000, 2000)], 1, 40_000, 1)
+    assert version.summaries is not None
+    totals = [getattr(version.summaries, name).sum for name in ("request", "queue", "compute_input", "compute_infer", "compute_output")]
+    assert totals == [39, 7, 1, 20, 3]
+
+
+durations = st.integers(0, 10**9)
+requests = st.tuples(durations, durations, st.integers(1, 4), st.booleans())
+batches = st.tuples(durations, durations, durations, durations, st.lists(requests, min_size=1, max_size=6))
+
+
+@given(st.lists(batches, max_size=12), st.booleans())
+def test_batches_count_as_the_sum_of_their_requests(
+    history: list[tuple[int, int, int, int, list[tuple[int, int, int, bool]]]], by_request: bool
+) -> None:
+    """One call for a batch, and one call for each request, both equal a count made request by request."""
+    book = StatisticsBook(summaries=True)
+    statistics = book.open("m", 1)
+    expected = dict.fromkeys(("success", "fail", "queue", "compute_input", "compute_infer", "compute_output"), (0, 0))
+
+    def expect(member: str, ns: int) -> None:
+        count, total = expected[member]
+        expected[member] = (count + 1, total + ns)
+
+    now_ns = inferences = executions = 0
+    sizes: dict[int, int] = {}
+    before = statistics.as_json("m", 1)
+    for input_ns, infer_ns, output_ns, tail_ns, members in history:
+        start_ns = now_ns
+        compute_start_ns = now_ns + max(before_ns + queue_ns for before_ns, queue_ns, _, _ in members)
+        times = Times(compute_start_ns, compute_start_ns + input_ns, compute_start_ns + input_ns + infer_ns, 0)
+        times.compute_end_ns = times.output_start_ns + output_ns
+        now_ns = times.compute_end_ns + tail_ns
+        batch_size = sum(size for _, _, size, _ in members)
+        executions += 1
+        sizes[batch_size] = sizes.get(batch_size, 0) + 1
+        good = []
+        for before_ns, _, size, fails in members:
+            queued_ns = start_ns + before_ns
+            if fails:
+                statistics.request_failed(FailureReason.BACKEND, start_ns, now_ns)
+                expect("fail", now_ns - start_ns)
+                continue
+            good.append(Request(start_ns, queued_ns))
+            inferences += size
+            expect("success", now_ns - start_ns)
+            expect("queue", compute_start_ns - queued_ns)
+            expect("compute_input", input_ns)
+            expect("compute_infer", infer_ns)
+            expect("compute_output", output_ns)
+        if by_request:
+            statistics.execution_done(batch_size, input_ns, infer_ns, output_ns, now_ms=executions)
+            for request, size in zip(good, [size for _, _, size, fails in members if not fails], strict=True):
+                queue_ns = compute_start_ns - request.queued_ns
+                statistics.request_succeeded(request.start_ns, now_ns, size, queue_ns, input_ns, infer_ns, output_ns)
+        else:
+            good_size = sum(size for _, _, size, fails in members if not fails)
+            statistics.batch_done(times, batch_size, good, good_size, now_ns, now_ms=executions)
+        after = statistics.as_json("m", 1)
+        for member, duration in after["inference_stats"].items():
+            assert duration["count"] >= before["inference_stats"][member]["count"]
+            assert duration["ns"] >= before["inference_stats"][member]["ns"]
+        before = after
+
+    inference = before["inference_stats"]
+    assert {member: (inference[member]["count"], inference[member]["ns"]) for member in expected} == expected
+    assert inference["queue"]["count"] == inference["success"]["count"] == inference["compute_infer"]["count"]
+    assert (before["inference_count"], before["execution_count"], before["last_inference"]) == (inferences, executions, executions)
+    assert {row["batch_size"]: row["compute_infer"]["count"] for row in before["batch_stats"]} == sizes
+    assert sum(statistics.failures) == inference["fail"]["count"]
+    assert statistics.summaries is not None
+    assert statistics.summaries.request.count == statistics.summaries.compute_output.count == inference["success"]["count"]

@@ -1,0 +1,56 @@
+"""What a backend is: three small protocols that a file in this folder fulfils."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..batch import Batch
+from ..contract.messages import InstanceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model version lies and how it is configured.
+
+    ``directory`` is the model's directory (the version's is ``directory/version``), ``config`` a
+    ``ModelConfig`` message, ``settings`` the backend's command line settings.
+    """
+
+    directory: str
+    version: int
+    config: Any
+    settings: dict[str, str]
+
+
+class Executor(Protocol):
+    """One model instance; used by one thread."""
+
+    def execute(self, batch: Batch) -> None:
+        """Run a batch: read its inputs, mark its times, set its outputs or faults.
+
+        A StatusError raised here fails every request of the batch with it.
+        """
+
+    def close(self) -> None:
+        """Give the instance's memory back."""
+
+
+class LoadedModel(Protocol):
+    """A model version in this process."""
+
+    def executor(self, instance: InstanceSpec) -> Executor:
+        """Create one instance."""
+
+    def close(self) -> None:
+        """Give the model's memory back, after its executors are closed."""
+
+
+class Backend(Protocol):
+    """A kind of model file. Both methods raise StatusError with a text fit for a client's eyes."""
+
+    def complete(self, source: ModelSource) -> list[str]:
+        """Fill in what ``source.config`` leaves out, in place; return notes for the log."""
+
+    def load(self, source: ModelSource) -> LoadedModel:
+        """Open a model version whose configuration is final, and check it against the model."""

@@ -1,0 +1,117 @@
+"""How a model's session is to run, from its configuration and the backend's command line settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..contract.status import invalid
+from .onnxruntime_completion import DEFAULT_MAX_BATCH_SIZE
+from .onnxruntime_threads import usable_core_count
+
+_GRAPH_LEVELS = {-1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
+_GPU_ACCELERATORS = ("tensorrt", "cuda")
+_CPU_ACCELERATORS = {"openvino": ("OpenVINOExecutionProvider", {"device_type": "CPU"})}
+_ENTRY_PREFIXES = ("session.", "optimization.")
+_RUN_ENTRIES = ("memory.enable_memory_arena_shrinkage",)
+_FILE_ENTRY = re.compile("file|folder|path|dir")
+
+_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+"""Threads that wait for work sleep. Spinning ones win a few per cent where the machine has nothing else
+to do, and cost the server process, and the other models, up to half their throughput where it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What a session is made with.
+
+    ``graph_level`` is a ``GraphOptimizationLevel``'s name. A thread count of 0 leaves it to ONNX Runtime.
+    ``entries`` and ``run_entries`` are ONNX Runtime's own session and run configuration keys. ``providers``
+    are execution providers before the CPU's, with their options.
+    """
+
+    graph_level: str
+    parallel: bool
+    intra_op_thread_count: int
+    inter_op_thread_count: int
+    global_thread_pool: bool
+    memory_arena: bool | None
+    memory_pattern: bool | None
+    entries: dict[str, str]
+    run_entries: dict[str, str]
+    providers: tuple[tuple[str, dict[str, str]], ...]
+
+
+def session_options(config: Any, settings: Mapping[str, str], available_providers: list[str]) -> SessionOptions:
+    """Read the options of a model.
+
+    ``settings`` give the thread counts of models that do not say any (and of the global pool). Of the
+    parameters that start with ``session.`` or ``optimization.``, those that name files are refused: who
+    may load a model must not thereby read or write the server's files.
+    Raises INVALID_ARG with a text that says which value is wrong.
+    """
+    parameters = {key: parameter.string_value for key, parameter in config.parameters.items()}
+    mode = _integer(parameters.get("execution_mode", "0"))
+    if mode not in (0, 1):
+        raise invalid(f"Invalid configuration value provided. Expected values for  execution_mode are 0 or 1 but got {mode} .")
+    global_thread_pool = boolean(settings.get("enable-global-threadpool", "0"))
+    scope: Mapping[str, str] = settings if global_thread_pool else {**settings, **parameters}
+    entries = {key: value for key, value in parameters.items() if key.startswith(_ENTRY_PREFIXES)}
+    for key in entries:
+        if _FILE_ENTRY.search(key):
+            raise invalid(f"model '{config.name}': parameter '{key}' names a file, which a model configuration may not")
+    return SessionOptions(
+        graph_level=_GRAPH_LEVELS.get(config.optimization.graph.level, "ORT_ENABLE_ALL"),
+        parallel=mode == 1,
+        intra_op_thread_count=max(_integer(scope.get("intra_op_thread_count", "0")), 0) or usable_core_count(),
+        inter_op_thread_count=max(_integer(scope.get("inter_op_thread_count", "0")), 0),
+        global_thread_pool=global_thread_pool,
+        memory_arena=_optional_boolean(parameters.get("enable_mem_arena")),
+        memory_pattern=_optional_boolean(parameters.get("enable_mem_pattern")),
+        entries={**_SPINNING, **entries},
+        run_entries={key: parameters[key] for key in _RUN_ENTRIES if key in parameters},
+        providers=_providers(config, available_providers),
+    )
+
+
+def default_max_batch_size(settings: Mapping[str, str]) -> int:
+    """The ``max_batch_size`` for models that can batch and do not say how far."""
+    return _integer(settings.get("default-max-batch-size", str(DEFAULT_MAX_BATCH_SIZE)))
+
+
+def _providers(config: Any, available: list[str]) -> tuple[tuple[str, dict[str, str]], ...]:
+    accelerators = config.optimization.execution_accelerators
+    providers: list[tuple[str, dict[str, str]]] = []
+    for accelerator in accelerators.gpu_execution_accelerator:
+        if accelerator.name not in _GPU_ACCELERATORS:
+            raise invalid(f"unknown Execution Accelerator '{accelerator.name}' is requested")
+    for accelerator in accelerators.cpu_execution_accelerator:
+        provider, options = _CPU_ACCELERATORS.get(accelerator.name, ("", {}))
+        if provider not in available:
+            raise invalid(f"unknown Execution Accelerator '{accelerator.name}' is requested")
+        providers.append((provider, options))
+    return tuple(providers)
+
+
+def _integer(text: str) -> int:
+    # As C's stoi reads: leading space, a sign, digits, and whatever follows.
+    match = re.match(r"\s*[+-]?[0-9]{1,9}(?![0-9])", text)
+    if match is None:
+        raise invalid(f"failed to convert '{text}' to integral number")
+    return int(match[0])
+
+
+def boolean(text: str) -> bool:
+    """Read ``true``/``1`` or ``false``/``0``. Raises INVALID_ARG for anything else."""
+    match text.lower():
+        case "true" | "1":
+            return True
+        case "false" | "0":
+            return False
+    raise invalid(f"failed to convert '{text}' to boolean")
+
+
+def _optional_boolean(text: str | None) -> bool | None:
+    return None if text is None else boolean(text)

@@ -1,0 +1,298 @@
+"""A batch as a backend sees it: gathered inputs, and places for its outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..shm.datatypes import DATATYPES, Datatype, element_count, iter_bytes, serialize_bytes
+from ..shm.placement import Inline, Lease, Placement, Span
+from .contract.messages import Fault, Parameters, RequestBody, Result, Tensor
+from .contract.status import StatusError, internal, invalid
+
+INLINE_BYTE_SIZE = 32 * 1024
+"""Outputs up to this size ride inside the message; larger ones lie in the arena."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Memory(Protocol):
+    """The memory that a worker can reach."""
+
+    def view(self, place: Placement) -> memoryview:
+        """The bytes at a placement. Raises StatusError where a client's region is not what it was."""
+
+    def reserve(self, byte_size: int) -> Lease:
+        """A block of the worker's own arena. Raises StatusError when it is full."""
+
+    def divide(self, lease: Lease, parts: list[Lease]) -> None:
+        """Let ``parts`` of a reserved block be given back one by one."""
+
+    def free(self, lease: Lease) -> None:
+        """Give a reserved block, or a part of a divided one, back."""
+
+
+class Batch:
+    """The requests of one execution.
+
+    Backends call ``input`` for each tensor, ``inputs_ready`` before they compute, ``computed``
+    after, and then ``set_output`` for each output, or ``fail``. ``destination`` offers the final
+    place of an output beforehand, so that it can be produced there.
+    """
+
+    __slots__ = (
+        "_clock_ns",
+        "_destinations",
+        "_faults",
+        "_memory",
+        "_outputs",
+        "_wanted",
+        "batch_size",
+        "compute_end_ns",
+        "compute_start_ns",
+        "input_end_ns",
+        "output_start_ns",
+        "requests",
+    )
+
+    def __init__(self, requests: list[RequestBody], memory: Memory, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.compute_start_ns = clock_ns()
+        self.requests = requests
+        self.batch_size = requests[0].batch_size if len(requests) == 1 else sum([request.batch_size for request in requests])
+        self.input_end_ns = 0
+        self.output_start_ns = 0
+        self.compute_end_ns = 0
+        self._memory = memory
+        self._clock_ns = clock_ns
+        self._destinations: dict[str, tuple[Array, list[Placement]]] = {}
+        self._faults: dict[int, StatusError] = {}
+        self._outputs: list[list[Tensor]] = [[] for _ in requests]
+        self._wanted = [{output.name: output.span for output in request.outputs} for request in requests]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs present: the same in every request of a batch."""
+        return tuple([tensor.name for tensor in self.requests[0].inputs])
+
+    def tensors(self, name: str) -> list[Tensor]:
+        """An input's tensor of each request. Raises KeyError where a request has none of that name."""
+        requests = self.requests
+        for position, tensor in enumerate(requests[0].inputs):
+            if tensor.name == name:
+                break
+        else:
+            raise KeyError(name)
+        found = []
+        for request in requests:
+            tensor = request.inputs[position]
+            found.append(tensor if tensor.name == name else _named(request, name))
+        return found
+
+    def input(self, name: str) -> Array:
+        """One array for the whole batch, its first dim the summed batch size.
+
+        Zero copy for a single request and where the parts lie back to back; else gathered.
+        BYTES come as an object array of ``bytes``, BF16 as the uint16 of its bits.
+        """
+        tensors = self.tensors(name)
+        first = tensors[0]
+        datatype = DATATYPES[first.datatype]
+        shape = first.shape if len(tensors) == 1 else (sum([tensor.shape[0] for tensor in tensors]), *first.shape[1:])
+        if not datatype.byte_size:
+            return self._strings(tensors).reshape(shape)
+        return np.frombuffer(self._gather(tensors, datatype), datatype.dtype).reshape(shape)
+
+    def _gather(self, tensors: list[Tensor], datatype: Datatype) -> bytes | memoryview | Array:
+        places = [tensor.place for tensor in tensors]
+        if all([type(place) is Inline for place in places]):
+            # A fresh bytes object is aligned; the middle of a message is not.
+            return b"".join([place.content for place in places])  # type: ignore[union-attr]
+        joined = places[0] if len(places) == 1 else _back_to_back(places)
+        if joined is not None:
+            view = self._memory.view(joined)
+            return view if _aligned(view, datatype) else np.frombuffer(view, np.uint8).copy()
+        views = [self._memory.view(place) for place in places]
+        gathered = np.empty(sum([len(view) for view in views]), np.uint8)
+        at = 0
+        for view in views:
+            gathered[at : at + len(view)] = view
+            at += len(view)
+        return gathered
+
+    def _strings(self, tensors: list[Tensor]) -> Array:
+        elements: list[bytes] = []
+        for tensor in tensors:
+            before = len(elements)
+            expected = element_count(tensor.shape)
+            try:
+                elements.extend(iter_bytes(self._memory.view(tensor.place)))
+            except ValueError as error:
+                raise invalid(f"input '{tensor.name}': {error}") from error
+            if len(elements) - before != expected:
+                raise invalid(f"expected {expected} string elements for input '{tensor.name}', got {len(elements) - before}")
+        array = np.empty(len(elements), np.object_)
+        array[:] = elements
+        return array
+
+    def wants(self, name: str) -> bool:
+        """Is this output asked for by any request?"""
+        return any([not wanted or name in wanted for wanted in self._wanted])
+
+    def inputs_ready(self) -> None:
+        """Stamp the end of input handling: computing starts now."""
+        self.input_end_ns = self._clock_ns()
+
+    def computed(self) -> None:
+        """Stamp the end of computing: output handling starts now."""
+        self.output_start_ns = self._clock_ns()
+
+    def destination(self, name: str, datatype: str, shape: Sequence[int]) -> Array | None:
+        """A writable array of the whole batch's ``shape`` where the output may be produced in place.
+
+        None where no such place exists: the output is small, BYTES, or goes to several places.
+        """
+        kind = DATATYPES[datatype]
+        byte_size = element_count(shape) * kind.byte_size
+        if not byte_size or name in self._destinations:
+            return None
+        spans = [wanted.get(name) for wanted in self._wanted]
+        if len(self.requests) == 1 and spans[0] is not None:
+            span = spans[0]
+            if span.byte_size < byte_size:
+                return None
+            view = self._memory.view(span)
+            if not _aligned(view, kind):
+                return None
+            places: list[Placement] = [span]
+        elif any([span is not None for span in spans]) or byte_size <= INLINE_BYTE_SIZE:
+            return None
+        else:
+            lease = self._memory.reserve(byte_size)
+            view = self._memory.view(lease)
+            parts: list[Lease] = [lease]
+            if len(self.requests) > 1:
+                item_byte_size = byte_size // shape[0]
+                parts = []
+                at = lease.offset
+                for request in self.requests:
+                    part = Lease(lease.arena, at, request.batch_size * item_byte_size)
+                    parts.append(part)
+                    at += part.byte_size
+                self._memory.divide(lease, parts)
+            places = list(parts)
+        array = np.frombuffer(view, kind.dtype, element_count(shape)).reshape(shape)
+        self._destinations[name] = (array, places)
+        return array
+
+    def set_output(self, name: str, datatype: str, array: Array) -> None:
+        """Hand over a whole-batch output, cut over the requests by their batch sizes.
+
+        An array got from ``destination`` is where it belongs already. BYTES: an object array of ``bytes`` or ``str``.
+        """
+        made = self._destinations.pop(name, None)
+        placed = made is not None and made[0] is array
+        if made is not None and not placed:
+            self._free(made[1])
+        at = 0
+        for index, request in enumerate(self.requests):
+            part = array
+            if len(self.requests) > 1:
+                part = array[at : at + request.batch_size]
+                at += request.batch_size
+            wanted = self._wanted[index]
+            if index in self._faults or (wanted and name not in wanted):
+                if placed and made is not None:
+                    self._free(made[1][index : index + 1])
+                continue
+            try:
+                place = made[1][index] if placed and made is not None else self._put(name, datatype, part, wanted.get(name))
+            except StatusError as error:
+                self.fail(index, error)
+                continue
+            self._outputs[index].append(Tensor(name, datatype, part.shape, place))
+
+    def _put(self, name: str, datatype: str, array: Array, span: Span | None) -> Placement:
+        if datatype == "BYTES":
+            content = serialize_bytes([element if isinstance(element, bytes) else str(element).encode() for element in array.flat])
+        elif array.nbytes <= INLINE_BYTE_SIZE and span is None:
+            return Inline(memoryview(array.tobytes()))
+        else:
+            content = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        byte_size = len(content)
+        if span is not None:
+            if span.byte_size < byte_size:
+                raise internal(
+                    f"shared memory size specified with the request for output '{name}' ({span.byte_size} bytes) "
+                    f"should be at least {byte_size} bytes to hold the results"
+                )
+            self._memory.view(span)[:byte_size] = content
+            return span
+        if byte_size <= INLINE_BYTE_SIZE:
+            return Inline(memoryview(content))
+        lease = self._memory.reserve(byte_size)
+        self._memory.view(lease)[:] = content
+        return lease
+
+    def fail(self, index: int, error: StatusError) -> None:
+        """Answer one request of the batch with an error; what it has got so far is given back."""
+        self._faults[index] = error
+        self._free([tensor.place for tensor in self._outputs[index]])
+        self._outputs[index] = []
+
+    def fail_all(self, error: StatusError) -> None:
+        """Answer every request of the batch with an error."""
+        for index in range(len(self.requests)):
+            self.fail(index, error)
+
+    def finish(self) -> list[Result]:
+        """Close the batch; returns one result for each request, in order."""
+        for _, places in self._destinations.values():
+            self._free(places)
+        self._destinations.clear()
+        end_ns = self.compute_end_ns = self._clock_ns()
+        self.output_start_ns = self.output_start_ns or end_ns
+        self.input_end_ns = self.input_end_ns or self.output_start_ns
+        if not self._faults:
+            return [Result(outputs) for outputs in self._outputs]
+        empty: Parameters = {}
+        return [
+            Result(outputs, empty, Fault(fault.code, fault.message) if (fault := self._faults.get(index)) else None)
+            for index, outputs in enumerate(self._outputs)
+        ]
+
+    def _free(self, places: Sequence[Placement]) -> None:
+        for place in places:
+            if type(place) is Lease:
+                self._memory.free(place)
+
+
+def _named(request: RequestBody, name: str) -> Tensor:
+    for tensor in request.inputs:
+        if tensor.name == name:
+            return tensor
+    raise KeyError(name)
+
+
+def _aligned(view: memoryview, datatype: Datatype) -> bool:
+    return bool(np.frombuffer(view, np.uint8).ctypes.data % datatype.byte_size == 0) if len(view) else True
+
+
+def _back_to_back(places: Sequence[Placement]) -> Placement | None:
+    """The one placement that covers all of them, where they follow each other in the same memory."""
+    first = places[0]
+    if isinstance(first, Inline):
+        return None
+    end = first.offset
+    for place in places:
+        if isinstance(first, Lease):
+            if not isinstance(place, Lease) or place.arena != first.arena or place.offset != end:
+                return None
+        elif not isinstance(place, Span) or place.region != first.region or place.offset != end:
+            return None
+        end += place.byte_size
+    if isinstance(first, Lease):
+        return Lease(first.arena, first.offset, end - first.offset)
+    return Span(first.region, first.offset, end - first.offset)

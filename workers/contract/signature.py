@@ -1,0 +1,100 @@
+"""A model's tensors, precomputed once per loaded version so that a request is checked without thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...shm.datatypes import BY_NUMBER, Datatype, element_count
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    ``dims`` are the configured dims without the batch dim; ``shape`` is what clients send or get
+    (a leading -1 when the model batches); -1 marks a variable dim. ``reshape`` is the shape the
+    model itself takes (without the batch dim) or None where it equals ``dims``.
+    ``item_byte_size`` is the byte size of one batch item, or -1 where it varies.
+    """
+
+    name: str
+    datatype: Datatype
+    dims: tuple[int, ...]
+    shape: tuple[int, ...]
+    reshape: tuple[int, ...] | None
+    item_byte_size: int
+    optional: bool = False
+    allow_ragged_batch: bool = False
+    label_filename: str = ""
+
+    @property
+    def variable(self) -> bool:
+        return -1 in self.dims
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Every tensor of a model version, in configuration order.
+
+    ``batching``, ``reshapes_inputs`` (does any input have a ``reshape``?) and ``required_inputs``
+    (how many inputs are not optional) follow from the rest.
+    """
+
+    model: str
+    max_batch_size: int
+    decoupled: bool
+    inputs: dict[str, TensorSpec] = field(default_factory=dict)
+    outputs: dict[str, TensorSpec] = field(default_factory=dict)
+    batching: bool = field(init=False)
+    reshapes_inputs: bool = field(init=False)
+    required_inputs: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batching", self.max_batch_size > 0)
+        object.__setattr__(self, "reshapes_inputs", any(spec.reshape is not None for spec in self.inputs.values()))
+        object.__setattr__(self, "required_inputs", sum(not spec.optional for spec in self.inputs.values()))
+
+
+def signature_of(config: Any) -> Signature:
+    """Precompute the signature of a validated ``ModelConfig`` message."""
+    batching = config.max_batch_size > 0
+
+    def spec(tensor: Any, **extra: Any) -> TensorSpec:
+        datatype = BY_NUMBER[tensor.data_type]
+        dims = tuple(tensor.dims)
+        fixed = -1 not in dims and datatype.byte_size > 0
+        return TensorSpec(
+            name=tensor.name,
+            datatype=datatype,
+            dims=dims,
+            shape=(-1, *dims) if batching else dims,
+            reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
+            item_byte_size=element_count(dims) * datatype.byte_size if fixed else -1,
+            **extra,
+        )
+
+    return Signature(
+        model=config.name,
+        max_batch_size=config.max_batch_size,
+        decoupled=config.model_transaction_policy.decoupled,
+        inputs={
+            tensor.name: spec(tensor, optional=tensor.optional, allow_ragged_batch=tensor.allow_ragged_batch)
+            for tensor in config.input
+        },
+        outputs={tensor.name: spec(tensor, label_filename=tensor.label_filename) for tensor in config.output},
+    )
+
+
+def reshaped(shape: Sequence[int], source: Sequence[int], target: Sequence[int], batching: bool) -> tuple[int, ...]:
+    """Map a request's ``shape`` from the configured dims ``source`` to the dims ``target``.
+
+    Each -1 of ``target`` takes the value found at the -1 of ``source`` with the same rank among
+    the variable dims; a batch dim is kept in front. Used with (dims, reshape) for inputs and with
+    (reshape, dims) for outputs.
+    """
+    batch = tuple(shape[:1]) if batching else ()
+    items = shape[1:] if batching else shape
+    wild = iter([value for value, dim in zip(items, source, strict=True) if dim == -1])
+    return batch + tuple(next(wild) if dim == -1 else dim for dim in target)

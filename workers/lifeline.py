@@ -1,0 +1,72 @@
+"""The lifeline: a socket pair between server and worker that carries file descriptors, and whose end means death.
+
+The server's side is ``server/farm/worker_process.py``.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from .contract.messages import Greeting, LifelineMessage
+
+MAX_MESSAGE_BYTE_SIZE = 4096
+
+_decoder = msgspec.msgpack.Decoder(LifelineMessage)
+_PR_SET_PDEATHSIG = 1
+
+
+def receive(lifeline: socket.socket) -> tuple[LifelineMessage, int | None] | None:
+    """Wait for the next message and the descriptor beside it, if any; None once the server has gone."""
+    size = array.array("i").itemsize
+    content, ancillary, _, _ = lifeline.recvmsg(MAX_MESSAGE_BYTE_SIZE, socket.CMSG_SPACE(size))
+    fd = None
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received = array.array("i")
+            received.frombytes(payload[: len(payload) // size * size])
+            fd = received[0]
+            os.set_inheritable(fd, False)
+    if not content:
+        return None
+    return _decoder.decode(content), fd
+
+
+def greeted(lifeline: socket.socket) -> Greeting:
+    """Wait for the greeting. Raises EOFError when the server goes away instead."""
+    received = receive(lifeline)
+    if received is None or not isinstance(received[0], Greeting):
+        raise EOFError("no greeting over the lifeline")
+    return received[0]
+
+
+def watch(lifeline: socket.socket, handle: Callable[[LifelineMessage, int | None], None]) -> None:
+    """Handle what comes over the lifeline in a thread of its own; the process ends with the lifeline."""
+
+    def run() -> None:
+        try:
+            while (received := receive(lifeline)) is not None:
+                handle(*received)
+        finally:
+            # Nobody is left to answer to; exit handlers could hang on instances that still run.
+            os._exit(0)
+
+    threading.Thread(target=run, name="lifeline", daemon=True).start()
+
+
+def die_with_server() -> None:
+    """Have the kernel kill this process when the server dies, and leave its signals to the server.
+
+    A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole group; the server drains and then
+    stops its workers itself.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
