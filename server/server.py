@@ -23,7 +23,7 @@ from .http.metrics_page import metrics_door
 from .log import Log
 from .metrics import MetricsExposition
 from .metrics_settings import parse_settings
-from .options import Options, backend_settings
+from .options import Options, backend_settings, check_creation
 from .regions import RegionRegistry
 from .repository.lifecycle import Lifecycle
 from .service import Service
@@ -123,6 +123,7 @@ class Server:
 
     async def _start(self) -> bool:
         try:
+            check_creation(self._options)
             _check_repositories(self._options.model_repository)
         except StatusError as error:
             print(f"error: creating server: {error.code.text} - {error.message}", file=sys.stderr, flush=True)
@@ -214,8 +215,6 @@ class Server:
 
 
 def _check_repositories(paths: tuple[str, ...]) -> None:
-    if not paths:
-        raise invalid("--model-repository must be specified")
     for path in paths:
         if not Path(path).is_dir():
             raise invalid(f"repository path is not a valid directory: '{path}'")

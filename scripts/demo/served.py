@@ -110,14 +110,14 @@ def _wait_until_ready(served: Served) -> None:
         try:
             rc = served.process.wait(timeout=0.05)
         except subprocess.TimeoutExpired:
-            if _ready(served.http_port):
+            if ready_on(served.http_port):
                 return
         else:
             raise ServerError(f"the server ended at start with exit status {rc}{tail(served.log)}")
     raise ServerError(f"the server was not ready within {_READY_WITHIN_S} s{tail(served.log)}")
 
 
-def _ready(port: int) -> bool:
+def ready_on(port: int) -> bool:
     connection = http.client.HTTPConnection(ADDRESS, port, timeout=5)
     try:
         connection.request("GET", "/v2/health/ready")

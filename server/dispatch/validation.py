@@ -144,7 +144,8 @@ def _check_tensor(signature: Signature, spec: TensorSpec, tensor: Tensor, reques
     model = signature.model
     if tensor.datatype != spec.datatype.name:
         raise invalid(
-            f"{label(request_id)}inference input '{name}' data-type is '{tensor.datatype}', but model '{model}' expects '{spec.datatype.name}'"
+            f"{label(request_id)}inference input '{name}' data-type is '{tensor.datatype}', but model '{model}' "
+            f"expects '{spec.datatype.name}'"
         )
     shape = tensor.shape
     item = shape[1:] if signature.batching else shape
@@ -236,7 +237,8 @@ def _check_strings(name: str, model: str, view: memoryview, count: int, request_
         found += 1
         if length > end - at:
             cut = invalid(
-                f"incomplete string data for inference input '{name}', expecting string of length {length} but only {end - at} bytes available"
+                f"incomplete string data for inference input '{name}', expecting string of length {length} "
+                f"but only {end - at} bytes available"
             )
             break
         at += length

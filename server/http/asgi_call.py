@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -77,7 +76,7 @@ class _Call:
         self.reply(Reply(500, (JSON_TYPE,), (error_body("internal error"),)))
 
 
-async def _guarded(running: Coroutine[Any, Any, None], call: _Call) -> None:
+async def _guarded(running: Awaitable[None], call: _Call) -> None:
     try:
         await running
     except Exception:

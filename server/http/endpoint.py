@@ -84,7 +84,7 @@ def scope_peer_is_local(scope: Scope) -> bool:
     if "peer_is_local" in state:
         return bool(state["peer_is_local"])
     client, server = scope.get("client"), scope.get("server")
-    return bool(client and server) and peer_is_local(str(client[0]), str(server[0]))
+    return client is not None and server is not None and peer_is_local(str(client[0]), str(server[0]))
 
 
 class Disconnected(Exception):

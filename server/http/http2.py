@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, cast
 
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
+from starlette.types import ASGIApp
 
 from .limits import Limits
 
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 class Http2:
     """Serves an ASGI app over HTTP/2 on transports that are handed over."""
 
-    def __init__(self, app: ASGIFramework, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
         config = Config()
         config.include_server_header = False
         config.include_date_header = False
@@ -29,7 +30,7 @@ class Http2:
         config.keep_alive_max_requests = 2**31
         config.h2_max_header_list_size = limits.head_byte_size
         self._config = config
-        self._app = wrap_app(app, config.wsgi_max_body_size, None)
+        self._app = wrap_app(cast(ASGIFramework, app), config.wsgi_max_body_size, None)
         self._context = WorkerContext(None)
         self._tasks: dict[asyncio.Task[Any], asyncio.Transport] = {}
 

@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ...shm.arena import Arena, ArenaFull, Block
 from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import Parameters, RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, unsupported
-from ..dispatch.validation import label, size_mismatch
+from ..dispatch.validation import label
 from .exchange import HttpRequest
+from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm, Regions, Scratch
 from .json_tensor import string_tensor_bytes, tensor_bytes
 from .json_text import MAX_DEPTH, no_member, parse, quote, wrong_type
-
-INLINE_BYTE_SIZE = 64 * 1024
-"""Tensors that came as JSON ride inside messages up to this size, and go to the arena above it."""
+from .raw_request import read_raw
 
 MAX_CORRELATION_ID = 128
 
@@ -88,94 +84,11 @@ class _Irregular(Exception):
     """The typed decode may have read something otherwise than it should: read it member by member."""
 
 
-class Regions(Protocol):
-    """Registered shared memory, as far as requests refer to it."""
-
-    def span(self, name: str, offset: int, byte_size: int) -> Span:
-        """A part of a region. Raises StatusError."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class OutputForm:
-    """How an output is to be answered: as JSON, as binary data, as its best classes, or in a client's region."""
-
-    binary: bool = False
-    classes: int = 0
-    in_region: bool = False
-
-
-IN_JSON = OutputForm()
-IN_BINARY = OutputForm(binary=True)
-IN_REGION = OutputForm(in_region=True)
-
-
-@dataclass(slots=True)
-class InferCall:
-    """An inference request that has been read.
-
-    ``id_text`` is its id as JSON, empty where it has none. ``forms`` has how each output listed in the
-    request is to be answered, ``form`` is for those that are not. ``sequence_id`` is 0 or "" outside
-    sequences.
-    """
-
-    body: RequestBody
-    id_text: bytes = b""
-    form: OutputForm = IN_JSON
-    forms: Mapping[str, OutputForm] | None = None
-    priority: int = 0
-    timeout_us: int = 0
-    sequence_id: int | str = 0
-    sequence_start: bool = False
-    sequence_end: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class InferSettings:
-    """What options say about inference requests: ``max_input_size`` in bytes, and which headers become parameters."""
-
-    max_input_size: int = 64 * 1024 * 1024
-    forward: re.Pattern[str] | None = None
-
-
-@lru_cache(maxsize=16)
-def infer_settings(max_input_size: int, forward_pattern: str) -> InferSettings:
-    """The settings that two options make. Raises ``re.error`` where the pattern is none."""
-    return InferSettings(max_input_size, re.compile(forward_pattern, re.IGNORECASE) if forward_pattern else None)
-
-
-class Scratch:
-    """Memory for what had to be decoded: small pieces in messages, larger ones in the arena, given back together."""
-
-    __slots__ = ("_arena", "_blocks")
-
-    def __init__(self, arena: Arena | None = None) -> None:
-        self._arena = arena
-        self._blocks: list[Block] = []
-
-    def place(self, content: bytes) -> Placement:
-        """A placement with a copy of ``content`` or ``content`` itself."""
-        if self._arena is not None and len(content) > INLINE_BYTE_SIZE:
-            try:
-                block = self._arena.reserve(len(content))
-            except ArenaFull:
-                return Inline(memoryview(content))
-            self._blocks.append(block)
-            block.view[: len(content)] = content
-            return block.place(0, len(content))
-        return Inline(memoryview(content))
-
-    def release(self) -> None:
-        """Give everything back; nobody reads it any more."""
-        for block in self._blocks:
-            block.release()
-        self._blocks.clear()
-
-
 def too_large(what: str, byte_size: int, limit: int) -> StatusError:
     """The error of something that exceeds ``--http-max-input-size``."""
     return invalid(
-        f"{what} of {byte_size} bytes exceeds the maximum allowed input size of {limit} bytes. Use --http-max-input-size to increase the limit."
+        f"{what} of {byte_size} bytes exceeds the maximum allowed input size of {limit} bytes. "
+        "Use --http-max-input-size to increase the limit."
     )
 
 
@@ -216,7 +129,7 @@ def read_request(
     """
     view = request.body.view
     if not json_size:
-        call = _read_raw(view, request, signature, scratch, settings)
+        call = read_raw(request.body, signature, scratch, settings.max_input_size)
     else:
         if json_size > settings.max_input_size:
             raise too_large("request JSON size", json_size, settings.max_input_size)
@@ -380,7 +293,8 @@ class _Reading:
                 stop = at + (size if type(size) is int and size >= 0 else _unsigned(size, "binary_data_size"))
                 if stop > self.end:
                     raise invalid(
-                        f"unexpected size for input '{name}', expecting {stop - self.end} additional bytes for model '{self.signature.model}'"
+                        f"unexpected size for input '{name}', expecting {stop - self.end} additional bytes "
+                        f"for model '{self.signature.model}'"
                     )
                 self.at = stop
                 place = self.request.body.place(at, stop) if stop > at else Inline(_NOTHING)
@@ -470,7 +384,8 @@ _NO_BODY = RequestBody("", 1, [], [], {})
 
 def _check_source(data: Any, size: Any, region: Any) -> None:
     """An input's data must come from exactly one place."""
-    given = [text for text, field in (("'data'", data), ("'binary_data_size'", size), ("'shared_memory_region'", region)) if field is not UNSET]
+    sources = (("'data'", data), ("'binary_data_size'", size), ("'shared_memory_region'", region))
+    given = [text for text, field in sources if field is not UNSET]
     if len(given) != 1:
         raise invalid(
             "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
@@ -489,7 +404,8 @@ def _json_count(name: str, shape: tuple[int, ...]) -> int:
         count *= dim
         if count > MAX_COUNT:
             raise invalid(
-                f"invalid shape for input '{name}': shape {shape_text(shape)} causes total element count to exceed maximum size of {MAX_COUNT}"
+                f"invalid shape for input '{name}': shape {shape_text(shape)} causes total element count "
+                f"to exceed maximum size of {MAX_COUNT}"
             )
     return count
 
@@ -580,44 +496,3 @@ def _forward(request: HttpRequest, pattern: re.Pattern[str], parameters: Paramet
             if name in _RESERVED or name.startswith("triton_"):
                 raise invalid(f"Header '{name}' is reserved for Triton usage and cannot be forwarded.")
             parameters[name] = value.decode("utf-8", "replace")
-
-
-def _read_raw(view: memoryview, request: HttpRequest, signature: Signature, scratch: Scratch, settings: InferSettings) -> InferCall:
-    """A raw request: the body is the data of the model's only input; every output is answered in binary."""
-    prefix = label("")
-    model = signature.model
-    if len(signature.inputs) != 1:
-        raise invalid(
-            f"{prefix}Raw request must only have 1 input (found 1) to be deduced but got {len(signature.inputs)} inputs in '{model}' "
-            "model configuration"
-        )
-    byte_size = len(view)
-    if byte_size > settings.max_input_size:
-        raise invalid(
-            f"Raw input has a byte_size ({byte_size} bytes) that exceeds the maximum allowed value of {settings.max_input_size} bytes. "
-            "Use --http-max-input-size to increase the limit."
-        )
-    (spec,) = signature.inputs.values()
-    if spec.datatype.name == "BYTES":
-        if spec.dims != (1,):
-            raise invalid(f"{prefix}For BYTE datatype raw input '{spec.name}', the model must have input shape [1]")
-        dims = spec.dims
-        place = scratch.place(byte_size.to_bytes(4, "little") + bytes(view))
-    else:
-        if spec.dims.count(-1) > 1:
-            raise invalid(
-                f"{prefix}The shape of the raw input '{spec.name}' can not be deduced because there are more than one variable-sized dimension"
-            )
-        item_size = spec.datatype.byte_size
-        for dim in spec.dims:
-            item_size *= dim if dim != -1 else 1
-        dims = tuple(byte_size // item_size if dim == -1 and item_size else max(dim, 0) for dim in spec.dims)
-        expected = spec.datatype.byte_size if dims else 0
-        for dim in dims:
-            expected *= dim
-        if expected != byte_size:
-            raise invalid(size_mismatch("raw_input", model, expected, byte_size, ""))
-        place = request.body.place(0, byte_size) if byte_size else Inline(_NOTHING)
-    shape = (1, *dims) if signature.batching else dims
-    tensor = Tensor(spec.name, spec.datatype.name, shape, place)
-    return InferCall(RequestBody("", 1, [tensor], [], {}), form=IN_BINARY)

@@ -30,7 +30,7 @@ _NUMBER_TEXT = rb"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17}+)?(?:[eE][+-]?[0-9]{1
 _NUMBER_RUN = re.compile(rb"(?:[ \t\n\r]*" + _NUMBER_TEXT + rb"[ \t\n\r]*,)++")
 _STRING_RUN = re.compile(rb'(?:[ \t\n\r]*"[^"\\\x00-\x1f\x80-\xff]*"[ \t\n\r]*,)++')
 _HEX = re.compile(rb"[0-9a-fA-F]{4}")
-_SHORT_ESCAPES = {ord('"'): b'"', ord("\\"): b"\\", ord("/"): b"/", ord("b"): b"\b", ord("f"): b"\f", ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t"}
+_SHORT_ESCAPES = {ord(letter): meant for letter, meant in zip('"\\/bfnrt', (b'"', b"\\", b"/", b"\b", b"\f", b"\n", b"\r", b"\t"), strict=True)}
 _WORDS: dict[int, tuple[bytes, bool | None]] = {ord("t"): (b"true", True), ord("f"): (b"false", False), ord("n"): (b"null", None)}
 
 INVALID_VALUE = "Invalid value."

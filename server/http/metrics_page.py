@@ -25,9 +25,11 @@ def metrics_door(render: Callable[[], bytes]) -> HttpDoor:
             answer(not_allowed(plain=True))
             return
         try:
-            answer(Reply(200, _HEADERS, (render(),) if request.path in _PATHS else ()))
+            page = render() if request.path in _PATHS else b""
         except Exception:
             _log.exception("the metrics page failed")
             answer(Reply(500, (JSON_TYPE,), (error_body("internal error"),)))
+            return
+        answer(Reply(200, _HEADERS, (page,)))
 
     return HttpDoor(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import inspect
 import re
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,7 @@ def file_content(text: str) -> bytes:
     return base64.b64decode(clean + "=" * (-len(clean) % 4))
 
 
-async def _load(service: Service, call: Call) -> Reply:
+def _load(service: Service, call: Call) -> Reply:
     if "repository" in call.params:
         raise unsupported("'repository_name' specification is not supported")
     parameters: dict[str, object] = {}
@@ -65,14 +64,14 @@ async def _load(service: Service, call: Call) -> Reply:
             parameters[name] = file_content(text)
         else:
             raise internal("unexpected error on creating Triton parameter")
-    await _finished(service.load(call.model, parameters))
+    service.load(call.model, parameters)
     return empty_json_reply()
 
 
-async def _unload(service: Service, call: Call) -> Reply:
+def _unload(service: Service, call: Call) -> Reply:
     if "repository" in call.params:
         raise unsupported("'repository_name' specification is not supported")
-    await _finished(service.unload(call.model, {"unload_dependents": _unload_dependents(call.body)}))
+    service.unload(call.model, {"unload_dependents": _unload_dependents(call.body)})
     return empty_json_reply()
 
 
@@ -82,11 +81,6 @@ def _unload_dependents(body: bytes) -> bool:
         return _parameters(json_text.parse(body)).get("unload_dependents") is True if body else False
     except StatusError:
         return False
-
-
-async def _finished(outcome: object) -> None:
-    if inspect.isawaitable(outcome):
-        await outcome
 
 
 def routes(endpoint: EndpointOf) -> list[Route]:

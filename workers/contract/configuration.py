@@ -30,9 +30,10 @@ def _generated_module() -> Any:
     """Load the generated module without running its package.
 
     ``tritonclient.grpc.__init__`` imports grpcio and the whole client (0.3 s and 20 MiB, in every
-    worker); the generated file itself needs only protobuf. It is entered in ``sys.modules`` under
-    its own name, so that whoever imports the package later gets this very module, and the one that
-    is there already is taken if the package came first.
+    worker); the generated file itself needs only protobuf. The module is kept out of ``sys.modules``:
+    a sub-module there without its package would break ``import tritonclient.grpc.model_config_pb2``.
+    Whoever imports the package later runs the file again, which protobuf expects: one descriptor pool,
+    and for each descriptor in it one class, so that messages of both are the same.
     """
     if _GENERATED in sys.modules:
         return sys.modules[_GENERATED]
@@ -42,12 +43,7 @@ def _generated_module() -> Any:
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {_GENERATED!r}", name=_GENERATED)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[_GENERATED] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[_GENERATED]
-        raise
+    spec.loader.exec_module(module)
     return module
 
 
@@ -100,6 +96,8 @@ def parse_json(text: str | bytes) -> Any:
     try:
         if len(text) > MAX_BYTE_SIZE:
             raise ValueError(f"longer than {MAX_BYTE_SIZE} bytes")
+        if not (text.lstrip().startswith(b"{") if isinstance(text, bytes) else text.lstrip().startswith("{")):
+            raise ValueError("a configuration is a JSON object")
         json_format.Parse(text, config, max_recursion_depth=50)
         _check_enums(config)
     except (json_format.ParseError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

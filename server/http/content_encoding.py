@@ -1,0 +1,83 @@
+"""Compressed bodies, both ways: gzip and zlib ("deflate"), bounded while they grow."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+from ...workers.contract.status import StatusError, invalid, unsupported
+
+ACCEPTED = (b"Accept-Encoding", b"gzip, deflate")
+"""The reply header that tells a client whose encoding is unknown what would be understood."""
+
+_EITHER_FORMAT = zlib.MAX_WBITS | 32
+_WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+_STEP = 256 * 1024
+_WEIGHT = re.compile(r"q=(?P<weight>[0-9]*\.?[0-9]+|[0-9]+\.)")
+
+
+def unknown_encoding() -> StatusError:
+    """The error of a body that is compressed in a way that is not understood."""
+    return unsupported("Unsupported compression type")
+
+
+def is_compressed(encoding: bytes) -> bool:
+    """Does this Content-Encoding mean that there is something to undo? Raises StatusError UNSUPPORTED for unknown ones."""
+    if encoding in (b"gzip", b"deflate"):
+        return True
+    if encoding != b"identity":
+        raise unknown_encoding()
+    return False
+
+
+def decompress(body: memoryview, limit: int) -> bytes:
+    """Undo gzip or zlib, whichever it is; what follows the first stream is ignored, a stream may end early.
+
+    Raises StatusError INVALID_ARG: nothing there, no such format, or more than ``limit`` bytes.
+    """
+    if not len(body):
+        raise invalid("nothing to be decompressed")
+    stream = zlib.decompressobj(_EITHER_FORMAT)
+    parts: list[bytes] = []
+    size = 0
+    rest: bytes | memoryview = body
+    try:
+        while not stream.eof:
+            part = stream.decompress(rest, min(_STEP, limit + 1 - size))
+            rest = stream.unconsumed_tail
+            size += len(part)
+            parts.append(part)
+            if size > limit:
+                raise invalid(
+                    f"Decompressed data size exceeds the maximum allowed value of {limit} bytes. "
+                    "Use --http-max-input-size to increase the limit."
+                )
+            if not rest and not part:
+                break
+    except zlib.error:
+        raise invalid("unable to decompress the request body") from None
+    return b"".join(parts)
+
+
+def chosen_encoding(accepted: bytes) -> str:
+    """The encoding for a reply that an Accept-Encoding header asks for: ``gzip``, ``deflate`` or ``identity``.
+
+    Names and weights must be spelled exactly; the highest weight wins, the first of several.
+    """
+    best, best_weight = "identity", 0.0
+    for entry in accepted.decode("latin-1").split(","):
+        name, parameters, attributes = entry.strip().partition(";")
+        weight = 1.0
+        if parameters:
+            match = _WEIGHT.match(attributes)
+            weight = float(match["weight"]) if match else 0.0
+        if name in ("gzip", "deflate", "identity") and weight > best_weight:
+            best, best_weight = name, weight
+    return best
+
+
+def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
+    """Compress a body given in parts; ``encoding`` is ``gzip`` or ``deflate``."""
+    stream = zlib.compressobj(wbits=_WINDOWS[encoding])
+    return b"".join([*map(stream.compress, parts), stream.flush()])

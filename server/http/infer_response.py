@@ -1,0 +1,138 @@
+"""Writes the HTTP reply to an inference: JSON, and binary tensors behind it that are not copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from ...shm.placement import Span
+from ...workers.contract.messages import Parameters, Tensor
+from ...workers.contract.status import StatusError, internal, invalid
+from ..dispatch.request import Response
+from .classification import classify
+from .content_encoding import compress
+from .errors import JSON_TYPE, PLAIN_TYPE, http_status
+from .exchange import Reply
+from .infer_call import InferCall
+from .json_tensor import json_array
+from .json_text import quote, write
+
+if TYPE_CHECKING:
+    from ..repository.version import ModelVersion
+
+_BINARY_TYPE = (b"Content-Type", b"application/octet-stream")
+_JSON_HEADERS = (JSON_TYPE,)
+_JSON_LENGTH = b"Inference-Header-Content-Length"
+
+
+def failure(error: StatusError, *, plain: bool = False) -> Reply:
+    """The reply of a request that failed; ``plain`` where the protocol's own server calls it text/plain."""
+    return Reply(http_status(error.code), (PLAIN_TYPE if plain else JSON_TYPE,), (b'{"error":' + quote(error.message) + b"}",))
+
+
+def infer_reply(version: ModelVersion, call: InferCall, response: Response, encoding: str = "identity") -> Reply:
+    """The reply with a response's outputs, each in the form that the request asked for.
+
+    The response is released by the reply's ``on_sent``, or at once where nothing of it is left to
+    send. ``encoding`` compresses the whole body. Raises StatusError, and then the response is not
+    released.
+    """
+    if response.error is not None:
+        raise response.error
+    tail: list[bytes | memoryview] = []
+    form = call.form
+    forms = call.forms
+    objects: list[bytes] = []
+    for tensor in response.outputs:
+        if forms is not None:
+            form = forms.get(tensor.name, call.form)
+        if form.in_region:
+            if type(tensor.place) is not Span:
+                raise internal(f"output '{tensor.name}' was not written to its shared memory region")
+            objects.append(_region_object(tensor.name, tensor.datatype, tensor.shape))
+        elif form.classes:
+            objects.append(_classes_object(version, tensor, response.read(tensor), form.classes, tail if form.binary else None))
+        elif form.binary:
+            content = response.read(tensor)
+            objects.append(_binary_object(tensor.name, tensor.datatype, tensor.shape, len(content)))
+            if len(content):
+                tail.append(content)
+        else:
+            objects.append(_json_object(tensor, response.read(tensor)))
+    text = b"".join(
+        (
+            b'{"id":' + call.id_text + b"," if call.id_text else b"{",
+            _model_members(version.name, version.version),
+            b',"parameters":' + _parameters(response.parameters) if response.parameters else b"",
+            b',"outputs":[',
+            b",".join(objects),
+            b"]}",
+        )
+    )
+    return _reply(text, tail, encoding, response.release)
+
+
+def _reply(text: bytes, tail: list[bytes | memoryview], encoding: str, release: Callable[[], None]) -> Reply:
+    headers: tuple[tuple[bytes, bytes], ...] = _JSON_HEADERS
+    if tail:
+        headers = (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % len(text)))
+    if encoding != "identity":
+        body = compress((text, *tail), encoding)
+        release()
+        return Reply(200, (*headers, (b"Content-Encoding", encoding.encode())), (body,))
+    if tail:
+        return Reply(200, headers, (text, *tail), release)
+    release()
+    return Reply(200, headers, (text,))
+
+
+@lru_cache(maxsize=1024)
+def _model_members(name: str, version: int) -> bytes:
+    return b'"model_name":%b,"model_version":"%d"' % (quote(name), version)
+
+
+@lru_cache(maxsize=8192)
+def _head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """The members that every form of an output has; the object is left open."""
+    dims = ",".join(map(str, shape))
+    return b'{"name":%b,"datatype":"%b","shape":[%b]' % (quote(name), datatype.encode(), dims.encode())
+
+
+@lru_cache(maxsize=8192)
+def _binary_object(name: str, datatype: str, shape: tuple[int, ...], byte_size: int) -> bytes:
+    return b'%b,"parameters":{"binary_data_size":%d}}' % (_head(name, datatype, shape), byte_size)
+
+
+def _region_object(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    return _head(name, datatype, shape) + b"}"
+
+
+def _classes_object(version: ModelVersion, tensor: Tensor, content: memoryview, count: int, tail: list[bytes | memoryview] | None) -> bytes:
+    classes, shape = classify(
+        content, tensor.datatype, tensor.shape, version.signature.batching, count, version.labels.get(tensor.name, ())
+    )
+    if tail is None:
+        return _head(tensor.name, "BYTES", shape) + b',"data":' + json_array(memoryview(classes), "BYTES")[0] + b"}"
+    if classes:
+        tail.append(classes)
+    return _binary_object(tensor.name, "BYTES", shape, len(classes))
+
+
+def _json_object(tensor: Tensor, content: memoryview) -> bytes:
+    if tensor.datatype in ("FP16", "BF16"):
+        raise invalid(f"sending {tensor.datatype} data via JSON is not supported. Please use the binary data format for output")
+    expected = 1 if tensor.shape else 0
+    for dim in tensor.shape:
+        expected *= dim
+    try:
+        text, count = json_array(content, tensor.datatype)
+    except ValueError:
+        count = -1
+    if count != expected:
+        raise internal(f"output tensor shape does not match size of output for '{tensor.name}'")
+    return _head(tensor.name, tensor.datatype, tensor.shape) + b',"data":' + text + b"}"
+
+
+def _parameters(parameters: Parameters) -> bytes:
+    return write(parameters)
