@@ -10,6 +10,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import (
+    generate,
     health,
     inference,
     logging_settings,
@@ -71,6 +72,7 @@ def http_app(service: Service, restrictions: Restrictions, limits: Limits) -> AS
         *statistics_routes.routes(endpoint),
         *logging_settings.routes(endpoint),
         *inference.model_routes(service, restrictions, limits),
+        *generate.model_routes(endpoint),
         *health.model_routes(endpoint),
         *statistics_routes.model_routes(endpoint),
         *trace_settings.model_routes(endpoint),

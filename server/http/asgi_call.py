@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Scope
 from .errors import JSON_TYPE, error_body
 from .exchange import Answer, Cancel, HttpRequest, Reply
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class AsgiCalls:
@@ -80,7 +80,7 @@ async def _guarded(running: Awaitable[None], call: _Call) -> None:
     try:
         await running
     except Exception:
-        _log.exception("the HTTP app failed")
+        _logger.exception("the HTTP app failed")
     finally:
         call.fail()
 

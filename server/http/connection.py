@@ -23,7 +23,7 @@ from .peer import peer_is_local
 if TYPE_CHECKING:
     from .listener import HttpDoor
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -335,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             cancel = self._door.handle(exchange.request, exchange.answer)
         except Exception:
-            _log.exception("an HTTP handler failed")
+            _logger.exception("an HTTP handler failed")
             if self._active is exchange:
                 exchange.answer(Reply(500, (JSON_TYPE,), (error_body("internal error"),)))
             return

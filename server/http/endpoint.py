@@ -20,7 +20,7 @@ from .restriction import Restrictions
 if TYPE_CHECKING:
     from ..service import Service
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _MAX_INT64 = 2**63 - 1
 
 
@@ -167,7 +167,7 @@ class Endpoint:
         except Disconnected:
             return
         except Exception:
-            _log.exception("an HTTP handler failed")
+            _logger.exception("an HTTP handler failed")
             reply = Reply(500, (JSON_TYPE,), (error_body("internal error"),))
         await send_reply(reply, scope, send)
 

@@ -31,9 +31,9 @@ def error_body(message: str) -> bytes:
     return b'{"error":' + quote(message) + b"}"
 
 
-def error_reply(error: StatusError) -> Reply:
-    """The reply of a handler that failed."""
-    return Reply(http_status(error.code), (JSON_TYPE,), (error_body(error.message),))
+def error_reply(error: StatusError, plain: bool = False) -> Reply:
+    """The reply of a handler that failed; some routes send theirs as text/plain."""
+    return Reply(http_status(error.code), (PLAIN_TYPE if plain else JSON_TYPE,), (error_body(error.message),))
 
 
 def plain_error_reply(status: int, message: str) -> Reply:

@@ -50,7 +50,7 @@ class Front:
 
     def door(self) -> HttpDoor:
         """A door that this front answers, with HTTP/2 by prior knowledge."""
-        return HttpDoor(self.handle, self._service.arena, Http2(self._app, self.limits), self.limits)
+        return HttpDoor(self.handle, self._service.arena, Http2(self._app, self.limits), self.limits, self._calls.close)
 
     def handle(self, request: HttpRequest, answer: Answer) -> Cancel | None:
         """Answer a request."""
@@ -82,7 +82,3 @@ class Front:
                     targets.clear()
                 targets[path] = target
         return target
-
-    async def close(self) -> None:
-        """End the calls of the app that are still under way; the doors are closed first."""
-        await self._calls.close()

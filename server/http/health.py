@@ -37,14 +37,13 @@ def ready(service: Service) -> Reply:
 
 
 def model_ready(service: Service, call: Call) -> Reply:
-    """200 where a model version can run; every reason why it cannot looks the same to the client."""
-    version = call.version
+    """200 where a model version can run; that it is not there looks the same as that it cannot."""
     try:
-        if service.version_ready(call.model, version):
+        if service.version_ready(call.model, call.version):
             return _YES
     except StatusError as failure:
         if failure.code not in (Code.NOT_FOUND, Code.UNAVAILABLE):
-            raise
+            return error_reply(failure, plain=True)
     return plain_error_reply(400, "Model version not ready")
 
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .limits import Limits
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Http2:
@@ -25,7 +25,7 @@ class Http2:
         config = Config()
         config.include_server_header = False
         config.include_date_header = False
-        config.errorlog = _log
+        config.errorlog = _logger
         config.keep_alive_timeout = limits.keep_alive_idle_s or float("inf")
         config.keep_alive_max_requests = 2**31
         config.h2_max_header_list_size = limits.head_byte_size
@@ -59,7 +59,7 @@ class Http2:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         del self._tasks[task]
         if not task.cancelled() and task.exception() is not None:
-            _log.error("an HTTP/2 connection failed", exc_info=task.exception())
+            _logger.error("an HTTP/2 connection failed", exc_info=task.exception())
 
     async def stop(self) -> None:
         """Close idle connections, and the others once they are idle."""

@@ -23,7 +23,7 @@ from .restriction import Restrictions
 if TYPE_CHECKING:
     from ..service import Service
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def infer_guarded(service: Service, model: str, version: str, request: HttpRequest, answer: Answer) -> Cancel | None:
@@ -32,7 +32,7 @@ def infer_guarded(service: Service, model: str, version: str, request: HttpReque
         version = version_text(version)
     except StatusError as failure:
         request.body.release()
-        answer(error_reply(failure))
+        answer(error_reply(failure, plain=True))
         return None
     return infer(service, model, version, request, answer)
 
@@ -55,7 +55,7 @@ class InferenceApp:
         except Disconnected:
             return
         except Exception:
-            _log.exception("inference over HTTP/2 failed")
+            _logger.exception("inference over HTTP/2 failed")
             reply = Reply(500, (JSON_TYPE,), (error_body("internal error"),))
         await send_reply(reply, scope, send)
 

@@ -30,7 +30,16 @@ _NUMBER_TEXT = rb"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17}+)?(?:[eE][+-]?[0-9]{1
 _NUMBER_RUN = re.compile(rb"(?:[ \t\n\r]*" + _NUMBER_TEXT + rb"[ \t\n\r]*,)++")
 _STRING_RUN = re.compile(rb'(?:[ \t\n\r]*"[^"\\\x00-\x1f\x80-\xff]*"[ \t\n\r]*,)++')
 _HEX = re.compile(rb"[0-9a-fA-F]{4}")
-_SHORT_ESCAPES = {ord(letter): meant for letter, meant in zip('"\\/bfnrt', (b'"', b"\\", b"/", b"\b", b"\f", b"\n", b"\r", b"\t"), strict=True)}
+_SHORT_ESCAPES = {
+    ord('"'): b'"',
+    ord("\\"): b"\\",
+    ord("/"): b"/",
+    ord("b"): b"\b",
+    ord("f"): b"\f",
+    ord("n"): b"\n",
+    ord("r"): b"\r",
+    ord("t"): b"\t",
+}
 _WORDS: dict[int, tuple[bytes, bool | None]] = {ord("t"): (b"true", True), ord("f"): (b"false", False), ord("n"): (b"null", None)}
 
 INVALID_VALUE = "Invalid value."
@@ -330,12 +339,21 @@ def double(value: float) -> bytes:
     return f"{sign}{text}".encode()
 
 
+_OTHER_NOTATION = re.compile(rb"[0-9.]+e(?:-6|1[6-9]|20)(?![0-9])")
+
+
 def doubles(values: list[float]) -> bytes:
     """An array of doubles."""
     text = msgspec.json.encode(values)
-    # its notation differs where it has exponents, and it writes null for what is not finite
-    if b"e" in text or b"n" in text:
-        return b"[" + b",".join(map(double, values)) + b"]"
+    if b"n" in text:
+        # null stands for what is not finite
+        tokens = text[1:-1].split(b",")
+        for at, token in enumerate(tokens):
+            if token == b"null":
+                tokens[at] = double(values[at])
+        text = b"[" + b",".join(tokens) + b"]"
+    if b"e" in text:
+        text = _OTHER_NOTATION.sub(lambda match: double(float(match.group())), text)
     return text
 
 

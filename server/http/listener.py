@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 from ...workers.contract.status import unavailable
@@ -32,14 +33,22 @@ class HttpDoor:
 
     ``handle`` answers the requests; ``arena`` takes bodies above ``limits.inline_byte_size`` (None:
     they are refused); ``http2`` serves connections that begin with HTTP/2's preface (None: they are
-    refused as malformed).
+    refused as malformed). ``on_close`` ends what ``handle`` has left running.
     """
 
-    def __init__(self, handle: Handle, arena: Arena | None = None, http2: Http2 | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        arena: Arena | None = None,
+        http2: Http2 | None = None,
+        limits: Limits | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.handle = handle
         self.arena = arena
         self.http2 = http2
         self.limits = limits or Limits()
+        self._on_close = on_close
         self.exiting = False
         self.now = 0.0
         self.read_buffer = bytearray(_READ_BYTE_SIZE)
@@ -109,6 +118,8 @@ class HttpDoor:
             connection.abort()
         if self.http2 is not None:
             await self.http2.close()
+        if self._on_close is not None:
+            await self._on_close()
         while self._connections:
             self._emptied.clear()
             await self._emptied.wait()

@@ -10,7 +10,7 @@ from .errors import JSON_TYPE, error_body
 from .exchange import Answer, HttpRequest, Reply
 from .listener import HttpDoor
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _PATHS = frozenset(("/metrics", "/metrics/"))
 _HEADERS = ((b"Content-Type", b"text/plain; charset=utf-8"),)
@@ -27,7 +27,7 @@ def metrics_door(render: Callable[[], bytes]) -> HttpDoor:
         try:
             page = render() if request.path in _PATHS else b""
         except Exception:
-            _log.exception("the metrics page failed")
+            _logger.exception("the metrics page failed")
             answer(Reply(500, (JSON_TYPE,), (error_body("internal error"),)))
             return
         answer(Reply(200, _HEADERS, (page,)))

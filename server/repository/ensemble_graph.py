@@ -45,7 +45,8 @@ def validate_ensemble(config: Any) -> None:
             reason = "" if loose is None else f": at least one of its depending tensors, '{loose.name}', is not connected"
             raise invalid(f"output '{output.name}' for ensemble '{name}' is not written{reason}")
         outputs.add(output.name)
-    for tensor, node in sorted(graph.items()):
+    # One that nothing writes is the cause where there are several.
+    for tensor, node in sorted(graph.items(), key=lambda item: (item[1].written, item[0])):
         if tensor not in outputs and not (node.ready and node.targets):
             raise invalid(f"ensemble tensor '{tensor}' is unused in ensemble '{name}'")
 

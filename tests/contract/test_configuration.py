@@ -117,14 +117,18 @@ def test_json_takes_proto_and_camel_case_names() -> None:
     assert list(config.input[0].dims) == [4, 5]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"bogus": 1}', '{"max_batch_size": "x"}', '{"a":' * 5000, '{"input": [{"data_type": 99}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"bogus": 1}', '{"max_batch_size": "x"}', '{"a":' * 5000, '{"input": [{"data_type": 99}]}']
+)
 def test_broken_json_is_an_invalid_override(text: str) -> None:
     with pytest.raises(ConfigurationError, match="^Invalid config override: ") as caught:
         parse_json(text)
     assert caught.value.code is Code.INVALID_ARG
 
 
-@given(st.one_of(st.text(), st.lists(st.sampled_from(["{", "}", "[", "]", ":", ",", '"input"', '"dims"', "1", "null", '"NaN"'])).map("".join)))
+@given(
+    st.one_of(st.text(), st.lists(st.sampled_from(["{", "}", "[", "]", ":", ",", '"input"', '"dims"', "1", "null", '"NaN"'])).map("".join))
+)
 def test_no_json_raises_anything_else(text: str) -> None:
     try:
         parse_json(text)
@@ -142,7 +146,16 @@ def test_json_of_an_empty_configuration_prints_scalars_and_lists_only() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.1", 0.1), ("1.0", 1), ("0", 0), ("0.33333334", 0.333333343), ("1e20", 1e20), ("inf", "Infinity"), ("-inf", "-Infinity"), ("nan", "NaN")],
+    [
+        ("0.1", 0.1),
+        ("1.0", 1),
+        ("0", 0),
+        ("0.33333334", 0.333333343),
+        ("1e20", 1e20),
+        ("inf", "Infinity"),
+        ("-inf", "-Infinity"),
+        ("nan", "NaN"),
+    ],
 )
 def test_floats_print_as_short_as_the_server_prints_them(text: str, value: object) -> None:
     config = parse_text(f"sequence_batching {{ direct {{ minimum_slot_utilization: {text} }} }}", "x")

@@ -45,9 +45,15 @@ class Bench:
         for call in soon:
             call()
 
-    def scheduler(self, policy: BatchPolicy | None = None, queue: RequestQueue | None = None, instances: int = 1, **more: object) -> Scheduler:
+    def scheduler(
+        self, policy: BatchPolicy | None = None, queue: RequestQueue | None = None, instances: int = 1, **more: object
+    ) -> Scheduler:
         scheduler = Scheduler(
-            policy or BatchPolicy(), RequestQueue(QueuePolicy()) if queue is None else queue, more.get("grouping"), itertools.count(1), VersionStatistics()
+            policy or BatchPolicy(),
+            RequestQueue(QueuePolicy()) if queue is None else queue,
+            more.get("grouping"),
+            itertools.count(1),
+            VersionStatistics(),
         )
         for number in range(instances):
             self.dispatcher.instance_up(scheduler, Instance(number, f"m_{number}"))

