@@ -15,12 +15,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmark.contender import Contender, ContenderError, tensorfarm, tritonserver
-from benchmark.load import LoadError, Result, exchange
-from benchmark.workload import binary_request, check_reply, onnx_repository, python_repository
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from benchmark.contender import Contender, ContenderError, tensorfarm, tritonserver
+from benchmark.load import LoadError, Result, exchange
+from benchmark.workload import binary_request, check_reply, onnx_repository, python_repository
 
 ROOT = Path(__file__).resolve().parent
 LABELS = {"tensorfarm": "tensorfarm, ONNX", "tritonserver": "tritonserver 24.10, Python backend"}

@@ -16,11 +16,12 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
 from models.cache import cache_folder
 from models.examples import EXAMPLES, Fetched, lay_out, unpack_pictures
 from models.wheels import SCIKIT_IMAGE, FetchError, Wheel, fetch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 
 def main() -> None:

@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import tritonclient.http as triton
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from tritonclient.utils import InferenceServerException
+
 from demo import pictures, sound, ways
 from demo.sentences import Tokenizer
 from demo.served import Served, ServerError, serving
 from fetch_models import make_repository
 from models.cache import cache_folder
 from models.wheels import FetchError
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from tritonclient.utils import InferenceServerException
 
 ROUNDS = 20
 TOLERANCE = 1e-5
@@ -52,6 +53,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the sentence encoder too (84 MB more to fetch)")
     parser.add_argument("--http-port", type=int, metavar="PORT", help="port of the server (8000, or a free one where that is taken)")
     arguments, flags = parser.parse_known_args()
+    # SIGINT too: a shell that starts this in the background has it ignored
+    signal.signal(signal.SIGINT, _leave)
     signal.signal(signal.SIGTERM, _leave)
     try:
         run(arguments.http_port, flags, once=arguments.once, large=arguments.all)
@@ -167,7 +170,10 @@ def _infer(client: Any, model: str, tensors: dict[str, NDArray[Any]]) -> Any:
 
 
 def _session(repository: Path, model: str) -> Any:
-    return onnxruntime.InferenceSession(str(repository / model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # one thread: more of them would go on spinning beside the server that is being timed
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(repository / model / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 def _median_ms(ask: ways.Ask, image: ways.Tensor) -> float:

@@ -125,14 +125,12 @@ class Server:
         try:
             check_creation(self._options)
             _check_repositories(self._options.model_repository)
+            self._farm.start("cpu")
+            await self.lifecycle.load_all()
+            self._print_tables()
+            if self._options.exit_on_error and not self.lifecycle.all_loaded():
+                raise internal("failed to load all models")
         except StatusError as error:
-            print(f"error: creating server: {error.code.text} - {error.message}", file=sys.stderr, flush=True)
-            return False
-        self._farm.start("cpu")
-        await self.lifecycle.load_all()
-        self._print_tables()
-        if self._options.exit_on_error and not self.lifecycle.all_loaded():
-            error = internal("failed to load all models")
             print(f"error: creating server: {error.code.text} - {error.message}", file=sys.stderr, flush=True)
             return False
         self.service.started = True

@@ -22,7 +22,13 @@ class Service:
     """What doors may ask of the server. Loop thread only; every refusal is a StatusError."""
 
     def __init__(
-        self, options: Options, lifecycle: Lifecycle, dispatcher: Dispatcher, regions: RegionRegistry, arena: Arena, log_settings: LogSettings
+        self,
+        options: Options,
+        lifecycle: Lifecycle,
+        dispatcher: Dispatcher,
+        regions: RegionRegistry,
+        arena: Arena,
+        log_settings: LogSettings,
     ) -> None:
         self.options = options
         self.server_id = options.id

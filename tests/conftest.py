@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from .leaks import no_leaks
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in ("leaks", "oracle", "servers", "wire", "parity.case", "parity.scenario")))
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reads it when it is imported; else it sends usage data and leaves files behind
+
+from .leaks import no_leaks  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

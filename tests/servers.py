@@ -210,6 +210,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], http_port: int
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="tf-"))
     mark = uuid.uuid4().hex
+    inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}  # the server's own business
     with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
         process = subprocess.Popen(  # noqa: S603  # our own program, arguments as a list
             list(command),
@@ -217,7 +218,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], http_port: int
             stdout=stdout,
             stderr=stderr,
             cwd=folder,
-            env={**os.environ, "TMPDIR": str(temporary), "XDG_RUNTIME_DIR": str(temporary), MARK: mark, **environment},
+            env={**inherited, "TMPDIR": str(temporary), "XDG_RUNTIME_DIR": str(temporary), MARK: mark, **environment},
             start_new_session=True,
         )
     server = Server(process, http_port, metrics_port, folder, temporary, mark)

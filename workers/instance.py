@@ -54,7 +54,7 @@ class Instance:
             self._executor.execute(batch)
         except StatusError as error:
             batch.fail_all(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # The instance must outlive whatever a model does; the batch's clients are told, the log has the rest.
             traceback.print_exc()
             batch.fail_all(internal(f"the backend failed with {type(error).__name__}"))

@@ -87,7 +87,7 @@ class Worker:
                 answer = work(message)
             except StatusError as error:
                 answer = Failed(task, Fault(error.code, error.message))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # A model file can make a backend raise anything; it must not cost the other models their worker.
                 traceback.print_exc()
                 answer = Failed(task, Fault(internal("").code, f"the backend failed with {type(error).__name__}: {error}"))

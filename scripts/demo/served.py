@@ -19,7 +19,7 @@ _READY_WITHIN_S = 120
 _GONE_WITHIN_S = 40
 _TAIL_LINES = 8
 _WIDTH = 240
-_ERROR = re.compile(r"E\d{4} |error|Traceback|\w*Error:")
+_ERROR = re.compile(r"E\d{4} |error|Traceback|\w*Error:|\w+: unrecognized option")
 
 
 class ServerError(Exception):
@@ -82,7 +82,7 @@ def serving(repository: Path, http_port: int | None, log: Path, flags: Sequence[
 
 def tail(log: Path) -> str:
     """What a log says at its end, for an error text: its last lines, and before them the last errors it reports."""
-    lines = [line[:_WIDTH] for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line[:_WIDTH] for line in log.read_text(errors="replace").splitlines() if line.strip(" |+-\n")]
     if not lines:
         return " and logged nothing"
     errors = [line for line in lines[:-_TAIL_LINES] if _ERROR.match(line)]

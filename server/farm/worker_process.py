@@ -18,7 +18,18 @@ import msgspec
 
 from ...shm.arena import ArenaView, create_memory, read_only
 from ...shm.placement import Lease
-from ...workers.contract.messages import Attach, Detach, FromWorker, Greeting, Hello, InstanceReady, LifelineMessage, Return, ToInstance, ToWorker
+from ...workers.contract.messages import (
+    Attach,
+    Detach,
+    FromWorker,
+    Greeting,
+    Hello,
+    InstanceReady,
+    LifelineMessage,
+    Return,
+    ToInstance,
+    ToWorker,
+)
 from ...workers.lifeline import MAX_MESSAGE_BYTE_SIZE
 from .channel import Channel
 

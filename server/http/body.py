@@ -179,8 +179,7 @@ class Chunked:
         if self._chunks > self._limits.chunk_count:
             raise Malformed(
                 400,
-                f"Chunked request body exceeds maximum of {self._limits.chunk_count} non-empty chunks."
-                " Send fewer or larger HTTP chunks.",
+                f"Chunked request body exceeds maximum of {self._limits.chunk_count} non-empty chunks. Send fewer or larger HTTP chunks.",
                 as_json=True,
             )
         self._chunk = byte_size

@@ -276,9 +276,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _enqueue(self, body: Body) -> None:
         head = self._head
-        request = HttpRequest(
-            head.method, head.path, head.headers, body, head.start_ns, head.original_names, head.query, self._local
-        )
+        request = HttpRequest(head.method, head.path, head.headers, body, head.start_ns, head.original_names, head.query, self._local)
         self._waiting.append(_Exchange(self, request, head))
         self._owes_continue = False
         if not head.keep_alive:

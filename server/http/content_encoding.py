@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Sequence
 
-from ...workers.contract.status import StatusError, invalid, unsupported
+from ...workers.contract.status import Code, StatusError, invalid
 
 ACCEPTED = (b"Accept-Encoding", b"gzip, deflate")
 """The reply header that tells a client whose encoding is unknown what would be understood."""
@@ -17,17 +17,19 @@ _STEP = 256 * 1024
 _WEIGHT = re.compile(r"q=(?P<weight>[0-9]*\.?[0-9]+|[0-9]+\.)")
 
 
-def unknown_encoding() -> StatusError:
-    """The error of a body that is compressed in a way that is not understood."""
-    return unsupported("Unsupported compression type")
+class UnknownEncoding(StatusError):
+    """A body is compressed in a way that is not understood; its reply carries the header ``ACCEPTED``."""
+
+    def __init__(self) -> None:
+        super().__init__(Code.UNSUPPORTED, "Unsupported compression type")
 
 
 def is_compressed(encoding: bytes) -> bool:
-    """Does this Content-Encoding mean that there is something to undo? Raises StatusError UNSUPPORTED for unknown ones."""
+    """Does this Content-Encoding mean that there is something to undo? Raises UnknownEncoding."""
     if encoding in (b"gzip", b"deflate"):
         return True
     if encoding != b"identity":
-        raise unknown_encoding()
+        raise UnknownEncoding
     return False
 
 

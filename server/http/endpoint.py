@@ -51,8 +51,7 @@ def version_text(text: str) -> str:
     digits = text.lstrip("0")
     if len(digits) > 19 or (len(digits) == 19 and int(digits) > _MAX_INT64):
         raise invalid(
-            f"failed to get model version from specified version string '{text}' (details: stol),"
-            " version should be an integral value > 0"
+            f"failed to get model version from specified version string '{text}' (details: stol), version should be an integral value > 0"
         )
     return text
 

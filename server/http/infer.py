@@ -6,9 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...shm.arena import Arena, ArenaFull
-from ...workers.contract.status import Code, StatusError, internal, unsupported
+from ...workers.contract.status import StatusError, internal, unsupported
 from ..dispatch.request import Request, Response
-from .content_encoding import ACCEPTED, chosen_encoding, decompress, is_compressed
+from .content_encoding import ACCEPTED, UnknownEncoding, chosen_encoding, decompress, is_compressed
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody
 from .infer_call import INLINE_BYTE_SIZE, InferCall, Scratch, infer_settings
 from .infer_request import header_length, read_request
@@ -56,7 +56,7 @@ def infer(service: Service, model_name: str, version_text: str, request: HttpReq
     except StatusError as error:
         _let_go(request, scratch)
         reply = failure(error, plain=plain)
-        if error.code is Code.UNSUPPORTED and plain and error.message != NO_DECOUPLED:
+        if isinstance(error, UnknownEncoding):
             reply.headers = (*reply.headers, ACCEPTED)
         answer(reply)
         return None

@@ -7,7 +7,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ...workers.contract.status import unavailable
 from .connection import Connection
@@ -22,10 +22,8 @@ _READ_BYTE_SIZE = 64 * 1024
 _BACKLOG = 1024
 
 
-class Handle(Protocol):
-    """Answers every request of a door."""
-
-    def __call__(self, request: HttpRequest, answer: Answer) -> Cancel | None: ...
+Handle = Callable[[HttpRequest, Answer], Cancel | None]
+"""Answers every request of a door."""
 
 
 class HttpDoor:

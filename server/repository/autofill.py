@@ -32,10 +32,10 @@ _TORCH_AOTI = _Format("pytorch", "model.pt2", "torch_aoti")
 _FORMATS = (
     _Format("tensorrt", "model.plan", "tensorrt_plan"),
     _Format("onnxruntime", "model.onnx", "onnxruntime_onnx", directory=None),
-    _Format("openvino", "model.xml"),
+    _Format("openvino", "model.xml", directory=None),
     _Format("pytorch", "model.pt", "pytorch_libtorch"),
     _TORCH_AOTI,
-    _Format("python", "model.py"),
+    _Format("python", "model.py", directory=None),
 )
 
 PLATFORM_BACKENDS = {each.platform: each.backend for each in (*_TENSORFLOW, *_FORMATS) if each.platform}

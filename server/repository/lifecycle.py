@@ -167,6 +167,12 @@ class Lifecycle:
                 auto_complete=not self._options.disable_auto_complete_config,
             )
             versions = self._versions(directory, config)
+        except NoVersion as error:
+            model.trouble = error.reason
+            for note in error.notes:
+                self._log.error(note)
+            self._log.error(f"failed to load model '{model.name}': {error.message}")
+            return
         except StatusError as error:
             model.trouble = error.reason
             detail = f" ({error.detail})" if isinstance(error, ConfigurationError) else ""
@@ -187,12 +193,7 @@ class Lifecycle:
         present = present_versions(directory)
         for note in present.notes:
             self._log.warning(note)
-        try:
-            chosen = chosen_versions(config, present.numbers)
-        except NoVersion as error:
-            for note in error.notes:
-                self._log.error(note)
-            raise
+        chosen = chosen_versions(config, present.numbers)
         for note in chosen.notes:
             self._log.error(note)
         return chosen.numbers

@@ -33,8 +33,8 @@ def validate_model(config: Any) -> None:
         raise invalid(f"unexpected platform type '{config.platform}' for {name}")
     if config.backend and config.platform == _ENSEMBLE:
         raise invalid(f"Ensemble model '{name}' must have platform type '{_ENSEMBLE}' and empty backend type")
-    known = config.backend if config.backend in PLATFORM_BACKENDS.values() else ""
-    if PLATFORM_BACKENDS.get(config.platform, "") != known:
+    # Backends without platforms of their own, custom ones among them, may have any.
+    if config.backend in PLATFORM_BACKENDS.values() and PLATFORM_BACKENDS.get(config.platform) != config.backend:
         raise invalid(f"unexpected 'platform' and 'backend' pair, got:{config.platform}, {config.backend}")
     if config.max_batch_size < 0:
         raise invalid(f"'max_batch_size' must be non-negative value for {name}")

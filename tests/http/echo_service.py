@@ -12,7 +12,7 @@ from tensorfarm.server.dispatch.validation import validate
 from tensorfarm.server.http.exchange import Body, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.infer import infer
 from tensorfarm.shm.datatypes import DATATYPES, element_count
-from tensorfarm.shm.placement import Lease, Span
+from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.messages import RequestBody, Result, Tensor
 from tensorfarm.workers.contract.signature import Signature, TensorSpec
 from tensorfarm.workers.contract.status import not_found
@@ -42,6 +42,12 @@ def echo(body: RequestBody) -> Result:
         if not wanted or name in wanted:
             outputs.append(Tensor(name, tensor.datatype, tensor.shape, wanted.get(name) or tensor.place))
     return Result(outputs)
+
+
+def _outliving(output: Tensor) -> Tensor:
+    """An input that is sent back as an output must outlive the request's body."""
+    place = output.place
+    return Tensor(output.name, output.datatype, output.shape, Inline(memoryview(bytes(place.content)))) if type(place) is Inline else output
 
 
 @dataclass
@@ -92,13 +98,7 @@ class EchoService:
         request.body = validate(version.signature, request.body, self._read if self.arena is not None else None)
         self.submitted.append(request)
         result = self.run(request.body)
-        # inputs that are sent back must outlive the request
-        outputs = [
-            Tensor(output.name, output.datatype, output.shape, type(request_place)(memoryview(bytes(request_place.content))))
-            if hasattr(request_place := output.place, "content")
-            else output
-            for output in result.outputs
-        ]
+        outputs = [_outliving(output) for output in result.outputs]
         if request.on_finish is not None:
             request.on_finish()
         request.on_response(Response(request, outputs, result.parameters, on_release=self._count_release))
@@ -135,6 +135,6 @@ def post(
     replies: list[Reply] = []
     infer(service, model, version, request, replies.append)  # type: ignore[arg-type]
     assert len(replies) == 1
-    if isinstance(content, bytes):
-        assert isinstance(request.body, CountedBody) is False or request.body.releases == 1  # type: ignore[union-attr]
+    if isinstance(request.body, CountedBody):
+        assert request.body.releases == 1
     return replies[0]

@@ -248,7 +248,21 @@ ENCODINGS = [
     _identity("accept gzip on an error", {"inputs": []}, None, Accept_Encoding="gzip"),
 ]
 
-DIFFERENCES: dict[str, Difference] = {}
+_NEWER = "newer releases check this header; 24.10 takes what looks like a number at its start"
+_UNPARSABLE = "Unable to parse Inference-Header-Content-Length, "
+DIFFERENCES: dict[str, Difference] = {
+    "header length word": Difference(_NEWER, 400, _UNPARSABLE + "got: abc"),
+    "header length empty": Difference(_NEWER, 400, _UNPARSABLE + "got: "),
+    "header length with a tail": Difference(_NEWER, 400, f"{_UNPARSABLE}got: {len(GOOD_TEXT)}abc"),
+    "header length with plus": Difference(_NEWER, 400, f"{_UNPARSABLE}got: +{len(GOOD_TEXT)}"),
+    "header length too big": Difference(_NEWER, 400, _UNPARSABLE + "value is out of range [ -2147483648, 2147483647 ], got: 99999999999"),
+    "gzip that is none": Difference(
+        "24.10 takes a body that cannot be decompressed for an empty raw request", 400, "unable to decompress the request body"
+    ),
+    "output twice": Difference("newer releases refuse it", 400, "[request id: <id_unknown>] output 'OUTPUT0' already exists in request"),
+    "deep arrays": Difference("nesting is bounded everywhere", 400, "JSON nesting depth exceeds maximum allowed limit (100)"),
+    "null character in id": Difference("24.10 cuts the id there", 200),
+}
 
 
 def _table(cases: list[Case]) -> Any:

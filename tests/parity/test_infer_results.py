@@ -39,7 +39,7 @@ JSON_VALUES: dict[str, list[Any]] = {
 }
 BINARY_VALUES = {
     **{name: b"".join(struct.pack(form, value) for value in (0, 1, 1)) for name, form in FORMATS.items()},
-    "BYTES": struct.pack("<I1sII2s", 1, b"x", 0, 2, b"\xff\0"),
+    "BYTES": struct.pack("<I1sII3s", 1, b"x", 0, 3, "é!".encode()),
     "BF16": b"\x80\x3f\x00\x40\xc0\x7f",
 }
 
@@ -147,7 +147,11 @@ VERSIONS = [
     ),
 ]
 
-DIFFERENCES: dict[str, Difference] = {}
+DIFFERENCES: dict[str, Difference] = {
+    "BYTES classes 2": Difference(
+        "24.10 dies of it", 400, "class result not available for output due to unsupported type 'BYTES'", fatal=True
+    ),
+}
 
 
 def _table(cases: list[Case]) -> Any:

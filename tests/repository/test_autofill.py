@@ -39,6 +39,8 @@ OPENVINO = ("openvino", "", "model.xml")
         ("", ["1/model.onnx"], ONNX),
         ("", ["1/model.onnx/model.onnx"], ONNX),
         ("", ["1/model.py"], PYTHON),
+        ("", ["1/model.py/"], PYTHON),
+        ("", ["1/model.xml/"], OPENVINO),
         ("", ["1/model.plan"], PLAN),
         ("", ["1/model.xml"], OPENVINO),
         ("", ["1/model.pt"], TORCH),
@@ -81,7 +83,7 @@ def test_the_name_tells_the_backend_when_nothing_else_does(tmp_path: Path) -> No
     assert filled(tmp_path, "", name="x.identity.y") == ("identity.y", "", "model.identity.y")
 
 
-@pytest.mark.parametrize("paths", [[], ["1/other"], ["1/model.py/"]])
+@pytest.mark.parametrize("paths", [[], ["1/other"], ["1/model.plan/"], ["1/model.pt/"], ["1/model.savedmodel"]])
 def test_nothing_tells_the_backend(tmp_path: Path, paths: list[str]) -> None:
     with pytest.raises(StatusError) as caught:
         filled(tmp_path, "", *paths)

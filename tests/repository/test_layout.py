@@ -78,7 +78,7 @@ def test_version_directories_as_the_server_reads_them(tmp_path: Path) -> None:
     )
 
 
-@given(name=st.text(st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=60))
+@given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60))
 def test_any_name_is_a_version_or_noted(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     if name in (".", "..", "warmup", "configs", "initial_state"):
         return

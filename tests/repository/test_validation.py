@@ -22,7 +22,11 @@ def metrics(control: str) -> str:
         ('name: "m"', "unexpected platform type '' for m"),
         ('name: "m" platform: "foo"', "unexpected platform type 'foo' for m"),
         (f'{PY} platform: "ensemble"', "Ensemble model 'm' must have platform type 'ensemble' and empty backend type"),
-        (f'{PY} platform: "onnxruntime_onnx"', "unexpected 'platform' and 'backend' pair, got:onnxruntime_onnx, python"),
+        (
+            'name: "m" backend: "pytorch" platform: "onnxruntime_onnx"',
+            "unexpected 'platform' and 'backend' pair, got:onnxruntime_onnx, pytorch",
+        ),
+        ('name: "m" backend: "tensorrt" platform: "foo"', "unexpected 'platform' and 'backend' pair, got:foo, tensorrt"),
         (
             'name: "m" backend: "onnxruntime" platform: "tensorrt_plan"',
             "unexpected 'platform' and 'backend' pair, got:tensorrt_plan, onnxruntime",
@@ -80,7 +84,9 @@ def test_version_policy_is_there_after_normalisation_only() -> None:
     "text",
     [
         PY,
+        f'{PY} platform: "onnxruntime_onnx"',
         'name: "m" backend: "identity"',
+        'name: "m" backend: "identity" platform: "pytorch_libtorch"',
         'name: "m" backend: "openvino" platform: "zz"',
         'name: "m" backend: "onnxruntime" platform: "onnxruntime_onnx" default_model_filename: "sub/model.onnx"',
         'name: "m" backend: "pytorch" platform: "torch_aoti"',

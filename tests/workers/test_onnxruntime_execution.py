@@ -408,3 +408,44 @@ def test_gpu_instances_are_refused(tmp_path: Path) -> None:
         backend().load(made).executor(InstanceSpec(1, "m_0", "KIND_GPU", 0))
     assert caught.value.code == Code.UNSUPPORTED
     assert backend().load(made).executor(INSTANCE) is not None
+
+
+class Watched(Batch):
+    """Tells where the arrays lie that a backend hands over as outputs."""
+
+    __slots__ = ("addresses",)
+
+    def set_output(self, name: str, datatype: str, array: np.ndarray[Any, np.dtype[Any]]) -> None:
+        self.addresses = [*getattr(self, "addresses", []), array.__array_interface__["data"][0]]
+        super().set_output(name, datatype, array)
+
+
+def test_an_output_of_variable_shape_is_placed_once_its_shape_is_known(tmp_path: Path) -> None:
+    count = 1 << 18
+    byte_size = 4 * count
+    tensors = "input { name: 'IN' data_type: TYPE_FP32 dims: [ -1 ] } output { name: 'OUT' data_type: TYPE_FP32 dims: [ -1 ] }"
+    made = executor(tmp_path, identity("FP32", ["N"]), tensors)
+    memory = FakeMemory(np.arange(count, dtype=np.float32).tobytes() + bytes(byte_size))
+    start = np.frombuffer(memory.region, np.uint8).ctypes.data
+    inside = []
+    for _ in range(3):
+        body = request([Tensor("IN", "FP32", (count,), Span(3, 0, byte_size))], [WantedOutput("OUT", Span(3, byte_size, byte_size))])
+        batch = Watched([body], memory)
+        made.execute(batch)
+        assert batch.finish()[0].fault is None
+        assert memory.region[byte_size:] == memory.region[:byte_size]
+        inside.append(batch.addresses == [start + byte_size])
+    assert inside == [False, True, True]
+
+
+def test_an_output_whose_shape_depends_on_values_is_never_trusted_twice(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Expand", ["IN", "DIMS"], ["OUT"])]
+    made = executor(
+        tmp_path, model(nodes, [value("IN", "FP32", [1]), value("DIMS", "INT64", [1])], [value("OUT", "FP32", ["N"])]), "max_batch_size: 0"
+    )
+    for count in (100_000, 100_000, 200_000, 100_000, 5):
+        memory = FakeMemory()
+        inputs = [tensor("IN", "FP32", np.ones(1, np.float32)), tensor("DIMS", "INT64", np.array([count]))]
+        (result,) = run(made, [request(inputs)], memory)
+        assert result.outputs[0].shape == (count,)
+        assert array_of(result.outputs[0], memory).all()

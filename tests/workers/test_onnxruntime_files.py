@@ -126,6 +126,13 @@ def test_external_data_outside_the_version(tmp_path: Path, location: str, build:
     assert (error.code, error.message) == (Code.INVALID_ARG, message)
 
 
+@pytest.mark.parametrize("load_format", ["ONNX", "ort", "x", ""])
+def test_no_load_format_hides_external_data(tmp_path: Path, load_format: str) -> None:
+    write_weights(tmp_path / "outside.bin")
+    parameter = f"parameters {{ key: 'session.load_model_format' value {{ string_value: '{load_format}' }} }}"
+    assert "leaves the folder of its version" in refused(tmp_path, with_weights("../../outside.bin"), parameter).message
+
+
 def test_missing_external_data_is_told_without_the_path(tmp_path: Path) -> None:
     error = refused(tmp_path, with_weights("gone.bin"))
     assert error.code == Code.INTERNAL

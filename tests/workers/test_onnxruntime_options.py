@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -165,3 +167,30 @@ def test_options_reach_the_session(tmp_path: Path) -> None:
     assert chosen.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     backend().complete(made)
     assert backend().load(made).executor(INSTANCE) is not None
+
+
+def test_one_thread_pool_for_all_models(tmp_path: Path) -> None:
+    # In a process of its own: once there is a global pool, every session of the process must use it.
+    for name in ("a", "b"):
+        source(tmp_path / name, add_sub())
+    script = f"""
+import os
+from tensorfarm.workers.backends.backend import ModelSource
+from tensorfarm.workers.backends.onnxruntime import backend
+from tensorfarm.workers.contract.configuration import ModelConfig
+counts = []
+for name in ("a", "b"):
+    source = ModelSource({str(tmp_path)!r} + f"/{{name}}/m", 1, ModelConfig(name="m"), SETTINGS)
+    backend().complete(source)
+    kept = vars().setdefault("models", [])
+    kept.append(backend().load(source))
+    counts.append(len(os.listdir("/proc/self/task")))
+print(counts[1] - counts[0])
+"""
+    own = {"intra_op_thread_count": "3"}
+    added = []
+    for settings in (own, {**own, "enable-global-threadpool": "1"}):
+        done = subprocess.run([sys.executable, "-c", f"SETTINGS = {settings!r}\n{script}"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        added.append(int(done.stdout))
+    assert added == [2, 0]

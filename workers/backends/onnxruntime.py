@@ -93,7 +93,7 @@ def open_session(source: ModelSource, options: SessionOptions, completing: bool 
     """Make the ``InferenceSession`` of a model version. ``completing``: only to look at its tensors."""
     path = model_file(source)
     libraries = operator_libraries(source)
-    load_format = options.entries.get("session.load_model_format", "").upper()
+    load_format = options.entries.get("session.load_model_format", "")
     if load_format != "ORT" and (load_format or not path.endswith(".ort")):
         check_external_data(path, source)
     chosen = onnxruntime.SessionOptions()
@@ -164,6 +164,12 @@ class OnnxModel:
         self._session = None
 
 
+LEARNED_SHAPES = 256
+"""How many combinations of input shapes an executor remembers the outputs' shapes of."""
+
+_Shapes = tuple[tuple[int, ...] | None, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Output:
     """What is known of an output before it is computed.
@@ -179,6 +185,11 @@ class _Output:
     scalar: bool
     alike: bool
     bits: bool
+
+    @property
+    def learns(self) -> bool:
+        """Its shape varies, but may be foreseen by what came of inputs of the same shapes."""
+        return self.shape is None and self.alike and self.spec.datatype.byte_size > 0
 
 
 class OnnxExecutor:
@@ -211,6 +222,9 @@ class OnnxExecutor:
             if output.shape is not None and output.spec.datatype.byte_size
         ]
         self._placing = bool(sizes) and not self._strings
+        self._learning = not self._strings and any([output.learns for output in self._outputs])
+        self._input_order = tuple(inputs)
+        self._made: dict[_Shapes, dict[str, tuple[int, ...]]] = {}
         self._small_batch_size = BOUND_BYTE_SIZE // max(sizes) if sizes else 0
 
     def execute(self, batch: Batch) -> None:
@@ -221,8 +235,10 @@ class OnnxExecutor:
                 feeds[name] = self._adapt(name, feeds[name])
         wants = batch.wants
         outputs = [output for output in self._outputs if wants(output.spec.name)]
-        if self._binding_needed or (self._placing and batch.batch_size > self._small_batch_size):
-            arrays = self._run_bound(batch, feeds, outputs)
+        if self._learning:
+            arrays = self._run_learning(batch, feeds, outputs)
+        elif self._binding_needed or (self._placing and batch.batch_size > self._small_batch_size):
+            arrays = self._run_bound(batch, feeds, outputs, {})
         else:
             arrays = self._run_fed(batch, feeds, outputs)
         batch.computed()
@@ -252,9 +268,24 @@ class OnnxExecutor:
             raise self._fault(error) from error
         return [self._shaped(output, array, batch) for output, array in zip(outputs, arrays, strict=True)]
 
-    def _run_bound(self, batch: Batch, feeds: dict[str, Array], outputs: list[_Output]) -> list[Array]:
+    def _run_learning(self, batch: Batch, feeds: dict[str, Array], outputs: list[_Output]) -> list[Array]:
+        """Run a model whose outputs vary in shape: what it made of inputs like these tells where they can be placed."""
+        shapes = tuple([feeds[name].shape if name in feeds else None for name in self._input_order])
+        made = self._made.get(shapes)
+        if made is not None:
+            return self._run_bound(batch, feeds, outputs, made)
+        arrays = self._run_bound(batch, feeds, outputs, {})
+        if len(self._made) >= LEARNED_SHAPES:
+            self._made.clear()
+        large = [(output, array) for output, array in zip(outputs, arrays, strict=True) if array.nbytes > BOUND_BYTE_SIZE]
+        self._made[shapes] = {output.spec.name: array.shape for output, array in large if output.learns}
+        return arrays
+
+    def _run_bound(
+        self, batch: Batch, feeds: dict[str, Array], outputs: list[_Output], made: dict[str, tuple[int, ...]]
+    ) -> list[Array]:
         lead = (batch.batch_size,) if self._batching else ()
-        places = [self._place(output, batch, lead) for output in outputs]
+        places = [self._place(output, batch, lead, made) for output in outputs]
         if not self._binding_needed and not any([place is not None for place in places]):
             return self._run_fed(batch, feeds, outputs)
         binding = self._binding
@@ -271,23 +302,27 @@ class OnnxExecutor:
                 batch.inputs_ready()
                 self._native.run_with_iobinding(binding, self._run_options)
             except FAILURES as error:
-                if not self._placing or _OTHER_SHAPE not in str(error):
+                if not (self._placing or made) or _OTHER_SHAPE not in str(error):
                     raise self._fault(error) from error
             else:
-                made = binding.get_outputs()
+                values = binding.get_outputs()
                 return [
-                    self._shaped(output, _array(made[index], output.spec.datatype), batch) if place is None else place
+                    self._shaped(output, _array(values[index], output.spec.datatype), batch) if place is None else place
                     for index, (output, place) in enumerate(zip(outputs, places, strict=True))
                 ]
         finally:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
-        # The model makes another shape than it declares, so its outputs cannot be placed beforehand.
-        self._placing = False
-        return self._run_bound(batch, feeds, outputs)
+        # The model makes another shape than it declares, or than it made before: its outputs cannot be placed beforehand.
+        self._placing = self._learning = False
+        self._made.clear()
+        return self._run_bound(batch, feeds, outputs, {})
 
-    def _place(self, output: _Output, batch: Batch, lead: tuple[int, ...]) -> Array | None:
-        if output.shape is None or not self._placing:
+    def _place(self, output: _Output, batch: Batch, lead: tuple[int, ...], made: dict[str, tuple[int, ...]]) -> Array | None:
+        if output.shape is None:
+            learned = made.get(output.spec.name)
+            return None if learned is None else batch.destination(output.spec.name, output.datatype, learned)
+        if not self._placing:
             return None
         return batch.destination(output.spec.name, output.datatype, (*lead, *output.shape))
 
