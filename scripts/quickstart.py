@@ -21,7 +21,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import tritonclient.http as triton
 from numpy.typing import NDArray
 from rich.console import Console
@@ -29,6 +28,7 @@ from rich.table import Table
 from tritonclient.utils import InferenceServerException
 
 from demo import pictures, sound, ways
+from demo.reference import session
 from demo.sentences import Tokenizer
 from demo.served import Served, ServerError, serving
 from fetch_models import make_repository
@@ -91,7 +91,7 @@ def run(http_port: int | None, flags: list[str], *, once: bool, large: bool) -> 
 
 def _classify(client: Any, repository: Path, folder: Path) -> None:
     """Two pictures, each sent three ways."""
-    model = _session(repository, "image_classifier")
+    model = session(repository, "image_classifier")
     table = Table(title="image_classifier", title_justify="left", caption=f"ms per request: median of {ROUNDS}", caption_justify="left")
     for column in ("picture", "what the server sees", "JSON", "binary", "shared memory"):
         table.add_column(column, justify="left" if column in ("picture", "what the server sees") else "right")
@@ -116,7 +116,7 @@ def _classify(client: Any, repository: Path, folder: Path) -> None:
 
 def _listen(client: Any, repository: Path) -> None:
     """Three sounds, piece by piece; the model's state travels with each request."""
-    model = _session(repository, "voice_activity")
+    model = session(repository, "voice_activity")
     table = Table(title="voice_activity", title_justify="left")
     for column in ("sound", "length", "pieces with a voice", "per piece"):
         table.add_column(column, justify="left" if column == "sound" else "right")
@@ -142,7 +142,7 @@ def _embed(client: Any, repository: Path) -> None:
     ids, mask = Tokenizer(repository / "sentence_encoder" / "vocab.txt")(list(SENTENCES))
     inputs = {"input_ids": ids, "attention_mask": mask}
     vectors = _infer(client, "sentence_encoder", inputs).as_numpy("sentence_embedding")
-    _hold("sentences", vectors, _session(repository, "sentence_encoder").run(None, inputs)[0])
+    _hold("sentences", vectors, session(repository, "sentence_encoder").run(None, inputs)[0])
     table = Table("sentence", "closeness to the first", title="sentence_encoder", title_justify="left")
     for sentence, closeness in zip(SENTENCES, vectors @ vectors[0], strict=True):
         table.add_row(sentence, f"{closeness:.2f}")
@@ -167,13 +167,6 @@ def _infer(client: Any, model: str, tensors: dict[str, NDArray[Any]]) -> Any:
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     return client.infer(model, inputs)
-
-
-def _session(repository: Path, model: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    # one thread: more of them would go on spinning beside the server that is being timed
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(repository / model / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 def _median_ms(ask: ways.Ask, image: ways.Tensor) -> float:

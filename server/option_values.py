@@ -318,7 +318,7 @@ def trace_level(text: str) -> str:
         return "TIMESTAMPS"
     if lowered == "tensors":
         return "TENSORS"
-    raise BadValue(f"invalid value for trace level option: {text}")
+    raise BadValue(f"invalid value for trace level option: {lowered}")
 
 
 def old_trace_setting(scope: str, name: str) -> Reader:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 from ..shm.arena import Arena, create_memory
@@ -214,5 +214,9 @@ class Server:
 
 def _check_repositories(paths: tuple[str, ...]) -> None:
     for path in paths:
-        if not Path(path).is_dir():
-            raise invalid(f"repository path is not a valid directory: '{path}'")
+        try:
+            directory = stat.S_ISDIR(os.stat(path).st_mode)
+        except (OSError, ValueError):
+            raise internal(f"failed to stat file {path}") from None
+        if not directory:
+            raise invalid("repository path is not a valid directory")

@@ -29,12 +29,11 @@ class Allocator:
     def reserve(self, byte_size: int) -> int:
         """Take a block of at least ``byte_size`` bytes; returns its offset. Raises ArenaFull."""
         size = max(1, -(-byte_size // GRANULE_BYTE_SIZE)) * GRANULE_BYTE_SIZE
-        for index, free_size in enumerate(self._free_sizes):
-            if free_size >= size:
-                break
-        else:
+        index = self._first_fit(size)
+        if index is None:
             raise ArenaFull(byte_size, self.used_byte_size, self.capacity_byte_size)
         start = self._free_starts[index]
+        free_size = self._free_sizes[index]
         if free_size == size:
             del self._free_starts[index], self._free_sizes[index]
         else:
@@ -43,6 +42,12 @@ class Allocator:
         self._taken[start] = size
         self.used_byte_size += size
         return start
+
+    def _first_fit(self, size: int) -> int | None:
+        for index, free_size in enumerate(self._free_sizes):
+            if free_size >= size:
+                return index
+        return None
 
     def free(self, offset: int) -> int:
         """Give a block back; returns its size in bytes. Raises KeyError where none begins at ``offset``."""

@@ -24,8 +24,12 @@ def create_memory(byte_size: int) -> int:
     access fault.
     """
     fd = os.memfd_create("tensorfarm-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, byte_size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    try:
+        os.ftruncate(fd, byte_size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -53,10 +57,11 @@ class ArenaView:
 class Block:
     """A reserved part of an arena; ``view`` is writable and ``byte_size`` long."""
 
-    __slots__ = ("_arena", "byte_size", "offset", "view")
+    __slots__ = ("_arena", "_released", "byte_size", "offset", "view")
 
     def __init__(self, arena: Arena, offset: int, byte_size: int, view: memoryview) -> None:
         self._arena = arena
+        self._released = False
         self.offset = offset
         self.byte_size = byte_size
         self.view = view
@@ -66,8 +71,11 @@ class Block:
         return Lease(self._arena.number, self.offset + start, stop - start)
 
     def release(self) -> None:
-        """Give the block back. The caller promises that nobody reads it any more."""
-        self._arena.free(self.offset)
+        """Give the block back, once: a second call does nothing. The caller promises that nobody reads it any more."""
+        if not self._released:
+            # By then the same offset may be somebody else's block.
+            self._released = True
+            self._arena.free(self.offset)
 
 
 class Arena:

@@ -44,29 +44,24 @@ class RegionShrunk(Exception):
 class MappedRegion:
     """A client's region mapped into this process; only workers do that.
 
-    The descriptor stays open, so that each use can see whether the client has shrunk its object:
-    touching pages that are gone is a SIGBUS, which nothing can catch.
+    The mapping keeps a descriptor of its own, so that each use can see whether the client has shrunk its
+    object: touching pages that are gone is a SIGBUS, which nothing can catch. Pages and descriptor go when
+    the region and the last array over it do. Raises RegionShrunk, or OSError where it cannot be mapped.
     """
 
     def __init__(self, fd: int, offset: int, byte_size: int) -> None:
-        self._fd = fd
-        self._end = offset + byte_size
         self.byte_size = byte_size
-        aligned = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        self._end = offset + byte_size
         if object_byte_size(fd) < self._end:
             raise RegionShrunk
-        pages = mmap.mmap(fd, self._end - aligned, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=aligned)
-        self._view = memoryview(pages)[offset - aligned :]
+        aligned = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        self._pages = mmap.mmap(fd, self._end - aligned, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=aligned)
+        self._view = memoryview(self._pages)[offset - aligned :]
 
     def view(self, offset: int, byte_size: int) -> memoryview:
         """The bytes of a part of the region, writable. Raises RegionShrunk, or ValueError for a part beyond it."""
         if offset < 0 or byte_size < 0 or offset + byte_size > self.byte_size:
             raise ValueError("a span reaches beyond its region")
-        if object_byte_size(self._fd) < self._end:
+        if self._pages.size() < self._end:
             raise RegionShrunk
         return self._view[offset : offset + byte_size]
-
-    def close(self) -> None:
-        """Forget the mapping; its pages go when the last array over them does."""
-        os.close(self._fd)
-        self._view = memoryview(b"")

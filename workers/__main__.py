@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import sys
+import threading
+import traceback
 
 from ..shm.arena import Arena, ArenaView
 from . import lifeline
@@ -24,18 +27,37 @@ def main() -> None:
     parser.add_argument("--resident-byte-size", type=int, required=True)
     arguments = parser.parse_args()
 
+    # ONNX Runtime's wheels report to their maker from the moment of their import unless told otherwise.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     lifeline.die_with_server()
+    threading.excepthook = _end
     link = socket.socket(fileno=arguments.lifeline)
     greeting = lifeline.greeted(link)
-    memory = WorkerMemory(ArenaView(0, arguments.request_arena), Arena(arguments.arena_number, arguments.arena, arguments.resident_byte_size))
+    arena = Arena(arguments.arena_number, arguments.arena, arguments.resident_byte_size)
+    memory = WorkerMemory(ArenaView(0, arguments.request_arena), arena)
     os.close(arguments.request_arena)
     context = new_context()
     control = ControlChannel(context, greeting.endpoint)
     worker = Worker(control, lambda: InstanceChannel(context, greeting.endpoint), memory, greeting.token)
     lifeline.watch(link, worker.handle_lifeline)
     control.send(Hello(greeting.token, os.getpid()))
-    control.serve(worker.handle)
-    os._exit(0)
+    code = 1
+    try:
+        control.serve(worker.handle)
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        # Exit handlers could hang on instances that still run.
+        os._exit(code)
+
+
+def _end(failure: threading.ExceptHookArgs) -> None:
+    """A thread that ends by itself, ``sys.exit`` in a model included, leaves work that nobody does: the server starts anew."""
+    print(f"thread '{'' if failure.thread is None else failure.thread.name}' has ended:", file=sys.stderr)
+    traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ..shm.datatypes import DATATYPES, Datatype, element_count, iter_bytes, serialize_bytes
 from ..shm.placement import Inline, Lease, Placement, Span
 from .contract.messages import Fault, Parameters, RequestBody, Result, Tensor
-from .contract.status import StatusError, internal, invalid
+from .contract.status import Code, StatusError, internal
 
 INLINE_BYTE_SIZE = 32 * 1024
 """Outputs up to this size ride inside the message; larger ones lie in the arena."""
@@ -33,6 +34,14 @@ class Memory(Protocol):
 
     def free(self, lease: Lease) -> None:
         """Give a reserved block, or a part of a divided one, back."""
+
+
+class InputFault(StatusError):
+    """An input that cannot be taken, of the request at ``index`` of its batch: the others can run without it."""
+
+    def __init__(self, index: int, code: Code, message: str) -> None:
+        super().__init__(code, message)
+        self.index = index
 
 
 class Batch:
@@ -80,11 +89,10 @@ class Batch:
     def tensors(self, name: str) -> list[Tensor]:
         """An input's tensor of each request. Raises KeyError where a request has none of that name."""
         requests = self.requests
-        for position, tensor in enumerate(requests[0].inputs):
-            if tensor.name == name:
-                break
-        else:
-            raise KeyError(name)
+        try:
+            position = [tensor.name for tensor in requests[0].inputs].index(name)
+        except ValueError:
+            raise KeyError(name) from None
         found = []
         for request in requests:
             tensor = request.inputs[position]
@@ -95,7 +103,8 @@ class Batch:
         """One array for the whole batch, its first dim the summed batch size.
 
         Zero copy for a single request and where the parts lie back to back; else gathered.
-        BYTES come as an object array of ``bytes``, BF16 as the uint16 of its bits.
+        BYTES come as an object array of ``bytes``, BF16 as the uint16 of its bits. Raises InputFault, which a
+        backend lets pass: the batch is then run again without that request.
         """
         tensors = self.tensors(name)
         first = tensors[0]
@@ -114,7 +123,7 @@ class Batch:
         if joined is not None:
             view = self._memory.view(joined)
             return view if _aligned(view, datatype) else np.frombuffer(view, np.uint8).copy()
-        views = [self._memory.view(place) for place in places]
+        views = [self._view(index, place) for index, place in enumerate(places)]
         gathered = np.empty(sum([len(view) for view in views]), np.uint8)
         at = 0
         for view in views:
@@ -122,17 +131,25 @@ class Batch:
             at += len(view)
         return gathered
 
+    def _view(self, index: int, place: Placement) -> memoryview:
+        try:
+            return self._memory.view(place)
+        except StatusError as error:
+            raise InputFault(index, error.code, error.message) from error
+
     def _strings(self, tensors: list[Tensor]) -> Array:
         elements: list[bytes] = []
-        for tensor in tensors:
+        for index, tensor in enumerate(tensors):
             before = len(elements)
-            expected = element_count(tensor.shape)
+            expected = prod(tensor.shape)
             try:
-                elements.extend(iter_bytes(self._memory.view(tensor.place)))
+                elements.extend(iter_bytes(self._view(index, tensor.place)))
             except ValueError as error:
-                raise invalid(f"input '{tensor.name}': {error}") from error
-            if len(elements) - before != expected:
-                raise invalid(f"expected {expected} string elements for input '{tensor.name}', got {len(elements) - before}")
+                raise InputFault(index, Code.INVALID_ARG, f"input '{tensor.name}': {error}") from error
+            count = len(elements) - before
+            if count != expected:
+                message = f"expected {expected} string elements for input '{tensor.name}', got {count}"
+                raise InputFault(index, Code.INVALID_ARG, message)
         array = np.empty(len(elements), np.object_)
         array[:] = elements
         return array
@@ -191,7 +208,11 @@ class Batch:
         """Hand over a whole-batch output, cut over the requests by their batch sizes.
 
         An array got from ``destination`` is where it belongs already. BYTES: an object array of ``bytes`` or ``str``.
+        Raises INTERNAL for an array that cannot be cut over the requests.
         """
+        several = len(self.requests) > 1
+        if several and (not array.ndim or len(array) != self.batch_size):
+            raise internal(f"output '{name}' was made with shape {list(array.shape)} for a batch of {self.batch_size}")
         made = self._destinations.pop(name, None)
         placed = made is not None and made[0] is array
         if made is not None and not placed:
@@ -199,7 +220,7 @@ class Batch:
         at = 0
         for index, request in enumerate(self.requests):
             part = array
-            if len(self.requests) > 1:
+            if several:
                 part = array[at : at + request.batch_size]
                 at += request.batch_size
             wanted = self._wanted[index]
@@ -215,12 +236,13 @@ class Batch:
             self._outputs[index].append(Tensor(name, datatype, part.shape, place))
 
     def _put(self, name: str, datatype: str, array: Array, span: Span | None) -> Placement:
+        content: bytes | memoryview
         if datatype == "BYTES":
             content = serialize_bytes([element if isinstance(element, bytes) else str(element).encode() for element in array.flat])
         elif array.nbytes <= INLINE_BYTE_SIZE and span is None:
             return Inline(memoryview(array.tobytes()))
         else:
-            content = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         byte_size = len(content)
         if span is not None:
             if span.byte_size < byte_size:

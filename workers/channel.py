@@ -23,8 +23,8 @@ class InstanceChannel:
 
     def receive(self) -> ToInstance:
         """Wait for the next message."""
-        frame = self._socket.recv(copy=False)
-        return self._decoder.decode(frame.buffer)
+        message: ToInstance = self._decoder.decode(self._socket.recv(copy=False).buffer)
+        return message
 
     def send(self, message: FromWorker) -> None:
         """Send a message to the server."""

@@ -12,6 +12,8 @@ from .contract.status import StatusError, invalid, unavailable
 
 ATTACH_TIMEOUT_SECS = 5.0
 
+_SHRUNK = "the shared memory object behind a region is smaller than it was when the region was registered"
+
 
 class WorkerMemory:
     """Implements ``batch.Memory``; used by all instance threads of the process."""
@@ -39,7 +41,7 @@ class WorkerMemory:
         try:
             return region.view(place.offset, place.byte_size)
         except RegionShrunk:
-            raise invalid("the shared memory object behind a region is smaller than it was when the region was registered") from None
+            raise invalid(_SHRUNK) from None
         except ValueError as error:
             raise invalid(str(error)) from None
 
@@ -50,17 +52,23 @@ class WorkerMemory:
                 raise unavailable("a shared memory region did not reach the worker in time")
             return self._regions[number]
 
-    def attach(self, number: int, fd: int, offset: int, byte_size: int) -> None:
-        """Map a client's region. What is wrong with it is told to the requests that use it."""
+    def attach(self, number: int, fd: int | None, offset: int, byte_size: int) -> None:
+        """Map a client's region and close ``fd``. What is wrong with it is told to the requests that use it.
+
+        Without ``fd`` the descriptor was lost on its way: one of the two processes has too many open.
+        """
         region: MappedRegion | StatusError
-        try:
-            region = MappedRegion(fd, offset, byte_size)
-        except RegionShrunk:
-            os.close(fd)
-            region = invalid("the shared memory object behind a region is smaller than it was when the region was registered")
-        except (OSError, ValueError) as error:
-            os.close(fd)
-            region = invalid(f"failed to map a shared memory region: {error}")
+        if fd is None:
+            region = unavailable("a shared memory region could not be passed to the worker: too many open files")
+        else:
+            try:
+                region = MappedRegion(fd, offset, byte_size)
+            except RegionShrunk:
+                region = invalid(_SHRUNK)
+            except (OSError, ValueError, OverflowError) as error:
+                region = invalid(f"failed to map a shared memory region: {error}")
+            finally:
+                os.close(fd)
         with self._attached:
             self._regions[number] = region
             self._attached.notify_all()
@@ -68,9 +76,7 @@ class WorkerMemory:
     def detach(self, number: int) -> None:
         """Unmap a region; no request uses it any more."""
         with self._attached:
-            region = self._regions.pop(number, None)
-        if isinstance(region, MappedRegion):
-            region.close()
+            self._regions.pop(number, None)
 
     def reserve(self, byte_size: int) -> Lease:
         """A block of the worker's own arena. Raises StatusError UNAVAILABLE when it is full."""

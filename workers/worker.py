@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,10 +40,13 @@ BACKENDS = {"onnxruntime": ".backends.onnxruntime"}
 CLOSE_TIMEOUT_SECS = 30.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Model:
-    loaded: LoadedModel
+    """A model from the moment its Load arrives; ``settled`` once its loading has ended, well or not."""
+
+    loaded: LoadedModel | None = None
     instances: list[Instance] = field(default_factory=list)
+    settled: threading.Event = field(default_factory=threading.Event)
 
 
 class Worker:
@@ -67,6 +71,8 @@ class Worker:
         elif isinstance(message, Inspect):
             self._start(message.task, self._inspect, message)
         elif isinstance(message, Load):
+            # Known from here on, so that an Unload which overtakes the loading waits for it.
+            self._models[message.model] = _Model()
             self._start(message.task, self._load, message)
         elif isinstance(message, Unload):
             self._start(message.task, self._unload, message)
@@ -76,7 +82,7 @@ class Worker:
 
     def handle_lifeline(self, message: LifelineMessage, fd: int | None) -> None:
         """Carry out a message that came over the lifeline (in the lifeline's thread)."""
-        if isinstance(message, Attach) and fd is not None:
+        if isinstance(message, Attach):
             self._memory.attach(message.region, fd, message.offset, message.byte_size)
         elif isinstance(message, Detach):
             self._memory.detach(message.region)
@@ -89,8 +95,9 @@ class Worker:
                 answer = Failed(task, Fault(error.code, error.message))
             except Exception as error:  # noqa: BLE001
                 # A model file can make a backend raise anything; it must not cost the other models their worker.
+                # Its words are for the log only: they may name paths.
                 traceback.print_exc()
-                answer = Failed(task, Fault(internal("").code, f"the backend failed with {type(error).__name__}: {error}"))
+                answer = Failed(task, Fault(internal("").code, f"the backend failed with {type(error).__name__}"))
             self._control.send(answer)
 
         threading.Thread(target=run, name=f"task-{task}", daemon=True).start()
@@ -116,24 +123,39 @@ class Worker:
         return Inspected(message.task, config.SerializeToString(), notes)
 
     def _load(self, message: Load) -> FromWorker:
-        source = ModelSource(message.directory, message.version, parse_bytes(message.config), message.settings)
-        model = _Model(self._backend(message.backend).load(source))
+        model = self._models[message.model]
+        try:
+            source = ModelSource(message.directory, message.version, parse_bytes(message.config), message.settings)
+            model.loaded = self._backend(message.backend).load(source)
+            self._make_instances(model, model.loaded, message)
+            for instance in model.instances:
+                instance.start()
+        except BaseException:
+            self._models.pop(message.model, None)
+            raise
+        finally:
+            model.settled.set()
+        return Loaded(message.task)
+
+    def _make_instances(self, model: _Model, loaded: LoadedModel, message: Load) -> None:
         try:
             for spec in message.instances:
-                executor = model.loaded.executor(spec)
+                executor = loaded.executor(spec)
                 model.instances.append(Instance(spec.number, spec.name, executor, self._memory, self._make_instance_channel, self._token))
         except BaseException:
-            model.loaded.close()
+            for instance in model.instances:
+                instance.abandon()
+            loaded.close()
             raise
-        self._models[message.model] = model
-        for instance in model.instances:
-            instance.start()
-        return Loaded(message.task)
 
     def _unload(self, message: Unload) -> FromWorker:
         model = self._models.pop(message.model, None)
         if model is not None:
-            for instance in model.instances:
-                instance.join(CLOSE_TIMEOUT_SECS)
-            model.loaded.close()
+            model.settled.wait()
+            deadline = time.monotonic() + CLOSE_TIMEOUT_SECS
+            stuck = [instance.name for instance in model.instances if not instance.join(max(0.0, deadline - time.monotonic()))]
+            if stuck:
+                raise internal(f"{', '.join(stuck)} did not end within {CLOSE_TIMEOUT_SECS:g} s; the model's memory is not given back")
+            if model.loaded is not None:
+                model.loaded.close()
         return Unloaded(message.task)

@@ -64,7 +64,8 @@ def serving(repository: Path, http_port: int | None, log: Path, flags: Sequence[
     log.parent.mkdir(parents=True, exist_ok=True)
     start_ns = time.monotonic_ns()
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
+        # in a session of its own, where a Ctrl-C does not reach it: two signals would mean "end now"
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
     served = Served(process, http_port, log, 0.0)
     try:
         _wait_until_ready(served)

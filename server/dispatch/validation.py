@@ -11,7 +11,7 @@ from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import RequestBody, Tensor
 from ...workers.contract.signature import Signature, TensorSpec, reshaped
-from ...workers.contract.status import StatusError, invalid
+from ...workers.contract.status import Code, StatusError, invalid
 
 Read = Callable[[Lease], memoryview]
 """The bytes of a lease of the server's own arena."""
@@ -21,6 +21,10 @@ _BATCH_NOTE = (
     "input shape. If you want to specify the full shape including the batch dim in your input dims config, try "
     "setting max_batch_size to zero. See the model configuration docs for more info on max_batch_size."
 )
+
+
+class CutString(StatusError):
+    """The last element of a BYTES input ends beyond it: a fault that the original leaves to its backends to find."""
 
 
 def label(request_id: str) -> str:
@@ -236,16 +240,15 @@ def _check_strings(name: str, model: str, view: memoryview, count: int, request_
         at += 4
         found += 1
         if length > end - at:
-            cut = invalid(
+            cut = CutString(
+                Code.INVALID_ARG,
                 f"incomplete string data for inference input '{name}', expecting string of length {length} "
-                f"but only {end - at} bytes available"
+                f"but only {end - at} bytes available",
             )
             break
         at += length
     if found != count:
-        raise invalid(
-            f"{label(request_id)}expected {count} string elements for inference input '{name}' for model '{model}', got {found}"
-        )
+        raise invalid(f"{label(request_id)}expected {count} string elements for inference input '{name}' for model '{model}', got {found}")
     if cut is not None:
         raise cut
 

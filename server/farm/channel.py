@@ -1,8 +1,8 @@
 """The server's end of a worker's ZeroMQ link: the only place where the server knows ZeroMQ.
 
 A plain ROUTER socket whose descriptor the loop watches: the worker's control socket and each of
-its instances are peers of it. The descriptor is edge-triggered, so the socket is drained each time
-it rings and after each turn's sends.
+its instances are peers of it. The descriptor is edge-triggered and a send may use up its edge, so the
+socket is drained each time it rings and once more at the end of each turn with sends.
 """
 
 from __future__ import annotations
@@ -18,39 +18,59 @@ from ...workers.contract.messages import FromWorker, ToInstance, ToWorker
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(FromWorker)
 
+Context = zmq.Context[zmq.Socket[bytes]]
 
-def new_context() -> zmq.Context[zmq.Socket[bytes]]:
+
+def new_context() -> Context:
     """The server's ZeroMQ context."""
     return zmq.Context(1)
 
 
 class Channel:
-    """Messages to and from one worker process. ``receive(identity, message)`` is called for each that comes."""
+    """Messages to and from one worker process. ``receive(identity, message)`` is called for each that comes.
+
+    ``reject(why)`` is called for what is no message. Raises OSError where there is no room for another socket.
+    """
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         endpoint: str,
         loop: asyncio.AbstractEventLoop,
         receive: Callable[[bytes, FromWorker], None],
         reject: Callable[[str], None],
     ) -> None:
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(endpoint)
         self._loop = loop
         self._receive = receive
         self._reject = reject
-        self._fd = self._socket.getsockopt(zmq.FD)
         self._closed = False
+        self._drain_is_due = False
+        try:
+            self._socket = context.socket(zmq.ROUTER)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, str(error)) from error
+        try:
+            self._socket.setsockopt(zmq.SNDHWM, 0)
+            self._socket.setsockopt(zmq.RCVHWM, 0)
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.bind(endpoint)
+            self._fd = int(self._socket.getsockopt(zmq.FD))
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise OSError(error.errno, str(error)) from error
         loop.add_reader(self._fd, self.drain)
 
     def send(self, identity: bytes, message: ToWorker | ToInstance) -> None:
-        """Send a message to a peer. Never blocks; a peer that is gone is noticed by its process's end."""
+        """Send a message to a peer. Never blocks; for a peer that is gone it is dropped, its process's end tells the rest."""
         self._socket.send(identity, zmq.SNDMORE)
         self._socket.send(_encoder.encode(message))
+        if not self._drain_is_due:
+            self._drain_is_due = True
+            self._loop.call_soon(self._drain_at_end_of_turn)
+
+    def _drain_at_end_of_turn(self) -> None:
+        self._drain_is_due = False
+        self.drain()
 
     def drain(self) -> None:
         """Receive all that has come."""
@@ -61,16 +81,32 @@ class Channel:
             except zmq.Again:
                 return
             frame = socket.recv(zmq.NOBLOCK, copy=False)
+            if frame.more:
+                while socket.getsockopt(zmq.RCVMORE):
+                    socket.recv(zmq.NOBLOCK)
+                self._reject("a message in several parts was dropped")
+                continue
             try:
                 message = _decoder.decode(frame.buffer)
             except msgspec.MsgspecError as error:
-                self._reject(str(error))
+                self._reject(f"a malformed message was dropped: {error}")
                 continue
-            self._receive(identity, message)
+            try:
+                self._receive(identity, message)
+            except BaseException:
+                # The descriptor rings once for all that has come: the rest must not wait for the next message.
+                self._loop.call_soon(self.drain)
+                raise
 
     def close(self) -> None:
-        """Close the socket; nothing is received any more."""
+        """Close the socket; nothing is received any more, and ``receive`` and ``reject`` are let go of."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._fd)
             self._socket.close()
+            self._receive = _ignore
+            self._reject = _ignore
+
+
+def _ignore(*_: object) -> None:
+    pass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
+import errno
 import os
 import secrets
 import signal
@@ -20,20 +22,24 @@ from ...shm.arena import ArenaView, create_memory, read_only
 from ...shm.placement import Lease
 from ...workers.contract.messages import (
     Attach,
+    Close,
     Detach,
+    Execute,
     FromWorker,
     Greeting,
     Hello,
     InstanceReady,
     LifelineMessage,
     Return,
-    ToInstance,
     ToWorker,
 )
 from ...workers.lifeline import MAX_MESSAGE_BYTE_SIZE
 from .channel import Channel
 
 OUTPUT_TAIL_LINES = 20
+_READ_BYTE_SIZE = 65536
+_LAST_READS = 32
+"""How often a dead worker's output is read: its pipe held no more than one read; a child of it may go on writing."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -42,7 +48,8 @@ class WorkerProcess:
     """A worker process and the server's ends of its link, lifeline and output.
 
     ``receive(process, message)`` gets what it says, ``say(line)`` what it prints, and ``ended(process)`` is called
-    once, when it is gone. Its own arena is made here and mapped read-only.
+    once, when it is gone. Its own arena is made here and mapped read-only. Raises OSError where it cannot be
+    started, and then nothing is left of it.
     """
 
     def __init__(
@@ -73,18 +80,23 @@ class WorkerProcess:
         self._attached: set[int] = set()
         self._unsent: deque[tuple[bytes, int | None]] = deque()
         self._partial = b""
-        capacity_byte_size, resident_byte_size = arena_byte_sizes
-        arena_fd = create_memory(capacity_byte_size)
-        self.arena = ArenaView(arena_number, arena_fd)
-        self._channel, endpoint = make_channel(self._arrived)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._lifeline = ours
-        request_fd = read_only(request_arena_fd)
-        try:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
+            capacity_byte_size, resident_byte_size = arena_byte_sizes
+            arena_fd = create_memory(capacity_byte_size)
+            passed.callback(os.close, arena_fd)
+            self.arena = ArenaView(arena_number, arena_fd)
+            self._channel, endpoint = make_channel(self._arrived)
+            undo.callback(self._channel.close)
+            self._lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._lifeline.close)
+            passed.callback(theirs.close)
+            self._lifeline.setblocking(False)
+            request_fd = read_only(request_arena_fd)
+            passed.callback(os.close, request_fd)
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", f"{__package__.split('.')[0]}.workers"),
+                    # -P: the folder the server happens to be started in is no place to import from
+                    *(sys.executable, "-P", "-m", f"{__package__.split('.')[0]}.workers"),
                     *("--lifeline", str(theirs.fileno()), "--request-arena", str(request_fd), "--arena", str(arena_fd)),
                     *("--arena-number", str(arena_number), "--resident-byte-size", str(resident_byte_size)),
                 ],
@@ -94,15 +106,13 @@ class WorkerProcess:
                 pass_fds=(theirs.fileno(), request_fd, arena_fd),
                 start_new_session=True,
             )
-        finally:
-            theirs.close()
-            os.close(request_fd)
-            os.close(arena_fd)
-        self.pid = self._process.pid
-        assert self._process.stdout is not None
-        self._output = self._process.stdout.fileno()
-        os.set_blocking(self._output, False)
-        self._pidfd = os.pidfd_open(self.pid)
+            undo.callback(_end_unwatched, self._process)
+            self.pid = self._process.pid
+            assert self._process.stdout is not None
+            self._output = self._process.stdout.fileno()
+            os.set_blocking(self._output, False)
+            self._pidfd = os.pidfd_open(self.pid)
+            undo.pop_all()
         loop.add_reader(self._pidfd, self._exited)
         loop.add_reader(self._output, self._read_output)
         self._tell(Greeting(endpoint, self._token), None)
@@ -125,9 +135,15 @@ class WorkerProcess:
         assert self._control_identity is not None
         self._channel.send(self._control_identity, message)
 
-    def send_to(self, instance: int, message: ToInstance) -> None:
-        """Send a message to an instance that has said it is ready."""
+    def execute(self, instance: int, message: Execute) -> None:
+        """Send a batch to an instance that has said it is ready."""
         self._channel.send(self._identities[instance], message)
+
+    def close_instance(self, instance: int) -> None:
+        """Tell an instance that has said it is ready to end; what it says from now on is dropped."""
+        identity = self._identities.pop(instance)
+        self._trusted.discard(identity)
+        self._channel.send(identity, Close())
 
     def view(self, lease: Lease) -> memoryview:
         """The bytes of an output in the worker's arena, read-only."""
@@ -145,10 +161,6 @@ class WorkerProcess:
         returned, self._returned = self._returned, []
         if self.returncode is None:
             self.send(Return(returned))
-
-    def drain(self) -> None:
-        """Receive what came while we sent (the link's descriptor is edge-triggered)."""
-        self._channel.drain()
 
     # lifeline
 
@@ -171,37 +183,51 @@ class WorkerProcess:
     def _tell(self, message: LifelineMessage, fd: int | None) -> None:
         content = _encoder.encode(message)
         assert len(content) <= MAX_MESSAGE_BYTE_SIZE
-        # The caller may close its descriptor while the message still waits to be sent.
-        self._unsent.append((content, None if fd is None else os.dup(fd)))
-        self._send_lifeline()
+        if self._unsent or not self._sent(content, fd):
+            # The caller may close its descriptor while the message waits. Where there is no room for another,
+            # the message goes alone, and the worker tells those who use the region.
+            waiting = None
+            if fd is not None:
+                with contextlib.suppress(OSError):
+                    waiting = os.dup(fd)
+            if not self._unsent:
+                self._loop.add_writer(self._lifeline, self._send_lifeline)
+            self._unsent.append((content, waiting))
+
+    def _sent(self, content: bytes, fd: int | None) -> bool:
+        """Send a message over the lifeline; False where its buffer is full."""
+        rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            self._lifeline.sendmsg([content], rights)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True  # the worker has gone; its pidfd tells
+        except OSError as error:
+            if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            return False  # too much is under way to workers; they read without being asked
+        return True
 
     def _send_lifeline(self) -> None:
-        while self._unsent:
-            content, fd = self._unsent[0]
-            rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            try:
-                self._lifeline.sendmsg([content], rights)
-            except BlockingIOError:
-                self._loop.add_writer(self._lifeline, self._send_lifeline)
-                return
-            except OSError:
-                break  # the worker has gone; its pidfd tells
-            self._unsent.popleft()
+        while self._unsent and self._sent(*self._unsent[0]):
+            _, fd = self._unsent.popleft()
             if fd is not None:
                 os.close(fd)
-        self._loop.remove_writer(self._lifeline)
+        if not self._unsent:
+            self._loop.remove_writer(self._lifeline)
 
     # output
 
     def _read_output(self) -> bool:
         try:
-            content = os.read(self._output, 65536)
+            content = os.read(self._output, _READ_BYTE_SIZE)
         except BlockingIOError:
             return False
         if not content:
             self._loop.remove_reader(self._output)
         *lines, self._partial = (self._partial + content).split(b"\n")
-        if len(self._partial) > 65536 or not content:
+        if len(self._partial) > _READ_BYTE_SIZE or not content:
             lines, self._partial = [*lines, self._partial], b""
         for line in lines:
             if line.strip():
@@ -233,11 +259,15 @@ class WorkerProcess:
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
+        # Its session's id is free for others once it has been waited for: what it started goes before that.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.returncode = self._process.wait()
         # Answers that it sent before it died still count.
         self._channel.drain()
-        while self._read_output():
-            continue
+        for _ in range(_LAST_READS):
+            if not self._read_output():
+                break
         self._loop.remove_reader(self._output)
         self._loop.remove_writer(self._lifeline)
         self._channel.close()
@@ -250,3 +280,10 @@ class WorkerProcess:
                 os.close(fd)
         self._unsent.clear()
         self._ended(self)
+
+
+def _end_unwatched(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

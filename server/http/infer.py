@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...shm.arena import Arena, ArenaFull
 from ...workers.contract.status import StatusError, internal, unsupported
 from ..dispatch.request import Request, Response
+from ..dispatch.validation import CutString
 from .content_encoding import ACCEPTED, UnknownEncoding, chosen_encoding, decompress, is_compressed
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody
 from .infer_call import INLINE_BYTE_SIZE, InferCall, Scratch, infer_settings
@@ -55,7 +56,7 @@ def infer(service: Service, model_name: str, version_text: str, request: HttpReq
         service.submit(version, queued)
     except StatusError as error:
         _let_go(request, scratch)
-        reply = failure(error, plain=plain)
+        reply = failure(error, plain=plain or isinstance(error, CutString))
         if isinstance(error, UnknownEncoding):
             reply.headers = (*reply.headers, ACCEPTED)
         answer(reply)
@@ -121,5 +122,3 @@ class _Exchange:
             response.release()
             reply = failure(error, plain=True)
         self._answer(reply)
-
-

@@ -237,7 +237,7 @@ class _Reading:
             self.take_input(_input_of(item))
         self.end_inputs()
         for item in _array(members, "outputs") if "outputs" in members else ():
-            self.take_output(_string(_member(item, "name"), "name"), _parameters_of(item, _OutputParameters))
+            self.take_output(_clean(_string(_member(item, "name"), "name")), _parameters_of(item, _OutputParameters))
         return self.finished()
 
     def finished(self) -> InferCall:
@@ -305,7 +305,7 @@ class _Reading:
 
     def span(self, parameters: _InputParameters | _OutputParameters) -> Span:
         """The part of a region that parameters name."""
-        region = _string(parameters.shared_memory_region, "shared_memory_region")
+        region = _clean(_string(parameters.shared_memory_region, "shared_memory_region"))
         offset = _unsigned(parameters.shared_memory_offset, "shared_memory_offset")
         byte_size = _unsigned(parameters.shared_memory_byte_size, "shared_memory_byte_size")
         return self.regions.span(region, offset, byte_size)
@@ -419,7 +419,7 @@ def _input_of(item: Any) -> _Input:
     data = item.get("data", UNSET) if type(item) is dict else UNSET
     size, region = (UNSET, UNSET) if parameters is UNSET else (parameters.binary_data_size, parameters.shared_memory_region)
     _check_source(data, size, region)
-    name = _string(_member(item, "name"), "name")
+    name = _clean(_string(_member(item, "name"), "name"))
     datatype = _string(_member(item, "datatype"), "datatype")
     shape = [_unsigned(dim, "shape") for dim in _array(item, "shape")]
     # a dim beyond int64 becomes what its bits say
@@ -479,7 +479,7 @@ def _custom(name: str, value: Any) -> str | int | float | bool:
         return value if -(2**63) <= value < 2**63 else float(value)
     if type(value) is bool or type(value) is float:
         return value
-    raise invalid(f"parameter '{name}' has invalid type. It should be either 'int', 'bool', or 'string'.")
+    raise invalid(f"parameter '{_clean(name)}' has invalid type. It should be either 'int', 'bool', or 'string'.")
 
 
 def _clean(text: str) -> str:

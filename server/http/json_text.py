@@ -339,7 +339,7 @@ def double(value: float) -> bytes:
     return f"{sign}{text}".encode()
 
 
-_OTHER_NOTATION = re.compile(rb"[0-9.]+e(?:-6|1[6-9]|20)(?![0-9])")
+_OTHER_NOTATION = re.compile(rb"e(?:-6|1[6-9]|20)(?![0-9])")
 
 
 def doubles(values: list[float]) -> bytes:
@@ -353,7 +353,13 @@ def doubles(values: list[float]) -> bytes:
                 tokens[at] = double(values[at])
         text = b"[" + b",".join(tokens) + b"]"
     if b"e" in text:
-        text = _OTHER_NOTATION.sub(lambda match: double(float(match.group())), text)
+        parts: list[bytes] = []
+        done = 0
+        for match in _OTHER_NOTATION.finditer(text):
+            start = max(text.rfind(b",", done, match.start()) + 1, done, 1)
+            parts += (text[done:start], double(float(text[start : match.end()])))
+            done = match.end()
+        text = b"".join((*parts, text[done:]))
     return text
 
 

@@ -67,7 +67,7 @@ class Lifecycle:
     def find(self, name: str, version: str) -> ModelVersion:
         """The version a request means. Raises StatusError with the protocol's lookup texts."""
         model = self.models.get(name)
-        if model is None:
+        if model is None or not model.known:
             raise not_found(f"Request for unknown model: '{name}' is not found")
         if version:
             number = int(version)
@@ -106,13 +106,14 @@ class Lifecycle:
                 for slot in model.slots.values()
             )
             for model in self.models.values()
+            if model.known
         )
 
     def index(self, ready_only: bool) -> list[IndexEntry]:
         """What the repositories hold, by name, then version."""
         entries = []
         for name, model in sorted(self.models.items()):
-            if model.trouble == DUPLICATE:
+            if model.ambiguous:
                 entries.append(IndexEntry(name, "", State.UNAVAILABLE, DUPLICATE))
             elif not model.slots and not ready_only:
                 entries.append(IndexEntry(name))
@@ -132,9 +133,9 @@ class Lifecycle:
         return len(self._loads)
 
     def status_rows(self) -> list[tuple[str, str, str]]:
-        """Model, version and state of everything in the repositories, for people."""
+        """Model, version and state of every known model, for people."""
         rows = []
-        for name, model in sorted(self.models.items()):
+        for name, model in sorted((name, model) for name, model in self.models.items() if model.known):
             for version, slot in sorted(model.slots.items()):
                 rows.append((name, str(version), f"{slot.state}: {slot.reason}" if slot.reason else str(slot.state)))
             if not model.slots:
@@ -151,10 +152,9 @@ class Lifecycle:
         """Load every model of the repositories; what fails is told by the index, the log and readiness."""
         for found in scan(self._options.model_repository):
             model = self.models[found.name] = Model(found.name, [str(path) for path in found.directories])
-            if len(found.directories) > 1:
-                model.trouble = DUPLICATE
+            if model.ambiguous:
                 self._log.error(f"failed to poll model '{model.name}': {DUPLICATE}")
-        await asyncio.gather(*[self._load_model(model) for model in self.models.values() if not model.trouble])
+        await asyncio.gather(*[self._load_model(model) for model in self.models.values() if not model.ambiguous])
 
     async def _load_model(self, model: Model) -> None:
         """Load the versions that the model's policy chooses; all of them, or none."""
@@ -166,15 +166,15 @@ class Lifecycle:
                 config_name=self._options.model_config_name,
                 auto_complete=not self._options.disable_auto_complete_config,
             )
+            model.known = True
             versions = self._versions(directory, config)
         except NoVersion as error:
-            model.trouble = error.reason
             for note in error.notes:
                 self._log.error(note)
             self._log.error(f"failed to load model '{model.name}': {error.message}")
             return
         except StatusError as error:
-            model.trouble = error.reason
+            model.known = False
             detail = f" ({error.detail})" if isinstance(error, ConfigurationError) else ""
             self._log.error(f"Poll failed for model directory '{model.name}': {error.message}{detail}")
             return

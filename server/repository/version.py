@@ -65,12 +65,20 @@ class VersionSlot:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A model of the repository. ``trouble`` is why it has no versions, where that is so."""
+    """A model of the repository.
+
+    ``known`` once its configuration has been read: before that the index has its name, and nothing else knows of it.
+    ``ambiguous`` where two repositories have it.
+    """
 
     name: str
     directories: list[str] = field(default_factory=list)
     slots: dict[int, VersionSlot] = field(default_factory=dict)
-    trouble: str = ""
+    known: bool = False
+
+    @property
+    def ambiguous(self) -> bool:
+        return len(self.directories) > 1
 
     @property
     def ready_versions(self) -> list[int]:

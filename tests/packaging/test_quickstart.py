@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ..servers import wait_until
 from .tree import ROOT
 
 COULD_NOT_DOWNLOAD = 75
@@ -29,6 +32,23 @@ def test_once_answers_rightly_and_stops(tmp_path: Path) -> None:
     for said in ("tiger cat", "95.1%  espresso", "synthetic speech", "All answers equal those of ONNX Runtime"):
         assert said in done.stdout
     assert sorted(path.name for path in Path("/dev/shm").glob("tensorfarm_quickstart*")) == shm
+
+
+def test_ctrl_c_stops_the_server_in_order(tmp_path: Path) -> None:
+    with (tmp_path / "said").open("wb") as said:
+        command = [sys.executable, "-u", str(ROOT / "scripts" / "quickstart.py")]
+        # a session of its own, to which a Ctrl-C goes as a whole
+        shown = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=tmp_path, start_new_session=True)
+    try:
+        wait_until(lambda: "Ctrl-C" in (tmp_path / "said").read_text() or shown.poll() is not None, "the quickstart to serve on", 120)
+        if shown.returncode == COULD_NOT_DOWNLOAD:
+            pytest.skip("the example models could not be downloaded")
+        os.killpg(shown.pid, signal.SIGINT)
+        assert shown.wait(timeout=60) == 0, (tmp_path / "said").read_text()
+    finally:
+        if shown.poll() is None:
+            shown.kill()
+            shown.wait()
 
 
 def test_a_taken_port_is_a_plain_error(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def is_ours(module: str) -> bool:
     return module.partition("/")[0] in ("shm", "server", "workers")
 
 
+def third_party(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and distribution of every import that is neither ours nor the standard library's."""
+    for line, module in imported(path):
+        top = module.partition(".")[0]
+        if not is_ours(module) and top not in sys.stdlib_module_names:
+            yield line, DISTRIBUTIONS.get(top, distribution(top))
+
+
 def is_leaf(module: str, above: tuple[str, ...] = ()) -> bool:
     """Whether a module is a root file of the server that needs only the contract, shm and files like itself."""
     path = Path(f"{module}.py")
@@ -95,15 +103,13 @@ def test_every_third_party_package_is_declared() -> None:
     declared = {distribution(line) for line in lines("options", "install_requires")}
     for extra in ("cpu", "gpu", "grpc"):
         declared |= {distribution(line) for line in lines("options.extras_require", extra)}
-    wrong = []
-    for path in product_files():
-        for line, module in imported(path):
-            top = module.partition(".")[0]
-            if is_ours(module) or top in sys.stdlib_module_names:
-                continue
-            if DISTRIBUTIONS.get(top, top.replace("_", "-")).lower() not in {*declared, *(name.replace("_", "-") for name in declared)}:
-                wrong.append(f"{path}:{line} imports {module}")
+    wrong = [f"{path}:{line} needs {name}" for path in product_files() for line, name in third_party(path) if name not in declared]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_required_package_is_used() -> None:
+    required = {distribution(line) for line in lines("options", "install_requires")}
+    assert required - {name for path in product_files() for _, name in third_party(path)} == set()
 
 
 def test_files_stay_readable() -> None:

@@ -25,12 +25,10 @@ REASONS = {
 """Models whose own files are bad: what the backend says of them is its own, only the beginning is the same."""
 
 DIFFERENCES = {
-    "labels_outside": (
-        {"version": "1", "state": "UNAVAILABLE"},
-        "newer releases refuse a labels file outside the model's folder; 24.10 reads it",
-    ),
+    "labels_outside": "newer releases refuse a labels file outside the model's folder; 24.10 reads it",
+    **dict.fromkeys(("leading_zero", "no_versions", "policy_empty"), "24.10 leaves a model without any version out of its index"),
 }
-"""Index entries that differ from release 24.10: what tensorfarm must say, and why."""
+"""Models that tensorfarm lists by name only, unlike release 24.10, and why."""
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +55,11 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, S
 
 
 def _entries(server: Server) -> list[dict[str, str]]:
+    """The index, without the repository's path, which tensorfarm does not tell its clients."""
     content: list[dict[str, str]] = server.ask("POST", "/v2/repository/index").json
     for entry in content:
         if "reason" in entry:
-            entry["reason"] = entry["reason"].replace(str(server.folder.parent / Flavour.PYTHON.value), "REPOSITORY")
-            entry["reason"] = entry["reason"].replace(str(server.folder.parent / Flavour.ONNX.value), "REPOSITORY")
+            entry["reason"] = entry["reason"].replace(f"{server.folder.parent / Flavour.PYTHON.value}/", "")
             prefix = REASONS.get(entry["name"])
             if prefix and entry["reason"].startswith(prefix):
                 entry["reason"] = prefix
@@ -70,10 +68,10 @@ def _entries(server: Server) -> list[dict[str, str]]:
 
 def test_index_of_broken_models(broken: tuple[Server, Server]) -> None:
     expected, got = map(_entries, broken)
-    for name, (answer, _) in DIFFERENCES.items():
+    for name in DIFFERENCES:
         theirs, ours = ([entry for entry in entries if entry["name"] == name] for entries in (expected, got))
         assert theirs != ours, f"the servers agree on {name}: take it off the list of differences"
-        assert [{key: value for key, value in entry.items() if key in answer} for entry in ours] == [answer]
+        assert ours == [{"name": name}]
     kept = [[entry for entry in entries if entry["name"] not in DIFFERENCES] for entries in (expected, got)]
     assert kept[1] == kept[0]
 

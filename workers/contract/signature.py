@@ -80,8 +80,7 @@ def signature_of(config: Any) -> Signature:
         max_batch_size=config.max_batch_size,
         decoupled=config.model_transaction_policy.decoupled,
         inputs={
-            tensor.name: spec(tensor, optional=tensor.optional, allow_ragged_batch=tensor.allow_ragged_batch)
-            for tensor in config.input
+            tensor.name: spec(tensor, optional=tensor.optional, allow_ragged_batch=tensor.allow_ragged_batch) for tensor in config.input
         },
         outputs={tensor.name: spec(tensor, label_filename=tensor.label_filename) for tensor in config.output},
     )
