@@ -24,6 +24,7 @@ from .contract.messages import (
     LifelineMessage,
     Load,
     Loaded,
+    Note,
     Return,
     Stop,
     ToWorker,
@@ -116,7 +117,7 @@ class Worker:
 
     def _inspect(self, message: Inspect) -> FromWorker:
         config = parse_bytes(message.config)
-        notes: list[str] = []
+        notes: list[Note] = []
         backend = self._backend(message.backend)
         if message.complete:
             notes = backend.complete(ModelSource(message.directory, message.version, config, message.settings))

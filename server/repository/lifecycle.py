@@ -225,7 +225,7 @@ class Lifecycle:
             home = worker_name(config, version, "KIND_CPU", 0)
             inspected = await self.farm.inspect(home, config.backend, directory, version, config.SerializeToString(), settings)
             for note in inspected.notes:
-                self._log.warning(note)
+                self.worker_event(note.severity, note.text)
             merge_completed(config, parse_bytes(inspected.config))
         finish_config(config, ())
         check_supported(config)
@@ -336,7 +336,7 @@ class Lifecycle:
         self._log.info(f"[worker {worker}] {line}")
 
     def worker_event(self, severity: str, text: str) -> None:
-        """Something about a worker that belongs in the log."""
+        """Something of a worker, or about one, that belongs in the log."""
         {"I": self._log.info, "W": self._log.warning, "E": self._log.error}[severity](text)
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from tensorfarm.workers.backends.onnxruntime import backend
 from tensorfarm.workers.contract.configuration import ModelConfig
+from tensorfarm.workers.contract.messages import Note
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from .onnx_source import add_sub, identity, model, source, value, with_default
@@ -147,7 +148,7 @@ CASES: dict[str, tuple[onnx.ModelProto, str, dict[str, str], str, list[str]]] = 
 def test_complete(tmp_path: Path, case: tuple[onnx.ModelProto, str, dict[str, str], str, list[str]]) -> None:
     made, config, settings, expected, notes = case
     completed = source(tmp_path, made, config, settings)
-    assert backend().complete(completed) == notes
+    assert [note.text for note in backend().complete(completed)] == notes
     message = ModelConfig()
     text_format.Parse(f"name: 'm' backend: 'onnxruntime' {expected}", message)
     assert text_format.MessageToString(completed.config) == text_format.MessageToString(message)
@@ -162,7 +163,7 @@ def test_tensors_keep_the_order_of_the_graph(tmp_path: Path) -> None:
 
 def test_a_model_is_not_opened_where_nothing_is_missing(tmp_path: Path) -> None:
     completed = source(tmp_path, b"no model at all", f"{IN_4} {OUT_4}")
-    assert backend().complete(completed) == [SKIPPED]
+    assert backend().complete(completed) == [Note("I", SKIPPED)]
 
 
 def sequence_output() -> onnx.ModelProto:

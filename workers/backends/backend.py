@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..batch import Batch
-from ..contract.messages import InstanceSpec
+from ..contract.messages import InstanceSpec, Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LoadedModel(Protocol):
 class Backend(Protocol):
     """A kind of model file. Both methods raise StatusError with a text fit for a client's eyes."""
 
-    def complete(self, source: ModelSource) -> list[str]:
+    def complete(self, source: ModelSource) -> list[Note]:
         """Fill in what ``source.config`` leaves out, in place; return notes for the log."""
 
     def load(self, source: ModelSource) -> LoadedModel:

@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from ...shm.datatypes import Datatype
 from ..batch import Batch
-from ..contract.messages import InstanceSpec
+from ..contract.messages import InstanceSpec, Note
 from ..contract.signature import Signature, TensorSpec, reshaped, signature_of
 from ..contract.status import StatusError, internal, invalid, unsupported
 from .backend import ModelSource
@@ -55,7 +55,7 @@ _global_threads: list[tuple[int, int]] = []
 class OnnxRuntimeBackend:
     """Runs ``onnxruntime_onnx`` models on the CPU."""
 
-    def complete(self, source: ModelSource) -> list[str]:
+    def complete(self, source: ModelSource) -> list[Note]:
         """Fill in what ``source.config`` leaves out from the model of this version; return notes for the log.
 
         Opens the model only where inputs or outputs are missing. Raises StatusError as ``load`` does.
@@ -347,6 +347,8 @@ class OnnxExecutor:
             ) from error
 
     def _fault(self, error: BaseException) -> StatusError:
+        if isinstance(error, UnicodeDecodeError):
+            return internal(f"a BYTES output of model '{self._model}' is not UTF-8, which ONNX Runtime cannot hand over to Python")
         return runtime_fault(error, self._hidden)
 
 

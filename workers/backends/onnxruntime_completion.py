@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..contract.messages import Note
 from ..contract.status import invalid
 from .onnxruntime_graph import Graph, GraphTensor
 
@@ -12,7 +13,7 @@ DEFAULT_MAX_BATCH_SIZE = 4
 """``max_batch_size`` of a model that can batch and does not say how far."""
 
 
-def complete_config(config: Any, graph: Callable[[], Graph], default_max_batch_size: int) -> list[str]:
+def complete_config(config: Any, graph: Callable[[], Graph], default_max_batch_size: int) -> list[Note]:
     """Fill in ``max_batch_size``, scheduler, inputs and outputs of a ``ModelConfig`` message, in place.
 
     ``graph`` opens the model and is called only where something is missing. Returns notes for the
@@ -21,7 +22,7 @@ def complete_config(config: Any, graph: Callable[[], Graph], default_max_batch_s
     has_inputs = bool(config.input or config.batch_input)
     has_outputs = bool(config.output)
     if has_inputs and has_outputs:
-        return [f"skipping model configuration auto-complete for '{config.name}': inputs and outputs already specified"]
+        return [Note("I", f"skipping model configuration auto-complete for '{config.name}': inputs and outputs already specified")]
     found = graph()
     notes = _complete_batching(config, found, default_max_batch_size)
     batching = config.max_batch_size > 0
@@ -32,8 +33,8 @@ def complete_config(config: Any, graph: Callable[[], Graph], default_max_batch_s
     return notes
 
 
-def _complete_batching(config: Any, graph: Graph, default_max_batch_size: int) -> list[str]:
-    notes: list[str] = []
+def _complete_batching(config: Any, graph: Graph, default_max_batch_size: int) -> list[Note]:
+    notes: list[Note] = []
     if not all([tensor.shape[:1] == (-1,) for tensor in (*graph.inputs.values(), *graph.outputs.values())]):
         if config.max_batch_size != 0:
             raise invalid(
@@ -42,11 +43,12 @@ def _complete_batching(config: Any, graph: Graph, default_max_batch_size: int) -
         return notes
     if config.max_batch_size == 0:
         config.max_batch_size = max(default_max_batch_size, 0)
-        notes.append(
+        text = (
             f"autofilled max_batch_size to {config.max_batch_size} for model '{config.name}' since batching is supporrted but no "
             "max_batch_size is specified in model configuration. Must specify max_batch_size to utilize autofill with a larger "
             "max batch size"
         )
+        notes.append(Note("W", text))
     if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
         config.dynamic_batching.SetInParent()
     return notes

@@ -141,12 +141,19 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=20):
     pid: int
 
 
+class Note(msgspec.Struct, frozen=True, array_like=True):
+    """Something for the server's log; ``severity`` is I, W or E."""
+
+    severity: str
+    text: str
+
+
 class Inspected(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """The completed configuration, serialised, and warnings or notes for the server's log."""
+    """The completed configuration, serialised, and what the server's log should have."""
 
     task: int
     config: bytes
-    notes: list[str] = []
+    notes: list[Note] = []
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=22):
