@@ -39,7 +39,9 @@ class Alarm:
         loop.add_reader(self._fd, self._fired)
 
     def set(self, at_ns: int | None) -> None:
-        """Ring at ``at_ns`` (CLOCK_MONOTONIC nanoseconds), or not at all."""
+        """Ring at ``at_ns`` (CLOCK_MONOTONIC nanoseconds), or not at all. A closed alarm never rings."""
+        if self._fd < 0:
+            return
         at_ns = 0 if at_ns is None else max(at_ns, 1)
         self._spec.value.seconds, self._spec.value.nanoseconds = divmod(at_ns, 1_000_000_000)
         if _libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None) < 0:
@@ -53,6 +55,8 @@ class Alarm:
         self._ring()
 
     def close(self) -> None:
-        """Stop ringing and free the descriptor."""
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
+        """Stop ringing and free the descriptor. A second call does nothing."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1

@@ -76,9 +76,11 @@ class RegionRegistry:
         except (OSError, ValueError):
             raise internal(f"Unable to open shared memory region: '{key}'") from None
         try:
-            size = object_byte_size(fd)
-            if offset < 0 or byte_size <= 0 or offset + byte_size > size:
+            if offset < 0 or byte_size <= 0 or offset + byte_size > object_byte_size(fd):
                 raise invalid(f"failed to register shared memory region '{name}': invalid args")
+        except OSError:
+            os.close(fd)
+            raise internal(f"Invalid shared memory region: '{key}'") from None
         except StatusError:
             os.close(fd)
             raise

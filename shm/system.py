@@ -10,6 +10,7 @@ import os
 
 import posix_ipc
 
+_MAX_KEY_BYTE_SIZE = 255
 
 def open_object(key: str) -> int:
     """Open a POSIX shared memory object for reading and writing; returns a descriptor.
@@ -18,7 +19,8 @@ def open_object(key: str) -> int:
     PermissionError, or ValueError for a key that no object can have.
     """
     bare = key.lstrip("/")
-    if not bare or "/" in bare or "\0" in bare:
+    # posix_ipc crashes on what UTF-8 has no form for.
+    if not bare or "/" in bare or "\0" in bare or len(bare.encode()) > _MAX_KEY_BYTE_SIZE:
         raise ValueError("not a shared memory key")
     try:
         opened = posix_ipc.SharedMemory("/" + bare, flags=0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from .servers import RUNNING, SHM, alive, descendants, mapped_objects, marked, wait_until
 
 PRODUCT = "tensorfarm"
-"""What every temporary file or folder of the product has in its name."""
+"""What the names of the product's runtime folders begin with; each holds a lock file, locked while its server lives."""
 
 SETTLE_S = 10.0
 """How long ends may take: processes that are being reaped, sockets that are being closed."""
@@ -60,7 +60,8 @@ def _objects() -> frozenset[str]:
 
 def _folders() -> frozenset[str]:
     places = {tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", "")} - {""}
-    return frozenset(str(path) for place in places for path in Path(place).glob(f"{PRODUCT}-*") if not _locked(path / "lock"))
+    locks = (path for place in places for path in Path(place).glob(f"{PRODUCT}-*/lock"))
+    return frozenset(str(path.parent) for path in locks if not _locked(path))
 
 
 def _locked(path: Path) -> bool:
@@ -91,10 +92,13 @@ def _foreign(name: str) -> bool:
 
 
 def _settle_libraries() -> None:
-    """Let gevent, which the stock HTTP client brings, give back this thread's event loop."""
+    """Let go what the stock client's libraries keep for this process: gevent's event loop, Python's resource tracker."""
     gevent = sys.modules.get("gevent")
     if gevent is not None:
         gevent.get_hub().destroy(destroy_loop=True)
+    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    if tracker is not None:
+        tracker._resource_tracker._stop()  # it has no public end
     gc.collect()
 
 

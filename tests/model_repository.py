@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -295,11 +296,12 @@ def write_repository(root: Path, models: Iterable[TestModel], flavour: Flavour) 
 # ---- the models ----------------------------------------------------------------------------------
 
 
-def _pair(datatype: str, dims: tuple[int, ...], reshape: tuple[int, ...] | None = None) -> dict[str, tuple[TestTensor, ...]]:
-    return {
-        "inputs": (TestTensor("INPUT0", datatype, dims, reshape),),
-        "outputs": (TestTensor("OUTPUT0", datatype, dims, reshape),),
-    }
+def _one_to_one(
+    name: str, operation: str, datatype: str, dims: tuple[int, ...], reshape: tuple[int, ...] | None = None, **options: Any
+) -> TestModel:
+    """A model from INPUT0 to an OUTPUT0 of the same datatype and shape."""
+    source, target = (TestTensor(tensor, datatype, dims, reshape) for tensor in ("INPUT0", "OUTPUT0"))
+    return TestModel(name, operation, (source,), (target,), **options)
 
 
 SIMPLE = TestModel(
@@ -315,28 +317,28 @@ SIMPLE = TestModel(
 PLAIN = replace(SIMPLE, name="plain", max_batch_size=0, extra="")
 """The same without a batch dimension."""
 
-IDENTITIES = tuple(TestModel(f"identity_{datatype.lower()}", "identity", **_pair(datatype, (-1,))) for datatype in DATATYPES)
+IDENTITIES = tuple(_one_to_one(f"identity_{datatype.lower()}", "identity", datatype, (-1,)) for datatype in DATATYPES)
 """One identity model for each datatype: INPUT0 to OUTPUT0, dims [-1], no batch dimension."""
 
-BATCHED = TestModel("batched_fp32", "identity", **_pair("FP32", (-1,)), max_batch_size=4)
+BATCHED = _one_to_one("batched_fp32", "identity", "FP32", (-1,), max_batch_size=4)
 """Identity with a variable dim and a batch dimension of up to 4."""
 
-BATCHED_BYTES = TestModel("batched_bytes", "identity", **_pair("BYTES", (2,)), max_batch_size=4)
+BATCHED_BYTES = _one_to_one("batched_bytes", "identity", "BYTES", (2,), max_batch_size=4)
 """BYTES identity, dims [2], with a batch dimension of up to 4."""
 
-MATRIX = TestModel("matrix", "identity", **_pair("FP32", (-1, -1)))
+MATRIX = _one_to_one("matrix", "identity", "FP32", (-1, -1))
 """Two variable dims: its raw input's shape cannot be deduced."""
 
-FIXED = TestModel("fixed", "identity", **_pair("FP32", (2, 3)), max_batch_size=0)
+FIXED = _one_to_one("fixed", "identity", "FP32", (2, 3), max_batch_size=0)
 """Fixed dims [2,3], no batch dimension."""
 
-SCALAR = TestModel("scalar", "identity", **_pair("FP32", (1,), ()), max_batch_size=8)
+SCALAR = _one_to_one("scalar", "identity", "FP32", (1,), (), max_batch_size=8)
 """dims [1] that the model sees as no dims at all."""
 
-FLAT = TestModel("flat", "identity", **_pair("FP32", (2, 2), (4,)), max_batch_size=0)
+FLAT = _one_to_one("flat", "identity", "FP32", (2, 2), (4,), max_batch_size=0)
 """dims [2,2] that the model sees as [4]."""
 
-BYTES_ONE = TestModel("bytes_one", "identity", **_pair("BYTES", (1,)))
+BYTES_ONE = _one_to_one("bytes_one", "identity", "BYTES", (1,))
 """BYTES with dims [1]: the one shape that a raw request may use."""
 
 CLASSES = TestModel(
@@ -349,31 +351,34 @@ CLASSES = TestModel(
 )
 """Identity with two outputs, one with a labels file that names classes 0 and 1 only."""
 
-VERSIONS_LATEST = TestModel(
-    "versions_latest", "add_version", **_pair("INT32", (-1,)), versions=(1, 2, 3, 10), extra="version_policy { latest { num_versions: 2 } }"
+VERSIONS_LATEST = _one_to_one(
+    "versions_latest", "add_version", "INT32", (-1,), versions=(1, 2, 3, 10), extra="version_policy { latest { num_versions: 2 } }"
 )
-VERSIONS_SPECIFIC = TestModel(
+VERSIONS_SPECIFIC = _one_to_one(
     "versions_specific",
     "add_version",
-    **_pair("INT32", (-1,)),
+    "INT32",
+    (-1,),
     versions=(1, 2, 3),
     extra="version_policy { specific { versions: [ 1, 3 ] } }",
 )
-VERSIONS_ALL = TestModel(
+VERSIONS_ALL = _one_to_one(
     "versions_all",
     "add_version",
-    **_pair("INT32", (-1,)),
+    "INT32",
+    (-1,),
     versions=(2, 5),
     extra="version_policy { all { } }",
     folders=("07", "notes", "warmup"),
 )
-VERSIONS_DEFAULT = TestModel("versions_default", "add_version", **_pair("INT32", (-1,)), versions=(1, 4), instances=0)
+VERSIONS_DEFAULT = _one_to_one("versions_default", "add_version", "INT32", (-1,), versions=(1, 4), instances=0)
 """Policies: each version adds its own number to its input."""
 
-TUNED = TestModel(
+TUNED = _one_to_one(
     "tuned",
     "identity",
-    **_pair("FP32", (4,)),
+    "FP32",
+    (4,),
     max_batch_size=8,
     instances=2,
     extra="""\
@@ -393,16 +398,21 @@ optimization { priority: PRIORITY_MAX, input_pinned_memory { enable: false }, ga
 )
 """A configuration that says much, for the configuration endpoint."""
 
-SPIN = TestModel(
+SPIN = _one_to_one(
     "spin",
     "spin",
-    **_pair("INT64", (1,)),
+    "INT64",
+    (1,),
     extra='parameters { key: "intra_op_thread_count" value { string_value: "1" } }',
 )
 """Runs for as long as its input says (a number of matrix products), then answers its input. ONNX only."""
 
+COUNTED = replace(SIMPLE, name="counted")
+"""For tests that count: nobody else may ask it."""
+
 PARITY_MODELS = (
     SIMPLE,
+    COUNTED,
     PLAIN,
     *IDENTITIES,
     BATCHED,

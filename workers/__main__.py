@@ -45,8 +45,9 @@ def main() -> None:
     try:
         control.serve(worker.handle)
         code = 0
-    except Exception:
+    except BaseException:
         traceback.print_exc()
+        raise
     finally:
         # Exit handlers could hang on instances that still run.
         os._exit(code)

@@ -55,7 +55,7 @@ class Instance:
             channel.close()
         try:
             self._executor.close()
-        except Exception:
+        except Exception:  # noqa: BLE001
             # It has run its last batch; the other models need this worker.
             traceback.print_exc()
 
@@ -84,7 +84,7 @@ class Instance:
             batch.fail_all(error)
             if isinstance(error, InputFault) and len(batch.requests) > 1:
                 return error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # The instance must outlive whatever a model does; the batch's clients are told, the log has the rest.
             traceback.print_exc()
             batch.fail_all(internal(f"the backend failed with {type(error).__name__}"))

@@ -64,8 +64,9 @@ def watch(lifeline: socket.socket, handle: Callable[[LifelineMessage, int | None
             code = 0
         except ConnectionError:
             code = 0
-        except Exception:
+        except BaseException:
             traceback.print_exc()
+            raise
         finally:
             # Nobody is left to answer to; exit handlers could hang on instances that still run.
             os._exit(code)

@@ -7,7 +7,8 @@ once for all that arrived in the same turn of the loop, so that they can share a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Protocol
 
 from ...shm.placement import Lease
@@ -135,9 +136,8 @@ class Dispatcher:
                 scheduler.statistics.request_failed(FailureReason.BACKEND, request.start_ns, end_ns)
             responses.append(Response(request, result.outputs, result.parameters, error, True, memory.view, memory.give_back))
         scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
-        for response in responses:
-            self._deliver(scheduler, response)
         self.touch(scheduler)
+        self._deliver(scheduler, responses)
 
     def instance_up(self, scheduler: Scheduler, instance: Instance) -> None:
         """An instance can take batches."""
@@ -169,18 +169,27 @@ class Dispatcher:
                 self.instance_down(scheduler, instance, error)
             for request in list(scheduler.queue.scan()):
                 scheduler.queue.discard(request)
+                scheduler.statistics.pending_count -= 1
                 self._fail(scheduler, request, error, FailureReason.OTHER)
 
     def _fail(self, scheduler: Scheduler, request: Request, error: StatusError, reason: FailureReason) -> None:
         scheduler.statistics.request_failed(reason, request.start_ns, self._clock_ns())
-        self._deliver(scheduler, Response(request, [], error=error))
+        self._deliver(scheduler, [Response(request, [], error=error)])
 
-    def _deliver(self, scheduler: Scheduler, response: Response) -> None:
-        if scheduler.order is None:
-            _hand_over(response)
-        else:
-            for ready in scheduler.order.respond(response):
-                _hand_over(ready)
+    def _deliver(self, scheduler: Scheduler, responses: list[Response]) -> None:
+        order = scheduler.order
+        if order is not None:
+            responses = [ready for response in responses for ready in order.respond(response)]
+        self._hand_over_all(iter(responses))
+
+    def _hand_over_all(self, responses: Iterator[Response]) -> None:
+        try:
+            for response in responses:
+                _hand_over(response)
+        except BaseException:
+            # A receiver that fails is not to cost those behind it their answers.
+            self._call_soon(partial(self._hand_over_all, responses))
+            raise
 
 
 def _hand_over(response: Response) -> None:

@@ -44,7 +44,9 @@ class RequestQueue:
     Requests that left early (cancelled, expired) stay in their deque as blanks, skipped when met.
     """
 
-    def __init__(self, policy: QueuePolicy, level_count: int = 0, default_level: int = 0, overrides: dict[int, QueuePolicy] | None = None) -> None:
+    def __init__(
+        self, policy: QueuePolicy, level_count: int = 0, default_level: int = 0, overrides: dict[int, QueuePolicy] | None = None
+    ) -> None:
         overrides = overrides or {}
         self._levels = [_Level(overrides.get(number, policy)) for number in range(1, max(1, level_count) + 1)]
         self._default_level = min(max(1, default_level), len(self._levels))
@@ -114,9 +116,9 @@ class RequestQueue:
         expired = []
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now_ns:
-            _, order, request = heapq.heappop(deadlines)
-            if order not in self._waiting:
-                continue
+            deadline_ns, order, request = heapq.heappop(deadlines)
+            if order not in self._waiting or deadline_ns != request.deadline_ns:
+                continue  # it has left, or was put back and has two entries
             level = self._level_of(request)
             if level.policy.delay_when_expired:
                 level.waiting.remove(request)

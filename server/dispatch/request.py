@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ...shm.placement import Inline, Lease, Span
+from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import Parameters, RequestBody, Tensor
 from ...workers.contract.status import StatusError
 
@@ -31,9 +31,8 @@ class Response:
         place = tensor.place
         if type(place) is Inline:
             return place.content
-        if isinstance(place, Span):
+        if type(place) is not Lease or self.arena_view is None:
             raise TypeError(f"output '{tensor.name}' lies in a client's region")
-        assert self.arena_view is not None
         return self.arena_view(place)
 
     def release(self) -> None:

@@ -79,9 +79,7 @@ class Scheduler:
     def submit(self, request: Request, now_ns: int) -> None:
         """Take a validated request in. Raises StatusError UNAVAILABLE: stopping, suspended or full."""
         if self.stopping:
-            raise unavailable(
-                f"{request.label}Server is stopping, scheduler for model has stopped accepting new inference requests"
-            )
+            raise unavailable(f"{request.label}Server is stopping, scheduler for model has stopped accepting new inference requests")
         if self._suspended is not None:
             raise StatusError(self._suspended.code, f"{request.label}{self._suspended.message}")
         self.queue.push(request, now_ns)

@@ -19,4 +19,4 @@ class Backoff:
         if lived_ns >= STABLE_NS:
             self.deaths = 0
         self.deaths += 1
-        return 0.0 if self.deaths == 1 else min(LONGEST_SECS, 2.0 ** (self.deaths - 2))
+        return 0.0 if self.deaths == 1 else min(LONGEST_SECS, 2.0 ** min(self.deaths - 2, 10))

@@ -9,10 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import zmq
-
 from ...workers.contract.messages import (
-    Close,
     Done,
     Execute,
     Failed,
@@ -31,12 +28,24 @@ from ...workers.contract.status import Code, StatusError, unavailable
 from ..dispatch.instance import PlannedBatch
 from ..regions import RegionRegistry
 from .backoff import Backoff
-from .channel import Channel, new_context
+from .channel import Channel, Context, new_context
 from .runtime_directory import RuntimeDirectory
 from .worker_process import WorkerProcess
 
 OUTAGE_SECS = 1.0
 """A restart further away than this is an outage: requests are refused instead of kept waiting."""
+
+PATIENT_DEATHS = 3
+"""After more deaths than this in a row, those who wait for a worker are told why it does not come."""
+
+LINGER_SECS = 5.0
+"""How long a worker that came to hold nothing by a failure is kept, so that a run of failing loads does not start one each."""
+
+STOP_TIMEOUT_SECS = 10.0
+"""How long an empty worker may take to end before it is killed."""
+
+KILL_TIMEOUT_SECS = 2.0
+"""How long the server's own end waits for killed workers: one that hangs in the kernel cannot be waited for."""
 
 Answered = Inspected | Loaded | Unloaded
 
@@ -65,11 +74,17 @@ class FarmEvents(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Holding:
-    """A model version that a seat's worker shall hold."""
+    """A model version that a seat's worker shall hold. ``gathering``: the task that waits for its instances."""
 
     load: Load
     ready: set[int] = field(default_factory=set)
     loaded: bool = False
+    gathering: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Have all instances said that they are ready?"""
+        return len(self.ready) == len(self.load.instances)
 
 
 @dataclass(slots=True, eq=False)
@@ -83,9 +98,14 @@ class Seat:
     restarts: int = 0
     backoff: Backoff = field(default_factory=Backoff)
     holdings: dict[int, _Holding] = field(default_factory=dict)
-    tasks: dict[int, asyncio.Future[Answered]] = field(default_factory=dict)
+    tasks: dict[int, asyncio.Future[Answered | None]] = field(default_factory=dict)
     arrivals: list[asyncio.Future[None]] = field(default_factory=list)
     restart: asyncio.TimerHandle | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Does nobody need it?"""
+        return not self.holdings and not self.tasks and not self.arrivals
 
 
 class Farm:
@@ -105,12 +125,13 @@ class Farm:
         self._regions = regions
         self._request_arena_fd = request_arena_fd
         self._arena_byte_sizes = arena_byte_sizes
-        self._context: zmq.Context[zmq.Socket[bytes]] = new_context()
+        self._context: Context = new_context()
         self._runtime = RuntimeDirectory()
         self._numbers = itertools.count(1)
         self._seat_of_instance: dict[int, Seat] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._used: dict[WorkerProcess, None] = {}
+        self._leaving: set[Seat] = set()
+        self._closing = False
         regions.on_drop = self._region_dropped
 
     # tasks
@@ -118,8 +139,12 @@ class Farm:
     async def inspect(self, worker: str, backend: str, directory: str, version: int, config: bytes, settings: dict[str, str]) -> Inspected:
         """Have a worker complete a configuration. Raises StatusError."""
         seat = self._seat(worker)
-        await self._arrival(seat)
-        answer = await self._ask(seat, lambda task: Inspect(task, backend, directory, version, config, settings, True))
+        try:
+            await self._arrival(seat)
+            answer = await self._ask(seat, lambda task: Inspect(task, backend, directory, version, config, settings, True))
+        except BaseException:
+            self._close_later(seat)
+            raise
         assert isinstance(answer, Inspected)
         return answer
 
@@ -129,14 +154,22 @@ class Farm:
         ``load.task`` is filled in here. Returns when all instances have said they are ready.
         """
         seat = self._seat(worker)
-        await self._arrival(seat)
+        try:
+            await self._arrival(seat)
+        except BaseException:
+            self._close_later(seat)
+            raise
         holding = seat.holdings[load.model] = _Holding(load)
         for spec in load.instances:
             self._seat_of_instance[spec.number] = seat
         try:
             await self._fill(seat, holding)
-        except BaseException:
+        except BaseException as error:
             self._forget(seat, load.model)
+            if not isinstance(error, StatusError):
+                # Given up, not failed: the worker goes on loading and would keep the model.
+                self._spawn(self._drop(seat, load.model))
+            self._close_later(seat)
             raise
 
     async def unload(self, worker: str, model: int) -> None:
@@ -147,39 +180,54 @@ class Farm:
         holding = self._forget(seat, model)
         if seat.up and seat.process is not None:
             for instance in sorted(holding.ready):
-                seat.process.send_to(instance, Close())
-            try:
-                await self._ask(seat, lambda task: Unload(task, model))
-            except StatusError as error:
-                # A worker that died has dropped the model as well.
-                self._events.worker_event("W", f"worker '{seat.name}' while unloading: {error.message}")
-        if not seat.holdings and not seat.tasks and not seat.arrivals:
+                seat.process.close_instance(instance)
+            await self._drop(seat, model)
+        if seat.empty:
             self._close(seat)
+
+    async def _drop(self, seat: Seat, model: int) -> None:
+        try:
+            await self._ask(seat, lambda task: Unload(task, model))
+        except StatusError as error:
+            # A worker that died has dropped the model as well.
+            self._events.worker_event("W", f"worker '{seat.name}' while unloading: {error.message}")
 
     async def _fill(self, seat: Seat, holding: _Holding) -> None:
         load = holding.load
         await self._ask(
             seat,
-            lambda task: Load(
-                task, load.model, load.backend, load.directory, load.version, load.config, load.settings, load.instances
-            ),
+            lambda task: Load(task, load.model, load.backend, load.directory, load.version, load.config, load.settings, load.instances),
         )
         holding.loaded = True
+        if not holding.complete:
+            # Each instance speaks over a socket of its own, so the answer may overtake them.
+            holding.gathering, future = self._open_task(seat)
+            try:
+                await future
+            finally:
+                seat.tasks.pop(holding.gathering, None)
 
-    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Unload]) -> Answered:
+    def _open_task(self, seat: Seat) -> tuple[int, asyncio.Future[Answered | None]]:
+        """A number, and the future that is resolved under it, or fails with the worker."""
+        task = next(self._numbers)
+        future: asyncio.Future[Answered | None] = self._loop.create_future()
+        seat.tasks[task] = future
+        return task, future
+
+    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Unload]) -> Answered | None:
         if seat.process is None or not seat.up:
             raise unavailable(f"worker '{seat.name}' is not running")
-        task = next(self._numbers)
-        future: asyncio.Future[Answered] = self._loop.create_future()
-        seat.tasks[task] = future
+        task, future = self._open_task(seat)
         seat.process.send(message(task))
-        seat.process.drain()
-        return await future
+        try:
+            return await future
+        finally:
+            seat.tasks.pop(task, None)
 
     # batches
 
     def send(self, batch: PlannedBatch) -> None:
-        """Pass a batch to its instance's worker. ``flushed`` must follow in the same turn."""
+        """Pass a batch to its instance's worker, behind the client regions it uses."""
         seat = self._seat_of_instance[batch.instance.number]
         process = seat.process
         assert process is not None
@@ -187,22 +235,15 @@ class Farm:
             for region in request.regions:
                 if not process.attached(region):
                     process.attach(region, *self._regions.mapping(region))
-        process.send_to(batch.instance.number, Execute(batch.number, [request.body for request in batch.requests]))
-        if process not in self._used:
-            if not self._used:
-                self._loop.call_soon(self._drain_used)
-            self._used[process] = None
-
-    def _drain_used(self) -> None:
-        used, self._used = self._used, {}
-        for process in used:
-            process.drain()
+        process.execute(batch.instance.number, Execute(batch.number, [request.body for request in batch.requests]))
 
     # seats
 
     def _seat(self, name: str) -> Seat:
         seat = self.seats.get(name)
         if seat is None:
+            if self._closing:
+                raise unavailable("Server is stopping")
             seat = self.seats[name] = Seat(name)
             self._start(seat)
         return seat
@@ -228,23 +269,42 @@ class Farm:
             else:
                 self._received(seat, message)
 
-        seat.process = WorkerProcess(
-            seat.name,
-            number,
-            self._arena_byte_sizes,
-            self._request_arena_fd,
-            make_channel,
-            self._loop,
-            receive,
-            say,
-            lambda process: self._ended(seat, process),
-        )
+        try:
+            seat.process = WorkerProcess(
+                seat.name,
+                number,
+                self._arena_byte_sizes,
+                self._request_arena_fd,
+                make_channel,
+                self._loop,
+                receive,
+                say,
+                lambda process: self._ended(seat, process),
+            )
+        except OSError as error:
+            delay_secs = seat.backoff.delay_secs(0)
+            text = f"could not be started: {error.strerror}"
+            self._events.worker_event("E", f"worker '{seat.name}' {text}; it is tried again {_when(delay_secs)}")
+            self._start_later(seat, delay_secs, unavailable(f"worker '{seat.name}' {text}"))
+
+    def _start_later(self, seat: Seat, delay_secs: float, error: StatusError) -> None:
+        """Start a seat's worker again; those who wait for it hear ``error`` where it has failed too often."""
+        seat.restart = self._loop.call_later(delay_secs, self._start, seat)
+        if seat.backoff.deaths > PATIENT_DEATHS:
+            _fail(seat.arrivals, error)
+            seat.arrivals = []
 
     async def _arrival(self, seat: Seat) -> None:
-        if not seat.up:
+        while not seat.up:
+            if seat.closing:
+                raise unavailable(f"worker '{seat.name}' is being stopped")
             future: asyncio.Future[None] = self._loop.create_future()
             seat.arrivals.append(future)
-            await future
+            try:
+                await future
+            finally:
+                if future in seat.arrivals:
+                    seat.arrivals.remove(future)
 
     def _received(self, seat: Seat, message: FromWorker) -> None:
         if isinstance(message, Hello):
@@ -256,10 +316,7 @@ class Farm:
             for holding in seat.holdings.values():
                 self._spawn(self._refill(seat, holding))
         elif isinstance(message, InstanceReady):
-            for holding in seat.holdings.values():
-                if any(spec.number == message.instance for spec in holding.load.instances):
-                    holding.ready.add(message.instance)
-                    self._events.instance_ready(message.instance)
+            self._instance_ready(seat, message.instance)
         elif isinstance(message, Failed):
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
@@ -268,6 +325,19 @@ class Farm:
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
                 future.set_result(message)
+
+    def _instance_ready(self, seat: Seat, instance: int) -> None:
+        for holding in seat.holdings.values():
+            if any(spec.number == instance for spec in holding.load.instances):
+                holding.ready.add(instance)
+                self._events.instance_ready(instance)
+                waiting = seat.tasks.pop(holding.gathering, None) if holding.complete else None
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(None)
+                return
+        # Its model was given up while it was loaded.
+        if seat.process is not None:
+            seat.process.close_instance(instance)
 
     async def _refill(self, seat: Seat, holding: _Holding) -> None:
         try:
@@ -293,10 +363,11 @@ class Farm:
         seat.process = None
         seat.up = False
         if seat.closing:
+            self._leaving.discard(seat)
             return
         seat.restarts += 1
         delay_secs = seat.backoff.delay_secs(time.monotonic_ns() - process.started_ns)
-        when = "at once" if not delay_secs else f"in {delay_secs:g} s"
+        when = _when(delay_secs)
         self._events.worker_event("E", f"worker '{seat.name}' (pid {process.pid}) {process.exit_text}; it is started again {when}")
         error = unavailable(f"worker '{seat.name}' {process.exit_text} while it ran this request")
         loading = unavailable(f"worker '{seat.name}' {process.exit_text} while it loaded this model{_last_words(process)}")
@@ -309,15 +380,8 @@ class Farm:
                 self._events.instance_lost(instance, error)
             if delay_secs > OUTAGE_SECS and holding.loaded:
                 self._events.model_lost(holding.load.model, outage)
-        for future in tasks.values():
-            if not future.done():
-                future.set_exception(loading)
-        seat.restart = self._loop.call_later(delay_secs, self._start, seat)
-        if seat.backoff.deaths > 3:
-            arrivals, seat.arrivals = seat.arrivals, []
-            for arrival in arrivals:
-                if not arrival.done():
-                    arrival.set_exception(unavailable(f"worker '{seat.name}' {process.exit_text} at its start{_last_words(process)}"))
+        _fail(tasks.values(), loading)
+        self._start_later(seat, delay_secs, unavailable(f"worker '{seat.name}' {process.exit_text} at its start{_last_words(process)}"))
 
     def _region_dropped(self, region: int) -> None:
         for seat in self.seats.values():
@@ -326,35 +390,55 @@ class Farm:
 
     # end
 
+    def _close_later(self, seat: Seat) -> None:
+        """A worker was of no use to a failed task: it ends too, unless another task comes soon."""
+        if not seat.closing and seat.empty:
+            self._loop.call_later(LINGER_SECS, self._close_empty, seat)
+
+    def _close_empty(self, seat: Seat) -> None:
+        if seat.empty:
+            self._close(seat)
+
     def _close(self, seat: Seat) -> None:
+        if seat.closing:
+            return
         seat.closing = True
         del self.seats[seat.name]
         if seat.restart is not None:
             seat.restart.cancel()
+        stopping = unavailable(f"worker '{seat.name}' is being stopped")
+        _fail(seat.arrivals, stopping)
+        _fail(seat.tasks.values(), stopping)
         if seat.process is not None:
+            self._leaving.add(seat)
             if seat.up:
+                seat.up = False
                 seat.process.send(Stop())
+                self._loop.call_later(STOP_TIMEOUT_SECS, _kill, (seat,))
             else:
                 seat.process.kill()
 
     async def close(self, timeout_secs: float = 2.0) -> None:
         """Stop all workers: asked first, killed when they do not go."""
-        seats = list(self.seats.values())
-        for seat in seats:
+        self._closing = True
+        for seat in list(self.seats.values()):
             self._close(seat)
-        deadline = self._loop.time() + timeout_secs
-        while any(seat.process is not None for seat in seats):
-            if self._loop.time() > deadline:
-                _kill(seats)
-            await asyncio.sleep(0.005)
+        await self._leave(timeout_secs)
+        _kill(self._leaving)
+        await self._leave(KILL_TIMEOUT_SECS)
         for task in list(self._background):
             task.cancel()
         self._context.destroy(linger=0)
         self._runtime.close()
 
+    async def _leave(self, timeout_secs: float) -> None:
+        deadline = self._loop.time() + timeout_secs
+        while self._leaving and self._loop.time() < deadline:
+            await asyncio.sleep(0.005)
+
     def end_now(self) -> None:
         """Kill all workers and remove the sockets' directory; the process exits right after."""
-        _kill(self.seats.values())
+        _kill([*self.seats.values(), *self._leaving])
         self._runtime.close()
 
 
@@ -362,6 +446,16 @@ def _kill(seats: Iterable[Seat]) -> None:
     for seat in seats:
         if seat.process is not None:
             seat.process.kill()
+
+
+def _fail(futures: Iterable[asyncio.Future[Any]], error: StatusError) -> None:
+    for future in list(futures):
+        if not future.done():
+            future.set_exception(error)
+
+
+def _when(delay_secs: float) -> str:
+    return f"in {delay_secs:g} s" if delay_secs else "at once"
 
 
 def _last_words(process: WorkerProcess) -> str:

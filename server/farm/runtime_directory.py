@@ -32,9 +32,11 @@ class RuntimeDirectory:
         return f"ipc://{self.path / name}"
 
     def close(self) -> None:
-        """Remove the directory."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        """Remove the directory. A second call does nothing."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
 
 
 def _base() -> Path:

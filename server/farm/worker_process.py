@@ -33,7 +33,6 @@ from ...workers.contract.messages import (
     Return,
     ToWorker,
 )
-from ...workers.lifeline import MAX_MESSAGE_BYTE_SIZE
 from .channel import Channel
 
 OUTPUT_TAIL_LINES = 20
@@ -182,7 +181,6 @@ class WorkerProcess:
 
     def _tell(self, message: LifelineMessage, fd: int | None) -> None:
         content = _encoder.encode(message)
-        assert len(content) <= MAX_MESSAGE_BYTE_SIZE
         if self._unsent or not self._sent(content, fd):
             # The caller may close its descriptor while the message waits. Where there is no room for another,
             # the message goes alone, and the worker tells those who use the region.

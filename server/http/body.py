@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
+_TENSOR_ALIGNMENT = 64
 _NO_TRAILERS = frozenset(
     (b"content-length", b"transfer-encoding", b"host", b"authorization", b"connection", b"content-encoding", b"expect")
 )
@@ -50,20 +51,24 @@ def body_of(arena: Arena | None, content: bytes, limits: Limits) -> Body:
 class KnownLength:
     """A body of ``byte_size`` bytes; ``room`` is the memory that its next bytes belong in.
 
+    ``json_byte_size`` is the size of what comes before the first binary tensor, which is laid on a
+    boundary of 64 bytes in the arena: a model reads only aligned tensors in place.
     Raises Malformed where there is no room for it.
     """
 
-    __slots__ = ("_block", "_content", "_filled", "byte_size", "room")
+    __slots__ = ("_block", "_content", "_filled", "_lead", "byte_size", "room")
 
-    def __init__(self, arena: Arena | None, byte_size: int, limits: Limits) -> None:
+    def __init__(self, arena: Arena | None, byte_size: int, limits: Limits, json_byte_size: int = 0) -> None:
         self._block: Block | None = None
         self._content = bytearray()
+        self._lead = 0
         if byte_size <= limits.inline_byte_size:
             self._content = bytearray(byte_size)
             self.room = memoryview(self._content)
         else:
-            self._block = reserve(arena, byte_size)
-            self.room = self._block.view[:byte_size]
+            self._lead = -json_byte_size % _TENSOR_ALIGNMENT
+            self._block = reserve(arena, self._lead + byte_size)
+            self.room = self._block.view[self._lead : self._lead + byte_size]
         self.byte_size = byte_size
         self._filled = 0
 
@@ -89,7 +94,7 @@ class KnownLength:
         if self._block is None:
             return InlineBody(self._content)
         block, self._block = self._block, None
-        return ArenaBody(block, self.byte_size)
+        return ArenaBody(block, self.byte_size, self._lead)
 
     def abandon(self) -> None:
         """Give the memory of an incomplete body back."""

@@ -263,8 +263,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin_body(self) -> None:
         door, head = self._door, self._head
-        self._body = Chunked(door.arena, door.limits) if head.chunked else KnownLength(door.arena, head.content_length, door.limits)
-        if isinstance(self._body, KnownLength):
+        if head.chunked:
+            self._body = Chunked(door.arena, door.limits)
+        else:
+            self._body = KnownLength(door.arena, head.content_length, door.limits, head.json_byte_size)
             self._room = self._body.room
         if head.expects_continue:
             self._continue()
@@ -350,6 +352,8 @@ class Connection(asyncio.BufferedProtocol):
                 reply.on_sent()
             return
         self._active = None
+        # The cancel function knows the request, which knows this exchange: left alone, a cycle for the collector.
+        exchange.cancel = None
         close = not exchange.keep_alive or self._door.exiting
         self._write(reply, close, exchange.head_only, exchange.keep_alive_1_0)
         if close:

@@ -29,17 +29,21 @@ class InlineBody:
 
 
 class ArenaBody:
-    """A request body that was received straight into the server's arena: tensors cut from it stay there."""
+    """A request body that was received straight into the server's arena: tensors cut from it stay there.
 
-    __slots__ = ("_block", "view")
+    It begins ``lead`` bytes into its block.
+    """
 
-    def __init__(self, block: Block, byte_size: int) -> None:
+    __slots__ = ("_block", "_lead", "view")
+
+    def __init__(self, block: Block, byte_size: int, lead: int = 0) -> None:
         self._block = block
-        self.view = block.view[:byte_size]
+        self._lead = lead
+        self.view = block.view[lead : lead + byte_size]
 
     def place(self, start: int, stop: int) -> Placement:
         """The bytes ``start`` to ``stop`` as a tensor's placement."""
-        return self._block.place(start, stop)
+        return self._block.place(self._lead + start, self._lead + stop)
 
     def release(self) -> None:
         """Give the block back to the arena; the caller promises that nothing reads it any more."""
@@ -55,7 +59,8 @@ class HttpRequest:
     """A complete request.
 
     ``path`` is the raw path, never percent-decoded, without the query. Header names are lower-case
-    and in order of arrival; ``original_names`` keeps their spelling, index for index. Whoever
+    and in order of arrival; ``original_names`` keeps their spelling, index for index (neither is ever changed: a
+    connection may use them for several requests). Whoever
     handles the request owns ``body`` and releases it exactly once. ``start_ns`` is CLOCK_MONOTONIC.
     """
 

@@ -391,3 +391,28 @@ def test_health_beside_many_dribblers() -> None:
             return took
 
     assert run(scenario) < 0.1
+
+
+def test_tensors_of_a_big_body_are_aligned() -> None:
+    """Wherever the JSON before them ends, the tensors begin on a boundary of 64 bytes."""
+    content = bytes(100_000)
+    places = []
+
+    def handle(request: HttpRequest, answer: Answer) -> None:
+        json_byte_size = int(request.header(b"inference-header-content-length") or b"0")
+        assert bytes(request.body.view) == content
+        places.append(request.body.place(json_byte_size, len(content)))
+        request.body.release()
+        answer(Reply(200))
+
+    async def scenario() -> None:
+        with an_arena() as arena:
+            async with a_door(handle, arena) as door, a_client(door) as client:
+                for json_byte_size in (1, 63, 64, 65, 300):
+                    head = f"POST /p HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {json_byte_size}\r\n"
+                    await client.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+                    assert (await client.reply())[0] == 200
+
+    run(scenario)
+    assert [place.offset % 64 for place in places] == [0] * 5
+    assert [place.byte_size for place in places] == [len(content) - size for size in (1, 63, 64, 65, 300)]

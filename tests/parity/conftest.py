@@ -1,4 +1,4 @@
-"""The two servers that the parity tests compare: one of each for the whole run."""
+"""The two servers that the parity tests compare: one of each for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..model_repository import PARITY_MODELS, Flavour, write_repository
 from ..servers import Server, start_tensorfarm
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     """The real server and tensorfarm, started at the same time, with the same models."""
     real.require()
@@ -34,13 +34,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
                 server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def oracle(servers: tuple[Server, Server]) -> int:
     """The HTTP port of the real server."""
     return servers[0].http_port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def farm(servers: tuple[Server, Server]) -> int:
     """The HTTP port of tensorfarm."""
     return servers[1].http_port

@@ -163,6 +163,29 @@ ROUTES = [
     _get("/nosuch", "DELETE"),
 ]
 
+LOGGING = [
+    _get("/v2/logging"),
+    _get("/v2/logging", "POST", b"{}"),
+    _get("/v2/logging", "POST", b'{"log_verbose_level":1}'),
+    _get("/v2/logging", "POST", b'{"log_verbose_level":0,"log_format":"ISO8601"}'),
+    _get("/v2/logging", "POST", b'{"log_format":"default","log_info":false,"what":[]}'),
+    _get("/v2/logging", "POST", b'{"log_info":true,"log_warning":null}'),
+    _get("/v2/logging", "POST", b'{"log_info":1}'),
+    _get("/v2/logging", "POST", b'{"log_verbose_level":"1"}'),
+    _get("/v2/logging", "POST", b'{"log_verbose_level":-1}'),
+    _get("/v2/logging", "POST", b'{"log_format":"xml"}'),
+    _get("/v2/logging", "POST", b'{"log_format":1}'),
+    _get("/v2/logging", "POST", b'{"log_file":"/dev/null"}'),
+    _get("/v2/logging", "POST", b'{"log_file":null}'),
+    _get("/v2/logging", "POST", b'{"log_error":false,"log_format":"xml"}'),
+    _get("/v2/logging", "POST", b'{"log_error":true}'),
+    _get("/v2/logging", "POST", b"hello"),
+    _get("/v2/logging", "POST", b"[]"),
+    _get("/v2/logging", "POST"),
+    _get("/v2/logging", "DELETE"),
+]
+"""In this order: each leaves the settings as the next one finds them."""
+
 LOOKUP = [
     _get(f"/v2/models/{path}/infer", "POST", b"{}")
     for path in (
@@ -222,6 +245,11 @@ def test_routes(case: Case, oracle: int, farm: int) -> None:
 
 @pytest.mark.parametrize("case", LOOKUP, ids=_ids)
 def test_lookup(case: Case, oracle: int, farm: int) -> None:
+    check(case, oracle, farm, DIFFERENCES)
+
+
+@pytest.mark.parametrize("case", LOGGING, ids=_ids)
+def test_logging(case: Case, oracle: int, farm: int) -> None:
     check(case, oracle, farm, DIFFERENCES)
 
 

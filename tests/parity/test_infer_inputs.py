@@ -312,7 +312,7 @@ DIFFERENCES: dict[str, Difference] = {
 }
 
 
-def _table(cases: list[Case]) -> Any:
+def _table(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 

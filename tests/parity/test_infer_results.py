@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ DIFFERENCES: dict[str, Difference] = {
 }
 
 
-def _table(cases: list[Case]) -> Any:
+def _table(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
@@ -258,6 +259,9 @@ def test_large_binary(oracle: int, farm: int) -> None:
         assert connection.receive().body == said["body"]
 
 
+UNPACK: dict[str | None, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "deflate": zlib.decompress, None: bytes}
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, deflate", "deflate;q=0.5, gzip;q=0.1", "gzip;q=0, deflate", "*"])
 def test_compressed_answer(encoding: str, oracle: int, farm: int) -> None:
     """Compressed bytes may differ; what they unpack to, and the headers, may not."""
@@ -267,7 +271,7 @@ def test_compressed_answer(encoding: str, oracle: int, farm: int) -> None:
             with Connection(port) as connection:
                 connection.send(request_bytes("POST", PATH, GOOD[:-1] + extra + b"}", {"Accept-Encoding": encoding}))
                 reply = connection.receive()
-            body = {"gzip": gzip.decompress, "deflate": zlib.decompress, None: bytes}[reply.header("content-encoding")](reply.body)
+            body = UNPACK[reply.header("content-encoding")](reply.body)
             said.append((reply.status, body, {name: reply.header(name) for name in COMPARED_HEADERS}))
     assert said[2:] == said[:2]
 

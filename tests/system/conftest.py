@@ -26,19 +26,19 @@ from .spinning import steps_per_second
 MODELS = (SIMPLE, PLAIN, *IDENTITIES, BATCHED, BATCHED_BYTES, FIXED, CLASSES, VERSIONS_ALL, SPIN)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository of ``MODELS``."""
     return write_repository(tmp_path_factory.mktemp("system") / "models", MODELS, Flavour.ONNX)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def spin_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the slow model and a quick one, for tests that break what they start."""
     return write_repository(tmp_path_factory.mktemp("spin") / "models", (SPIN, PLAIN), Flavour.ONNX)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def farm(models: Path) -> Iterator[Server]:
     """A running server that no test may break."""
     with tensorfarm(models, folder=models.parent / "farm") as server:
@@ -46,7 +46,7 @@ def farm(models: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def steps(farm: Server) -> int:
     """Steps of the slow model per second."""
     return steps_per_second(farm)

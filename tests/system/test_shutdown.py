@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -45,7 +46,10 @@ def test_idle_server_ends_at_once(number: signal.Signals, start: list[Server]) -
 
 
 def test_in_flight_requests_finish(start: list[Server]) -> None:
-    """Both what runs and what is queued is answered; probes and new connections hear no meanwhile; the countdown is logged."""
+    """What runs and what is queued is answered; the countdown is logged.
+
+    Meanwhile probes hear no, and connections that were idle either hear it too or are closed.
+    """
     (server,) = start
     second = steps_per_second(server)
     (worker,) = server.workers()
@@ -58,10 +62,9 @@ def test_in_flight_requests_finish(start: list[Server]) -> None:
         running += [ask_spin(server, second // 10) for _ in range(3)]
         wait_until(lambda: pending(server) >= 2, "requests to be queued")
         _signal(server)
-        kept.send(request_bytes("GET", "/v2/health/ready"))
-        reply = kept.receive()
-        assert reply.status != 200
-        assert reply.error == "Server exiting"
+        with contextlib.suppress(ConnectionError):
+            kept.send(request_bytes("GET", "/v2/health/ready"))
+            assert kept.receive().error == "Server exiting"
         assert not server.ready() and not server.live()
         assert not any(one.done for one in running)
     assert [one.result().status for one in running] == [200] * 4

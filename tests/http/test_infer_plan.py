@@ -1,0 +1,108 @@
+"""JSON parts that come again, byte for byte: what is kept of them must never show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensorfarm.server.http import infer_request
+from tensorfarm.server.http.infer_call import IN_BINARY, InferCall
+from tensorfarm.shm.placement import Span
+
+from .echo_service import echo_signature, spec
+from .infer_reading import TYPES, content_of, inputs, read, refusal, tensor
+
+TWO = inputs(tensor(shape=[2], binary_data_size=8), tensor("IUINT8", "UINT8", [3], binary_data_size=3), parameters={"priority": 4, "p": "x"})
+
+
+@pytest.fixture(autouse=True)
+def no_plans() -> None:
+    infer_request._PLANS.clear()
+
+
+def seen(call: InferCall) -> list[Any]:
+    contents = [content_of(call, at) for at in range(len(call.body.inputs))]
+    body = [(item.name, item.datatype, item.shape) for item in call.body.inputs], call.body.outputs, call.body.parameters, call.body.batch_size
+    return [contents, body, call.form, call.forms, call.priority, call.timeout_us, call.sequence_id, call.sequence_start, call.sequence_end]
+
+
+def test_the_second_time_reads_the_same_with_its_own_tensors() -> None:
+    first, second = read(TWO, b"abcdefghxyz"), read(TWO, b"ABCDEFGHXYZ")
+    assert len(infer_request._PLANS) == 1
+    assert seen(first)[1:] == seen(second)[1:]
+    assert (seen(first)[0], seen(second)[0]) == ([b"abcdefgh", b"xyz"], [b"ABCDEFGH", b"XYZ"])
+    assert second.priority == 4 and second.body.parameters == {"p": "x"}
+
+
+def test_another_length_of_body_is_still_an_error() -> None:
+    read(TWO, b"abcdefghxyz")
+    assert "expecting 1 additional bytes" in refusal(TWO, b"abcdefghxy")[1]
+    assert "unexpected additional input data" in refusal(TWO, b"abcdefghxyz!")[1]
+
+
+def test_models_that_batch_and_models_that_do_not_share_a_plan() -> None:
+    request = inputs(tensor(shape=[2, 1], binary_data_size=8))
+    batching = echo_signature("b", [spec("IINT32", "INT32", 1, batching=True)], max_batch_size=4)
+    assert [read(request, bytes(8), signature=signature).body.batch_size for signature in (TYPES, batching, TYPES)] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        inputs(tensor(shape=[1], binary_data_size=4), id="7"),
+        inputs(tensor(data=[1])),
+        inputs(tensor(shared_memory_region="r", shared_memory_byte_size=4)),
+        inputs(tensor(binary_data_size=4), outputs=[{"name": "OINT32", "parameters": {"shared_memory_region": "r"}}]),
+        inputs(tensor(shape=[1100] * 1, binary_data_size=4400), parameters={f"p{at}": "x" * 50 for at in range(100)}),
+    ],
+    ids=["id", "JSON tensor", "region in", "region out", "long"],
+)
+def test_what_is_not_kept(request_: dict[str, Any]) -> None:
+    size = sum(item.get("parameters", {}).get("binary_data_size", 0) for item in request_["inputs"])
+    for _ in range(2):
+        read(request_, bytes(size))
+    assert not infer_request._PLANS
+
+
+def test_regions_are_looked_up_each_time() -> None:
+    call = read(inputs(tensor(shared_memory_region="r", shared_memory_byte_size=4)))
+    assert call.body.inputs[0].place == Span(7, 0, 4)
+
+
+def test_forwarded_headers_stay_with_their_request() -> None:
+    request = inputs(tensor(binary_data_size=4))
+    forwarded = read(request, bytes(4), headers={"X-Who": "me"}, forward="x-who")
+    assert forwarded.body.parameters == {"X-Who": "me"}
+    assert read(request, bytes(4)).body.parameters == {}
+    assert read(request, bytes(4), headers={"X-Who": "you"}, forward="x-who").body.parameters == {"X-Who": "you"}
+    assert read(request, bytes(4)).body.parameters == {}
+
+
+def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer_request, "PLAN_COUNT", 3)
+    for priority in range(10):
+        read(inputs(tensor(binary_data_size=4), parameters={"priority": priority}), bytes(4))
+        assert len(infer_request._PLANS) <= 3
+
+
+NAMES = st.sampled_from(["IINT32", "IUINT8", "IFP32"])
+
+
+@given(st.lists(st.tuples(NAMES, st.integers(0, 3)), unique_by=lambda item: item[0]), st.booleans(), st.booleans())
+def test_a_plan_reads_as_the_first_reading_did(items: list[tuple[str, int]], listed: bool, binary: bool) -> None:
+    infer_request._PLANS.clear()
+    width = {"IINT32": 4, "IUINT8": 1, "IFP32": 4}
+    request = inputs(*[tensor(name, name[1:], [count], binary_data_size=count * width[name]) for name, count in items])
+    if listed:
+        request["outputs"] = [{"name": f"O{name[1:]}", "parameters": {"binary_data": binary}} for name, _ in items]
+    else:
+        request["parameters"] = {"binary_data_output": binary, "timeout": 5}
+    tail = bytes(range(sum(count * width[name] for name, count in items)))
+    first, second = read(request, tail), read(request, tail)
+    assert seen(first) == seen(second)
+    assert len(infer_request._PLANS) == 1
+    if listed and binary:
+        assert all(form == IN_BINARY for form in (second.forms or {}).values())

@@ -1,0 +1,172 @@
+"""A worker's control messages, with a backend that does what a test says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tensorfarm.shm.placement import Lease, Span
+from tensorfarm.shm.system import open_object
+from tensorfarm.workers.contract.configuration import ModelConfig, parse_bytes
+from tensorfarm.workers.contract.messages import (
+    Attach,
+    Close,
+    Detach,
+    Failed,
+    Fault,
+    Inspect,
+    Inspected,
+    InstanceReady,
+    InstanceSpec,
+    Load,
+    Loaded,
+    Note,
+    Return,
+    Stop,
+    Unload,
+    Unloaded,
+)
+from tensorfarm.workers.contract.status import Code, StatusError, unsupported
+from tensorfarm.workers.worker import Worker
+
+from .fakes import PATIENCE_S, FakeBackend, FakeChannel, FakeControl
+from .real_memory import Bench, bench
+
+CONFIG = ModelConfig(name="m", backend="fake").SerializeToString()
+
+
+class Room:
+    """A worker with its control socket and the sockets that its instances make."""
+
+    def __init__(self, memory: Bench) -> None:
+        self.control = FakeControl()
+        self.channels: list[FakeChannel] = []
+        self.backend = FakeBackend()
+        self.memory = memory
+        self.worker = Worker(self.control, self._channel, memory.memory, b"token")  # type: ignore[arg-type]
+        self.worker._backends["fake"] = self.backend
+
+    def _channel(self) -> FakeChannel:
+        self.channels.append(FakeChannel())
+        return self.channels[-1]
+
+    def load(self, count: int = 2, backend: str = "fake") -> Load:
+        specs = [InstanceSpec(number, f"m_{number}", "KIND_CPU", 0) for number in range(count)]
+        return Load(1, 10, backend, "/models/m", 3, CONFIG, {"key": "value"}, specs)
+
+    def close_instances(self) -> None:
+        for channel in self.channels:
+            channel.inbox.put(Close())
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    with bench() as memory:
+        made = Room(memory)
+        yield made
+        made.__dict__.clear()
+
+
+def test_load_and_unload(room: Room) -> None:
+    room.backend.go.set()
+    assert room.worker.handle(room.load())
+    assert room.control.answer() == Loaded(1)
+    source = room.backend.sources[0]
+    assert (source.directory, source.version, source.config.name, source.settings) == ("/models/m", 3, "m", {"key": "value"})
+    said = [channel.answer() for channel in room.channels]
+    assert sorted(message.instance for message in said if isinstance(message, InstanceReady)) == [0, 1]
+    room.close_instances()
+    assert room.worker.handle(Unload(2, 10))
+    assert room.control.answer() == Unloaded(2)
+    assert room.backend.model.closed.is_set() and all(executor.closed.is_set() for executor in room.backend.model.executors)
+    room.worker.handle(Unload(3, 10))
+    assert room.control.answer() == Unloaded(3)
+
+
+def test_an_unload_that_overtakes_the_loading_waits_for_it(room: Room) -> None:
+    room.worker.handle(room.load(1))
+    room.worker.handle(Unload(2, 10))
+    room.backend.go.set()
+    assert room.control.answer() == Loaded(1)
+    assert isinstance(room.channels[0].answer(), InstanceReady)
+    assert not room.backend.model.closed.is_set()
+    room.close_instances()
+    assert room.control.answer() == Unloaded(2)
+    assert room.backend.model.closed.is_set()
+
+
+@pytest.mark.parametrize(("error", "fault"), [
+    (lambda: unsupported("no such thing here"), Fault(Code.UNSUPPORTED, "no such thing here")),
+    (lambda: ValueError("in /models/m/1/model.onnx"), Fault(Code.INTERNAL, "the backend failed with ValueError")),
+])  # fmt: skip
+def test_a_load_that_fails_leaves_nothing(room: Room, error: Callable[[], Exception], fault: Fault) -> None:
+    room.backend.error = error()
+    room.backend.go.set()
+    room.worker.handle(room.load())
+    assert room.control.answer() == Failed(1, fault)
+    assert room.worker._models == {}
+    room.worker.handle(Unload(2, 10))
+    assert room.control.answer() == Unloaded(2)
+
+
+def test_an_instance_that_cannot_be_made_takes_the_others_with_it(room: Room) -> None:
+    room.backend.go.set()
+    room.backend.model.room = 2
+    room.worker.handle(room.load(3))
+    assert room.control.answer() == Failed(1, Fault(Code.INTERNAL, "the backend failed with MemoryError"))
+    assert [executor.closed.is_set() for executor in room.backend.model.executors] == [True, True]
+    assert room.backend.model.closed.is_set()
+    assert room.channels == [] and room.worker._models == {}
+
+
+def test_an_instance_that_does_not_end_keeps_its_model(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorfarm.workers.worker.CLOSE_TIMEOUT_SECS", 0.01)
+    room.backend.go.set()
+    room.worker.handle(room.load(1))
+    assert room.control.answer() == Loaded(1)
+    room.worker.handle(Unload(2, 10))
+    message = "m_0 did not end within 0.01 s; the model's memory is not given back"
+    assert room.control.answer() == Failed(2, Fault(Code.INTERNAL, message))
+    assert not room.backend.model.closed.is_set()
+    room.close_instances()
+    assert room.backend.model.executors[0].closed.wait(PATIENCE_S)
+
+
+def test_inspect_completes_a_configuration(room: Room) -> None:
+    room.worker.handle(Inspect(1, "fake", "/models/m", 3, CONFIG, {}, True))
+    answer = room.control.answer()
+    assert isinstance(answer, Inspected) and answer.notes == [Note("W", "guessed")]
+    assert parse_bytes(answer.config).max_batch_size == 7
+    room.worker.handle(Inspect(2, "fake", "/models/m", 3, CONFIG, {}, False))
+    assert room.control.answer() == Inspected(2, CONFIG, [])
+
+
+def test_an_unknown_backend(room: Room) -> None:
+    room.worker.handle(room.load(1, "os"))
+    answer = room.control.answer()
+    assert isinstance(answer, Failed) and answer.fault.message.startswith("unable to find backend library for backend 'os'")
+
+
+def test_returned_leases_and_stop(room: Room) -> None:
+    leases = [room.memory.memory.reserve(10) for _ in range(2)]
+    assert room.worker.handle(Return([lease.offset for lease in leases]))
+    assert room.memory.outputs.used_byte_size == 0
+    assert not room.worker.handle(Stop())
+
+
+def test_regions_come_and_go_over_the_lifeline(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    view: Callable[[Span | Lease], memoryview] = room.memory.memory.view
+    monkeypatch.setattr("tensorfarm.workers.memory.ATTACH_TIMEOUT_SECS", 0.0)
+    fd = open_object(room.memory.client.key)
+    room.worker.handle_lifeline(Attach(8, 0, 4), fd)
+    assert len(view(Span(8, 0, 4))) == 4
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    room.worker.handle_lifeline(Detach(8), None)
+    with pytest.raises(StatusError):
+        view(Span(8, 0, 4))
+    room.worker.handle_lifeline(Attach(9, 0, 4), None)
+    with pytest.raises(StatusError, match="too many open files"):
+        view(Span(9, 0, 4))
