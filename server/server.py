@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import stat
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TextIO
 
 from ..shm.arena import Arena, create_memory
 from ..workers.contract.status import StatusError, internal, invalid, unavailable
@@ -32,6 +33,9 @@ from .statistics import StatisticsBook
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
 
 BACKENDS = ("onnxruntime",)
+
+LAST_WORDS_SECS = 0.05
+"""How long the answers to abandoned requests have to leave before their connections are cut."""
 
 
 def arena_byte_sizes(pool_byte_size: int) -> tuple[int, int]:
@@ -116,9 +120,9 @@ class Server:
             # Whoever asks twice does not want to wait: no clean-up but the workers and the sockets' folder.
             self._farm.end_now()
             os._exit(1)
-        print(f"Signal ({number}) received.", flush=True)
         self.service.exiting = True
         self._stop.set()
+        _say(f"Signal ({number}) received.", sys.stdout)
 
     # start
 
@@ -132,7 +136,7 @@ class Server:
             if self._options.exit_on_error and not self.lifecycle.all_loaded():
                 raise internal("failed to load all models")
         except StatusError as error:
-            print(f"error: creating server: {error.code.text} - {error.message}", file=sys.stderr, flush=True)
+            _say(f"error: creating server: {error.code.text} - {error.message}", sys.stderr)
             return False
         self.service.started = True
         _relax_collector()
@@ -187,6 +191,7 @@ class Server:
             if left <= 0:
                 self.lifecycle.abandon(unavailable("Server is stopping; its exit timeout has expired"))
                 self._log.error("failed to stop server: Internal - Exit timeout expired. Exiting immediately.")
+                await asyncio.sleep(LAST_WORDS_SECS)
                 return 1
             await self._wait_quiet(1.0)
             left -= 1
@@ -212,6 +217,12 @@ class Server:
         self._regions.close()
         self._alarm.close()
         os.close(self._arena_fd)
+
+
+def _say(line: str, stream: TextIO) -> None:
+    """Write a line that is not of the log. Whoever reads the stream may have gone."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream, flush=True)
 
 
 def _relax_collector() -> None:

@@ -120,12 +120,12 @@ def _command(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def no_leaks() -> Iterator[None]:
-    """Fail at the end of the block where something stays behind that it has made."""
+def no_leaks(settle_s: float = SETTLE_S) -> Iterator[None]:
+    """Fail at the end of the block where something that it has made stays behind for longer than ``settle_s`` seconds."""
     before = snapshot()
     yield
     _settle_libraries()
     try:
-        wait_until(lambda: not leaks(before), "leaks to go away", SETTLE_S, 0.05)
+        wait_until(lambda: not leaks(before), "leaks to go away", settle_s, 0.05)
     except AssertionError:
         raise AssertionError("left behind:\n  " + "\n  ".join(leaks(before))) from None

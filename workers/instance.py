@@ -21,10 +21,18 @@ class Instance:
     """
 
     def __init__(
-        self, number: int, name: str, executor: Executor, memory: WorkerMemory, make_channel: Callable[[], InstanceChannel], token: bytes
+        self,
+        number: int,
+        name: str,
+        model: str,
+        executor: Executor,
+        memory: WorkerMemory,
+        make_channel: Callable[[], InstanceChannel],
+        token: bytes,
     ) -> None:
         self.number = number
         self.name = name
+        self._model = model
         self._executor = executor
         self._memory = memory
         self._make_channel = make_channel
@@ -63,7 +71,7 @@ class Instance:
         requests = message.requests
         refused: list[InputFault] = []
         while True:
-            batch = Batch(requests, self._memory)
+            batch = Batch(requests, self._memory, self._model)
             fault = self._attempt(batch)
             if fault is None:
                 break

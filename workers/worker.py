@@ -128,7 +128,7 @@ class Worker:
         try:
             source = ModelSource(message.directory, message.version, parse_bytes(message.config), message.settings)
             model.loaded = self._backend(message.backend).load(source)
-            self._make_instances(model, model.loaded, message)
+            self._make_instances(model, source.config.name, model.loaded, message)
             for instance in model.instances:
                 instance.start()
         except BaseException:
@@ -138,11 +138,12 @@ class Worker:
             model.settled.set()
         return Loaded(message.task)
 
-    def _make_instances(self, model: _Model, loaded: LoadedModel, message: Load) -> None:
+    def _make_instances(self, model: _Model, name: str, loaded: LoadedModel, message: Load) -> None:
         try:
             for spec in message.instances:
                 executor = loaded.executor(spec)
-                model.instances.append(Instance(spec.number, spec.name, executor, self._memory, self._make_instance_channel, self._token))
+                instance = Instance(spec.number, spec.name, name, executor, self._memory, self._make_instance_channel, self._token)
+                model.instances.append(instance)
         except BaseException:
             for instance in model.instances:
                 instance.abandon()

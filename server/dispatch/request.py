@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import Parameters, RequestBody, Tensor
-from ...workers.contract.status import StatusError
+from ...workers.contract.status import StatusError, label
 
 
 @dataclass(slots=True, eq=False)
@@ -69,4 +69,4 @@ class Request:
     @property
     def label(self) -> str:
         """The prefix of the protocol's error messages: ``[request id: X] ``."""
-        return f"[request id: {self.body.id or '<id_unknown>'}] "
+        return label(self.body.id)

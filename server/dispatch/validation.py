@@ -11,7 +11,8 @@ from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import RequestBody, Tensor
 from ...workers.contract.signature import Signature, TensorSpec, reshaped
-from ...workers.contract.status import Code, StatusError, invalid
+from ...workers.contract.status import invalid, label
+from ...workers.contract.strings import check_strings
 
 Read = Callable[[Lease], memoryview]
 """The bytes of a lease of the server's own arena."""
@@ -21,15 +22,6 @@ _BATCH_NOTE = (
     "input shape. If you want to specify the full shape including the batch dim in your input dims config, try "
     "setting max_batch_size to zero. See the model configuration docs for more info on max_batch_size."
 )
-
-
-class CutString(StatusError):
-    """The last element of a BYTES input ends beyond it: a fault that the original leaves to its backends to find."""
-
-
-def label(request_id: str) -> str:
-    """The prefix that error messages about a request carry."""
-    return f"[request id: {request_id or '<id_unknown>'}] "
 
 
 def validate(signature: Signature, body: RequestBody, read: Read | None = None) -> RequestBody:
@@ -177,7 +169,7 @@ def _check_tensor(signature: Signature, spec: TensorSpec, tensor: Tensor, reques
     else:
         view = _bytes_content(tensor, read)
         if view is not None:
-            _check_strings(name, model, view, count, request_id)
+            check_strings(name, model, view, count, request_id)
 
 
 def size_mismatch(name: str, model: str, expected: int, got: int, request_id: str) -> str:
@@ -214,43 +206,6 @@ def _bytes_content(tensor: Tensor, read: Read | None) -> memoryview | None:
     if type(place) is Lease and read is not None:
         return read(place)
     return None
-
-
-def _check_strings(name: str, model: str, view: memoryview, count: int, request_id: str) -> None:
-    """Walk the elements of a serialised BYTES tensor, which must be ``count`` and end where the buffer does."""
-    end = len(view)
-    at = 0
-    found = 0
-    cut: StatusError | None = None
-    from_bytes = int.from_bytes
-    while at < end:
-        if found >= count:
-            # one more is enough to know, even where its length is cut off
-            if end - at >= 4:
-                raise invalid(
-                    f"{label(request_id)}unexpected number of string elements {found + 1} for inference input '{name}' "
-                    f"for model '{model}', expecting {count}"
-                )
-        if end - at < 4:
-            raise invalid(
-                f"{label(request_id)}incomplete string length indicator for inference input '{name}' for model '{model}', "
-                f"expecting 4 bytes but only {end - at} bytes available. Please make sure the string length indicator is in one buffer."
-            )
-        length = from_bytes(view[at : at + 4], "little")
-        at += 4
-        found += 1
-        if length > end - at:
-            cut = CutString(
-                Code.INVALID_ARG,
-                f"incomplete string data for inference input '{name}', expecting string of length {length} "
-                f"but only {end - at} bytes available",
-            )
-            break
-        at += length
-    if found != count:
-        raise invalid(f"{label(request_id)}expected {count} string elements for inference input '{name}' for model '{model}', got {found}")
-    if cut is not None:
-        raise cut
 
 
 def _as_model_takes_it(tensor: Tensor, spec: TensorSpec, batching: bool) -> Tensor:

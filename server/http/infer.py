@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ...shm.arena import Arena, ArenaFull
 from ...workers.contract.status import StatusError, internal, unsupported
+from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
-from ..dispatch.validation import CutString
 from .content_encoding import ACCEPTED, UnknownEncoding, chosen_encoding, decompress, is_compressed
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody
 from .infer_call import INLINE_BYTE_SIZE, InferCall, Scratch, infer_settings

@@ -20,8 +20,7 @@ from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import Parameters, RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
-from ...workers.contract.status import StatusError, internal, invalid, unsupported
-from ..dispatch.validation import label
+from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
 from .exchange import Body, HttpRequest
 from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm, Regions, Scratch
 from .json_tensor import string_tensor_bytes, tensor_bytes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ...shm.placement import Inline, Placement
 from ...workers.contract.messages import RequestBody, Tensor
 from ...workers.contract.signature import Signature
-from ...workers.contract.status import invalid
-from ..dispatch.validation import label, size_mismatch
+from ...workers.contract.status import invalid, label
+from ..dispatch.validation import size_mismatch
 from .exchange import Body
 from .infer_call import IN_BINARY, InferCall, Scratch
 

@@ -168,7 +168,9 @@ class House:
         number = next(self._numbers)
         self._asked[number] = future
         regions = tuple(place.region for place in [*placed, *[output.span for output in outputs]] if place and hasattr(place, "region"))
-        request = Request(RequestBody("", 1, tensors, list(outputs), {}), time.monotonic_ns(), partial(self._answered, number), regions=regions)
+        request = Request(
+            RequestBody("", 1, tensors, list(outputs), {}), time.monotonic_ns(), partial(self._answered, number), regions=regions
+        )
         if regions:
             self.regions.hold(regions)
             request.on_finish = lambda: self.regions.release(regions)

@@ -180,16 +180,23 @@ def test_inputs_in_another_order(world: Bench) -> None:
 
 
 @pytest.mark.parametrize(("content", "text"), [
-    (b"\1\0\0", "input 'IN': a BYTES tensor ends inside an element's length"),
-    (b"\2\0\0\0a", "input 'IN': a BYTES tensor ends inside an element"),
-    (b"", "expected 1 string elements for input 'IN', got 0"),
-    (b"\0\0\0\0" * 2, "expected 1 string elements for input 'IN', got 2"),
+    (
+        b"\1\0\0",
+        "[request id: <id_unknown>] incomplete string length indicator for inference input 'IN' for model 'm', expecting 4 bytes but only 3 "
+        "bytes available. Please make sure the string length indicator is in one buffer.",
+    ),
+    (b"\2\0\0\0a", "incomplete string data for inference input 'IN', expecting string of length 2 but only 1 bytes available"),
+    (b"", "[request id: <id_unknown>] expected 1 string elements for inference input 'IN' for model 'm', got 0"),
+    (
+        b"\0\0\0\0" * 2,
+        "[request id: <id_unknown>] unexpected number of string elements 2 for inference input 'IN' for model 'm', expecting 1",
+    ),
 ])  # fmt: skip
 def test_bad_strings_in_a_region_name_their_request(world: Bench, content: bytes, text: str) -> None:
     good = Tensor("IN", "BYTES", (1, 1), inline(serialize_bytes([b"x"])))
     bad = Tensor("IN", "BYTES", (1, 1), world.spanned(16, content))
     with pytest.raises(InputFault) as raised:
-        Batch([request([good]), request([bad]), request([good])], world.memory).input("IN")
+        Batch([request([good]), request([bad]), request([good])], world.memory, "m").input("IN")
     assert (raised.value.code, raised.value.message, raised.value.index) == (Code.INVALID_ARG, text, 1)
 
 
@@ -406,12 +413,12 @@ def test_times_are_in_order_whatever_a_backend_marks(world: Bench) -> None:
         yield from range(100, 1000, 100)
 
     one = [request([tensor("INT8", sample("INT8", (1, 4)))])]
-    batch = Batch(one, world.memory, clock().__next__)
+    batch = Batch(one, world.memory, clock_ns=clock().__next__)
     batch.inputs_ready()
     batch.computed()
     batch.finish()
     assert (batch.compute_start_ns, batch.input_end_ns, batch.output_start_ns, batch.compute_end_ns) == (100, 200, 300, 400)
-    batch = Batch(one, world.memory, clock().__next__)
+    batch = Batch(one, world.memory, clock_ns=clock().__next__)
     batch.finish()
     assert (batch.compute_start_ns, batch.input_end_ns, batch.output_start_ns, batch.compute_end_ns) == (100, 200, 200, 200)
 

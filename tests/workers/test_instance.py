@@ -34,7 +34,7 @@ class Running:
     def __init__(self, world: Bench, executor: FakeExecutor) -> None:
         self.channel = FakeChannel()
         self.executor = executor
-        self.instance = Instance(4, "m_0", executor, world.memory, lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
+        self.instance = Instance(4, "m_0", "m", executor, world.memory, lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
         self.instance.start()
         assert self.channel.answer() == InstanceReady(TOKEN, 4)
 
@@ -92,12 +92,18 @@ def test_one_clients_bad_strings_do_not_cost_the_others_their_answers(world: Ben
     bad = request([Tensor("IN", "BYTES", (1, 1), world.spanned(0, b"\5\0\0\0abc"))])
     executor = FakeExecutor()
     running = Running(world, executor)
-    done = running.run([bad, strings(b"a"), strings(b"b", b"c"), strings(b"d"), bad])
-    cut = Fault(Code.INVALID_ARG, "input 'IN': a BYTES tensor ends inside an element")
+    two = request([Tensor("IN", "BYTES", (1, 1), world.spanned(64, serialize_bytes([b"b", b"c"])))])
+    done = running.run([bad, strings(b"a"), two, strings(b"d"), bad])
+    cut = Fault(
+        Code.INVALID_ARG, "incomplete string data for inference input 'IN', expecting string of length 5 but only 3 bytes available"
+    )
     assert outputs(done) == [
         cut,
         serialize_bytes([b"a"]),
-        Fault(Code.INVALID_ARG, "expected 1 string elements for input 'IN', got 2"),
+        Fault(
+            Code.INVALID_ARG,
+            "[request id: <id_unknown>] unexpected number of string elements 2 for inference input 'IN' for model 'm', expecting 1",
+        ),
         serialize_bytes([b"d"]),
         cut,
     ]

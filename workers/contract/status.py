@@ -50,6 +50,11 @@ class StatusError(Exception):
         return f"{self.code.text}: {self.message}"
 
 
+def label(request_id: str) -> str:
+    """The prefix that error messages about a request carry."""
+    return f"[request id: {request_id or '<id_unknown>'}] "
+
+
 def invalid(message: str) -> StatusError:
     """An INVALID_ARG error."""
     return StatusError(Code.INVALID_ARG, message)

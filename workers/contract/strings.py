@@ -1,0 +1,46 @@
+"""What a serialised BYTES tensor must be, wherever it is looked at first: in the server, or in a worker for clients' regions."""
+
+from __future__ import annotations
+
+from .status import Code, StatusError, invalid, label
+
+
+class CutString(StatusError):
+    """The last element of a BYTES input ends beyond it: a fault that the original leaves to its backends to find."""
+
+
+def check_strings(name: str, model: str, view: memoryview, count: int, request_id: str) -> None:
+    """Walk the elements of a serialised BYTES tensor, which must be ``count`` and end where the buffer does."""
+    end = len(view)
+    at = 0
+    found = 0
+    cut: StatusError | None = None
+    from_bytes = int.from_bytes
+    while at < end:
+        if found >= count:
+            # one more is enough to know, even where its length is cut off
+            if end - at >= 4:
+                raise invalid(
+                    f"{label(request_id)}unexpected number of string elements {found + 1} for inference input '{name}' "
+                    f"for model '{model}', expecting {count}"
+                )
+        if end - at < 4:
+            raise invalid(
+                f"{label(request_id)}incomplete string length indicator for inference input '{name}' for model '{model}', "
+                f"expecting 4 bytes but only {end - at} bytes available. Please make sure the string length indicator is in one buffer."
+            )
+        length = from_bytes(view[at : at + 4], "little")
+        at += 4
+        found += 1
+        if length > end - at:
+            cut = CutString(
+                Code.INVALID_ARG,
+                f"incomplete string data for inference input '{name}', expecting string of length {length} "
+                f"but only {end - at} bytes available",
+            )
+            break
+        at += length
+    if found != count:
+        raise invalid(f"{label(request_id)}expected {count} string elements for inference input '{name}' for model '{model}', got {found}")
+    if cut is not None:
+        raise cut
