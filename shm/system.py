@@ -12,6 +12,7 @@ import posix_ipc
 
 _MAX_KEY_BYTE_SIZE = 255
 
+
 def open_object(key: str) -> int:
     """Open a POSIX shared memory object for reading and writing; returns a descriptor.
 

@@ -113,9 +113,7 @@ def main() -> None:
     """Measure as the line on standard input says."""
     settings = json.loads(sys.stdin.readline())
     try:
-        result = drive(
-            ("127.0.0.1", settings["port"]), bytes.fromhex(settings["request"]), settings["concurrency"], settings["seconds"]
-        )
+        result = drive(("127.0.0.1", settings["port"]), bytes.fromhex(settings["request"]), settings["concurrency"], settings["seconds"])
     except (LoadError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(asdict(result)))

@@ -19,7 +19,7 @@ dynamic_batching { }
 instance_group [ { count: 1 kind: KIND_CPU } ]
 """
 
-_PYTHON_MODEL = '''
+_PYTHON_MODEL = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -33,7 +33,7 @@ class TritonPythonModel:
             outputs = [pb_utils.Tensor("OUTPUT0", first + second), pb_utils.Tensor("OUTPUT1", first - second)]
             responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
         return responses
-'''
+"""
 
 
 def onnx_repository(folder: Path) -> Path:

@@ -370,7 +370,7 @@ class Farm:
         when = _when(delay_secs)
         self._events.worker_event("E", f"worker '{seat.name}' (pid {process.pid}) {process.exit_text}; it is started again {when}")
         error = unavailable(f"worker '{seat.name}' {process.exit_text} while it ran this request")
-        loading = unavailable(f"worker '{seat.name}' {process.exit_text} while it loaded this model{_last_words(process)}")
+        loading = unavailable(f"worker '{seat.name}' {process.exit_text} while it loaded this model; the log has its last words")
         # A load that was under way may be what killed it: its caller hears of it, and it is not tried again by itself.
         tasks, seat.tasks = seat.tasks, {}
         outage = unavailable(f"worker '{seat.name}' {process.exit_text} and is started again {when}")
@@ -381,7 +381,9 @@ class Farm:
             if delay_secs > OUTAGE_SECS and holding.loaded:
                 self._events.model_lost(holding.load.model, outage)
         _fail(tasks.values(), loading)
-        self._start_later(seat, delay_secs, unavailable(f"worker '{seat.name}' {process.exit_text} at its start{_last_words(process)}"))
+        self._start_later(
+            seat, delay_secs, unavailable(f"worker '{seat.name}' {process.exit_text} at its start; the log has its last words")
+        )
 
     def _region_dropped(self, region: int) -> None:
         for seat in self.seats.values():
@@ -456,7 +458,3 @@ def _fail(futures: Iterable[asyncio.Future[Any]], error: StatusError) -> None:
 
 def _when(delay_secs: float) -> str:
     return f"in {delay_secs:g} s" if delay_secs else "at once"
-
-
-def _last_words(process: WorkerProcess) -> str:
-    return f"; it last said: {process.tail[-1]}" if process.tail else ""

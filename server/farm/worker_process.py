@@ -35,7 +35,6 @@ from ...workers.contract.messages import (
 )
 from .channel import Channel
 
-OUTPUT_TAIL_LINES = 20
 _READ_BYTE_SIZE = 65536
 _LAST_READS = 32
 """How often a dead worker's output is read: its pipe held no more than one read; a child of it may go on writing."""
@@ -66,7 +65,6 @@ class WorkerProcess:
         self.name = name
         self.started_ns = time.monotonic_ns()
         self.returncode: int | None = None
-        self.tail: deque[str] = deque(maxlen=OUTPUT_TAIL_LINES)
         self._loop = loop
         self._receive = receive
         self._say = say
@@ -230,7 +228,6 @@ class WorkerProcess:
         for line in lines:
             if line.strip():
                 text = line.decode(errors="replace").rstrip()
-                self.tail.append(text)
                 self._say(text)
         return bool(content)
 

@@ -121,4 +121,9 @@ class _Exchange:
         except StatusError as error:
             response.release()
             reply = failure(error, plain=True)
+        except Exception:
+            # The client is to hear something, and its outputs' memory to come back, whatever went wrong here.
+            response.release()
+            self._answer(failure(internal("internal error"), plain=True))
+            raise
         self._answer(reply)

@@ -16,9 +16,7 @@ def read_labels(model_directory: Path, config: Any) -> dict[str, list[str]]:
     Raises StatusError: INVALID_ARG where a file lies outside the model directory, INTERNAL where it
     cannot be read.
     """
-    return {
-        output.name: _read(model_directory, output.label_filename) for output in config.output if output.label_filename
-    }
+    return {output.name: _read(model_directory, output.label_filename) for output in config.output if output.label_filename}
 
 
 def _read(model_directory: Path, name: str) -> list[str]:

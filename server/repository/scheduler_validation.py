@@ -74,9 +74,7 @@ def validate_states(config: Any) -> None:
         for initial in state.initial_state:
             _check_initial_state(state, initial)
         if state.use_growable_memory and not state.use_same_buffer_for_input_output:
-            raise invalid(
-                f"In order to 'use_growable_memory', you must also enable 'use_single_buffer' for state input name '{name}'."
-            )
+            raise invalid(f"In order to 'use_growable_memory', you must also enable 'use_single_buffer' for state input name '{name}'.")
 
 
 def _check_initial_state(state: Any, initial: Any) -> None:

@@ -74,11 +74,7 @@ def validate_paths(config: Any) -> None:
         *(("label_filename", output.label_filename) for output in config.output),
         *(("op_library_filename", file) for file in config.model_operations.op_library_filename),
         *(("input_data_file", each.input_data_file) for warmup in config.model_warmup for each in warmup.inputs.values()),
-        *(
-            ("data_file", initial.data_file)
-            for state in config.sequence_batching.state
-            for initial in state.initial_state
-        ),
+        *(("data_file", initial.data_file) for state in config.sequence_batching.state for initial in state.initial_state),
     ]
     for field, path in named:
         if not stays_inside(path):

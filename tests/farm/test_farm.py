@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pickle
+import pickle  # noqa: TID251  # what must be refused
 import signal
 import sys
 import time
@@ -205,7 +205,7 @@ def test_a_long_pause_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ((model, error),) = house.lost_models
         assert model == 1 and error.code is Code.UNAVAILABLE
         assert error.message == "worker 'cpu' was killed by signal 9 (SIGKILL) and is started again in 2 s"
-        assert seat.restart is not None and 1.0 < seat.restart.when() - house.loop.time() <= 2.0
+        assert seat.restart is not None and 1.0 < seat.restart.when() - house.loop.time() < 2.5
         seat.restart.cancel()
         house.farm._start(seat)
         await house.until(lambda: house.ready == [100, 100], "the next worker")

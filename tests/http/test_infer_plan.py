@@ -15,7 +15,9 @@ from tensorfarm.shm.placement import Span
 from .echo_service import echo_signature, spec
 from .infer_reading import TYPES, content_of, inputs, read, refusal, tensor
 
-TWO = inputs(tensor(shape=[2], binary_data_size=8), tensor("IUINT8", "UINT8", [3], binary_data_size=3), parameters={"priority": 4, "p": "x"})
+TWO = inputs(
+    tensor(shape=[2], binary_data_size=8), tensor("IUINT8", "UINT8", [3], binary_data_size=3), parameters={"priority": 4, "p": "x"}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,12 @@ def no_plans() -> None:
 
 def seen(call: InferCall) -> list[Any]:
     contents = [content_of(call, at) for at in range(len(call.body.inputs))]
-    body = [(item.name, item.datatype, item.shape) for item in call.body.inputs], call.body.outputs, call.body.parameters, call.body.batch_size
+    body = (
+        [(item.name, item.datatype, item.shape) for item in call.body.inputs],
+        call.body.outputs,
+        call.body.parameters,
+        call.body.batch_size,
+    )
     return [contents, body, call.form, call.forms, call.priority, call.timeout_us, call.sequence_id, call.sequence_start, call.sequence_end]
 
 

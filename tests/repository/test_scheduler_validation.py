@@ -58,8 +58,7 @@ PRESERVE = "Queue policy can not have DELAY as timeout action when 'preserve_ord
         (dynamic(f"preserve_ordering: true default_queue_policy {DELAY}"), PRESERVE),
         (
             dynamic(
-                "preserve_ordering: true priority_levels: 1 default_priority_level: 1 "
-                f"priority_queue_policy {{ key: 1 value {DELAY} }}"
+                f"preserve_ordering: true priority_levels: 1 default_priority_level: 1 priority_queue_policy {{ key: 1 value {DELAY} }}"
             ),
             PRESERVE,
         ),

@@ -40,13 +40,12 @@ def metrics(control: str) -> str:
         ),
         (
             f"{PY} model_transaction_policy {{ decoupled: true }} response_cache {{ enable: true }}",
-            "Response Cache does not currently support model m with 'decoupled' transaction policy. "
-            "Please disable the response cache.",
+            "Response Cache does not currently support model m with 'decoupled' transaction policy. Please disable the response cache.",
         ),
         ('name: "m" platform: "ensemble"', "ensemble scheduling must be set for ensemble m whose platform is ensemble"),
         (f"{PY} ensemble_scheduling {{}}", "ensemble scheduling cannot be set for model 'm' whose platform is not ensemble"),
-        (metrics(''), "metric control must specify 'metric_identifier'"),
-        (metrics('metric_identifier {}'), "metric identifier must specify non-empty 'family'"),
+        (metrics(""), "metric control must specify 'metric_identifier'"),
+        (metrics("metric_identifier {}"), "metric identifier must specify non-empty 'family'"),
         (metrics('metric_identifier { family: "f" }'), "metric control must specify 'histogram_options'"),
         (
             metrics('metric_identifier { family: "f" } histogram_options {}'),
@@ -125,8 +124,7 @@ TRT = 'name: "m" backend: "tensorrt" platform: "tensorrt_plan"'
         (
             f"{PY} instance_group {{ profile: '0' }}",
             (),
-            f"{WHERE} and platform specifies profile field which is only supported "
-            "for TensorRT models",
+            f"{WHERE} and platform specifies profile field which is only supported for TensorRT models",
         ),
         (
             f"{TRT} instance_group {{ profile: ['0', '-1'] }}",

@@ -85,7 +85,11 @@ def test_every_datatype_from_everywhere(world: Bench, datatype: str, where: str)
     offset = 3
     for array in arrays:
         content = stored(array)
-        place: Placement = {"inline": inline, "lease": world.leased, "region": lambda made: world.spanned(offset, made)}[where](content)
+        place: Placement = inline(content)
+        if where == "lease":
+            place = world.leased(content)
+        elif where == "region":
+            place = world.spanned(offset, content)
         offset += len(content) + 1
         requests.append(request([tensor(datatype, array, place)], len(array)))
     batch = Batch(requests, world.memory)

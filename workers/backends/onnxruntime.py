@@ -281,9 +281,7 @@ class OnnxExecutor:
         self._made[shapes] = {output.spec.name: array.shape for output, array in large if output.learns}
         return arrays
 
-    def _run_bound(
-        self, batch: Batch, feeds: dict[str, Array], outputs: list[_Output], made: dict[str, tuple[int, ...]]
-    ) -> list[Array]:
+    def _run_bound(self, batch: Batch, feeds: dict[str, Array], outputs: list[_Output], made: dict[str, tuple[int, ...]]) -> list[Array]:
         lead = (batch.batch_size,) if self._batching else ()
         places = [self._place(output, batch, lead, made) for output in outputs]
         if not self._binding_needed and not any([place is not None for place in places]):
