@@ -303,7 +303,7 @@ def _named(request: RequestBody, name: str) -> Tensor:
 
 
 def _aligned(view: memoryview, datatype: Datatype) -> bool:
-    return bool(np.frombuffer(view, np.uint8).ctypes.data % datatype.byte_size == 0) if len(view) else True
+    return not len(view) or np.frombuffer(view, datatype.dtype, 1).flags.aligned
 
 
 def _back_to_back(places: Sequence[Placement]) -> Placement | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,8 +21,10 @@ from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import Parameters, RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
-from .exchange import Body, HttpRequest
+from .exchange import HttpRequest
 from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm, Regions, Scratch
+from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
+from .infer_plan import PLANNED_BYTE_SIZE, PLANS, batch_size_of, keep_plan
 from .json_tensor import string_tensor_bytes, tensor_bytes
 from .json_text import MAX_DEPTH, no_member, parse, quote, wrong_type
 from .raw_request import read_raw
@@ -37,45 +39,6 @@ _RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priorit
 _LENGTH = re.compile(rb"-?[0-9]{1,19}")
 _NO_LENGTH = re.compile(rb"-?[0-9]+")
 
-Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
-
-
-class _InputParameters(msgspec.Struct, gc=False):
-    binary_data_size: Size | UnsetType = UNSET
-    shared_memory_region: str | UnsetType = UNSET
-    shared_memory_offset: Size | UnsetType = UNSET
-    shared_memory_byte_size: Size | UnsetType = UNSET
-
-
-class _Input(msgspec.Struct, gc=False):
-    name: str
-    datatype: str
-    shape: tuple[Size, ...]
-    parameters: _InputParameters | UnsetType = UNSET
-    data: msgspec.Raw | UnsetType = UNSET
-
-
-class _OutputParameters(msgspec.Struct, gc=False):
-    binary_data: bool | UnsetType = UNSET
-    classification: Size | UnsetType = UNSET
-    shared_memory_region: str | UnsetType = UNSET
-    shared_memory_offset: Size | UnsetType = UNSET
-    shared_memory_byte_size: Size | UnsetType = UNSET
-
-
-class _Output(msgspec.Struct, gc=False):
-    name: str
-    parameters: _OutputParameters | UnsetType = UNSET
-
-
-class _Envelope(msgspec.Struct, gc=False):
-    inputs: list[_Input]
-    id: str | UnsetType = UNSET
-    parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
-    outputs: list[_Output] | UnsetType = UNSET
-
-
-_ENVELOPE = msgspec.json.Decoder(_Envelope)
 _DATA = msgspec.json.Decoder()
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -134,75 +97,21 @@ def read_request(
         if json_size > settings.max_input_size:
             raise too_large("request JSON size", json_size, settings.max_input_size)
         text = bytes(view[:json_size])
-        plan = _PLANS.get(text)
+        plan = PLANS.get(text)
         if plan is not None and plan.end == len(view) and settings.forward is None:
-            return plan.call(request.body, signature)
+            return plan.call(request.body, signature, regions)
         reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
         try:
-            envelope = _ENVELOPE.decode(text)
+            envelope = DECODER.decode(text)
             call = reading.typed(envelope, text)
             if json_size <= PLANNED_BYTE_SIZE and settings.forward is None:
-                _plan(text, envelope, call, len(view))
+                keep_plan(text, envelope, call, len(view))
         except (_Irregular, *_UNDECODABLE):
             reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
             call = reading.document(parse(text, MAX_DEPTH + _OWN_DEPTH))
     if settings.forward is not None:
         _forward(request, settings.forward, call.body.parameters)
     return call
-
-
-PLANNED_BYTE_SIZE = 4096
-"""Larger JSON parts than this are not kept."""
-
-PLAN_COUNT = 2048
-"""How many JSON parts are kept; one more, and all are forgotten."""
-
-
-class _Plan:
-    """What a JSON part says that refers to nothing but the binary tensors behind it; ``end`` is where the last one ends."""
-
-    __slots__ = ("_call", "_inputs", "end")
-
-    def __init__(self, inputs: list[tuple[str, str, tuple[int, ...], int, int]], call: InferCall, end: int) -> None:
-        self._inputs = inputs
-        self._call = call
-        self.end = end
-
-    def call(self, body: Body, signature: Signature) -> InferCall:
-        """The request, with the tensors of ``body``."""
-        made = self._call
-        place = body.place
-        tensors = [
-            Tensor(name, datatype, shape, place(start, stop) if stop > start else _EMPTY)
-            for name, datatype, shape, start, stop in self._inputs
-        ]
-        planned = made.body
-        batch_size = _batch_size(tensors, signature)
-        return InferCall(
-            RequestBody("", batch_size, tensors, planned.outputs, planned.parameters),
-            *(b"", made.form, made.forms, made.priority, made.timeout_us),
-            *(made.sequence_id, made.sequence_start, made.sequence_end),
-        )
-
-
-_PLANS: dict[bytes, _Plan] = {}
-
-
-def _plan(text: bytes, envelope: _Envelope, call: InferCall, end: int) -> None:
-    """Keep what ``text`` says, where every request with it says the same: no id, no region, no tensor in JSON."""
-    if envelope.id is not UNSET or any([output.span is not None for output in call.body.outputs]):
-        return
-    inputs = []
-    at = len(text)
-    for item, tensor in zip(envelope.inputs, call.body.inputs, strict=True):
-        if item.parameters is UNSET or type(item.parameters.binary_data_size) is not int or type(tensor.place) is Span:
-            return
-        stop = at + item.parameters.binary_data_size
-        inputs.append((tensor.name, tensor.datatype, tensor.shape, at, stop))
-        at = stop
-    if len(_PLANS) >= PLAN_COUNT:
-        _PLANS.clear()
-    _PLANS[text] = _Plan(inputs, call, end)
 
 
 class _Reading:
@@ -248,7 +157,7 @@ class _Reading:
         self.parameters: Parameters = {}
         self.call = InferCall(_NO_BODY)
 
-    def typed(self, envelope: _Envelope, text: bytes) -> InferCall:
+    def typed(self, envelope: Envelope, text: bytes) -> InferCall:
         """Read what the typed decode gave. Raises _Irregular where ``text`` may hold more than that, besides StatusError."""
         call = self.call
         members = 1
@@ -297,11 +206,11 @@ class _Reading:
             self.take_input(_input_of(item))
         self.end_inputs()
         for item in _array(members, "outputs") if "outputs" in members else ():
-            self.take_output(_clean(_string(_member(item, "name"), "name")), _parameters_of(item, _OutputParameters))
+            self.take_output(_clean(_string(_member(item, "name"), "name")), _parameters_of(item, OutputParameters))
         return self.finished()
 
     def finished(self) -> InferCall:
-        batch_size = _batch_size(self.tensors, self.signature)
+        batch_size = batch_size_of(self.tensors, self.signature)
         self.call.body = RequestBody(self.request_id, batch_size, self.tensors, self.outputs, self.parameters)
         return self.call
 
@@ -331,7 +240,7 @@ class _Reading:
             else:
                 self.parameters[_clean(name)] = _custom(name, value)
 
-    def take_input(self, item: _Input) -> None:
+    def take_input(self, item: Input) -> None:
         """Read one input, whose name, datatype and shape have the right types."""
         name = item.name
         shape = item.shape
@@ -360,14 +269,14 @@ class _Reading:
                 place = self.decoded(item, datatype) if item.data is not UNSET else self.span(parameters)
         self.tensors.append(Tensor(name, datatype, shape, place))
 
-    def span(self, parameters: _InputParameters | _OutputParameters) -> Span:
+    def span(self, parameters: InputParameters | OutputParameters) -> Span:
         """The part of a region that parameters name."""
         region = _clean(_string(parameters.shared_memory_region, "shared_memory_region"))
         offset = _unsigned(parameters.shared_memory_offset, "shared_memory_offset")
         byte_size = _unsigned(parameters.shared_memory_byte_size, "shared_memory_byte_size")
         return self.regions.span(region, offset, byte_size)
 
-    def decoded(self, item: _Input, datatype: str) -> Placement:
+    def decoded(self, item: Input, datatype: str) -> Placement:
         """The bytes of a tensor that came as JSON."""
         name = item.name
         count = _json_count(name, item.shape)
@@ -405,7 +314,7 @@ class _Reading:
         if self.at != self.end:
             raise invalid(f"unexpected additional input data for model '{self.signature.model}'")
 
-    def take_output(self, name: str, wishes: _OutputParameters | UnsetType) -> None:
+    def take_output(self, name: str, wishes: OutputParameters | UnsetType) -> None:
         """Read one output that the request lists."""
         forms: dict[str, OutputForm] = self.call.forms or {}  # type: ignore[assignment]
         form, span = (IN_JSON, None) if wishes is UNSET else self.form_of(wishes)
@@ -415,7 +324,7 @@ class _Reading:
         self.call.forms = forms
         self.outputs.append(WantedOutput(name, span))
 
-    def form_of(self, wishes: _OutputParameters) -> tuple[OutputForm, Span | None]:
+    def form_of(self, wishes: OutputParameters) -> tuple[OutputForm, Span | None]:
         """How an output is to be answered, and where to."""
         in_region = wishes.shared_memory_region is not UNSET
         if in_region and wishes.classification is not UNSET:
@@ -436,12 +345,12 @@ class _Reading:
 
 
 _NOTHING = memoryview(b"")
-_EMPTY = Inline(_NOTHING)
 _NO_BODY = RequestBody("", 1, [], [], {})
 
 
-def _batch_size(tensors: list[Tensor], signature: Signature) -> int:
-    return tensors[0].shape[0] if signature.batching and tensors and tensors[0].shape else 1
+def _clean(text: str) -> str:
+    """Text fit for messages between processes: bytes that were not UTF-8 are replaced."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _check_source(data: Any, size: Any, region: Any) -> None:
@@ -475,9 +384,9 @@ def _json_count(name: str, shape: tuple[int, ...]) -> int:
 # what the typed decode refuses: the same structs, from untyped values
 
 
-def _input_of(item: Any) -> _Input:
+def _input_of(item: Any) -> Input:
     """An input of a parsed document. Its parameters and data may still be of any type."""
-    parameters = _parameters_of(item, _InputParameters)
+    parameters = _parameters_of(item, InputParameters)
     data = item.get("data", UNSET) if type(item) is dict else UNSET
     size, region = (UNSET, UNSET) if parameters is UNSET else (parameters.binary_data_size, parameters.shared_memory_region)
     _check_source(data, size, region)
@@ -485,10 +394,10 @@ def _input_of(item: Any) -> _Input:
     datatype = _string(_member(item, "datatype"), "datatype")
     shape = [_unsigned(dim, "shape") for dim in _array(item, "shape")]
     # a dim beyond int64 becomes what its bits say
-    return _Input(name, datatype, tuple([dim - 2**64 if dim > MAX_COUNT else dim for dim in shape]), parameters, data)
+    return Input(name, datatype, tuple([dim - 2**64 if dim > MAX_COUNT else dim for dim in shape]), parameters, data)
 
 
-_Given = TypeVar("_Given", _InputParameters, _OutputParameters)
+_Given = TypeVar("_Given", InputParameters, OutputParameters)
 
 
 def _parameters_of(item: Any, kind: type[_Given]) -> _Given | UnsetType:
@@ -542,11 +451,6 @@ def _custom(name: str, value: Any) -> str | int | float | bool:
     if type(value) is bool or type(value) is float:
         return value
     raise invalid(f"parameter '{_clean(name)}' has invalid type. It should be either 'int', 'bool', or 'string'.")
-
-
-def _clean(text: str) -> str:
-    """Text fit for messages between processes: bytes that were not UTF-8 are replaced."""
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _forward(request: HttpRequest, pattern: re.Pattern[str], parameters: Parameters) -> None:

@@ -227,7 +227,7 @@ def test_workers_that_die_at_their_start(tmp_path: Path, monkeypatch: pytest.Mon
 
     async def work(house: House) -> None:
         served = house.model()
-        with pytest.raises(StatusError, match="^worker 'cpu' exited with code 1 at its start$") as raised:
+        with pytest.raises(StatusError, match="^worker 'cpu' exited with code 1 at its start; the log has its last words$") as raised:
             await asyncio.wait_for(house.farm.load("cpu", served.load), PATIENCE_S)
         assert raised.value.code is Code.UNAVAILABLE
         assert delays[:4] == [0.0, 1.0, 2.0, 4.0]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.http import infer_request
-from tensorfarm.server.http.infer_call import IN_BINARY, InferCall
+from tensorfarm.server.http import infer_plan
+from tensorfarm.server.http.infer_call import IN_BINARY, IN_REGION, InferCall, Scratch, infer_settings
+from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.shm.placement import Span
+from tensorfarm.workers.contract.messages import WantedOutput
+from tensorfarm.workers.contract.status import StatusError
 
-from .echo_service import echo_signature, spec
-from .infer_reading import TYPES, content_of, inputs, read, refusal, tensor
+from .echo_service import EchoService, echo_signature, http_request, spec
+from .infer_reading import LIMIT, TYPES, content_of, inputs, read, refusal, tensor
 
 TWO = inputs(
     tensor(shape=[2], binary_data_size=8), tensor("IUINT8", "UINT8", [3], binary_data_size=3), parameters={"priority": 4, "p": "x"}
@@ -22,7 +26,7 @@ TWO = inputs(
 
 @pytest.fixture(autouse=True)
 def no_plans() -> None:
-    infer_request._PLANS.clear()
+    infer_plan.PLANS.clear()
 
 
 def seen(call: InferCall) -> list[Any]:
@@ -38,7 +42,7 @@ def seen(call: InferCall) -> list[Any]:
 
 def test_the_second_time_reads_the_same_with_its_own_tensors() -> None:
     first, second = read(TWO, b"abcdefghxyz"), read(TWO, b"ABCDEFGHXYZ")
-    assert len(infer_request._PLANS) == 1
+    assert len(infer_plan.PLANS) == 1
     assert seen(first)[1:] == seen(second)[1:]
     assert (seen(first)[0], seen(second)[0]) == ([b"abcdefgh", b"xyz"], [b"ABCDEFGH", b"XYZ"])
     assert second.priority == 4 and second.body.parameters == {"p": "x"}
@@ -61,22 +65,47 @@ def test_models_that_batch_and_models_that_do_not_share_a_plan() -> None:
     [
         inputs(tensor(shape=[1], binary_data_size=4), id="7"),
         inputs(tensor(data=[1])),
-        inputs(tensor(shared_memory_region="r", shared_memory_byte_size=4)),
-        inputs(tensor(binary_data_size=4), outputs=[{"name": "OINT32", "parameters": {"shared_memory_region": "r"}}]),
         inputs(tensor(shape=[1100] * 1, binary_data_size=4400), parameters={f"p{at}": "x" * 50 for at in range(100)}),
     ],
-    ids=["id", "JSON tensor", "region in", "region out", "long"],
+    ids=["id", "JSON tensor", "long"],
 )
 def test_what_is_not_kept(request_: dict[str, Any]) -> None:
     size = sum(item.get("parameters", {}).get("binary_data_size", 0) for item in request_["inputs"])
     for _ in range(2):
         read(request_, bytes(size))
-    assert not infer_request._PLANS
+    assert not infer_plan.PLANS
 
 
 def test_regions_are_looked_up_each_time() -> None:
-    call = read(inputs(tensor(shared_memory_region="r", shared_memory_byte_size=4)))
-    assert call.body.inputs[0].place == Span(7, 0, 4)
+    """A region that was unregistered, or registered anew, between two equal requests."""
+    text = json.dumps(
+        inputs(
+            tensor(shared_memory_region="in", shared_memory_offset=8, shared_memory_byte_size=4),
+            tensor("IUINT8", "UINT8", [2], binary_data_size=2),
+            outputs=[
+                {"name": "OUINT8", "parameters": {"binary_data": True}},
+                {"name": "OINT32", "parameters": {"shared_memory_region": "out", "shared_memory_byte_size": 4}},
+            ],
+        )
+    ).encode()
+    service = EchoService({}, regions_by_name={"in": 1, "out": 2})
+
+    def again() -> InferCall:
+        return read_request(http_request(text + b"ab"), len(text), TYPES, service.regions, Scratch(), infer_settings(LIMIT, ""))
+
+    for first, second in ((1, 2), (1, 2), (5, 6)):
+        service.regions_by_name = {"in": first, "out": second}
+        call = again()
+        assert call.body.inputs[0].place == Span(first, 8, 4)
+        assert content_of(call, 1) == b"ab"
+        assert call.body.outputs == [WantedOutput("OUINT8"), WantedOutput("OINT32", Span(second, 0, 4))]
+        assert call.forms == {"OUINT8": IN_BINARY, "OINT32": IN_REGION}
+    assert len(infer_plan.PLANS) == 1
+    for gone in ("in", "out"):
+        service.regions_by_name = {"in": 1, "out": 2}
+        del service.regions_by_name[gone]
+        with pytest.raises(StatusError, match=f"^Unable to find shared memory region: '{gone}'$"):
+            again()
 
 
 def test_forwarded_headers_stay_with_their_request() -> None:
@@ -89,10 +118,10 @@ def test_forwarded_headers_stay_with_their_request() -> None:
 
 
 def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer_request, "PLAN_COUNT", 3)
+    monkeypatch.setattr(infer_plan, "PLAN_COUNT", 3)
     for priority in range(10):
         read(inputs(tensor(binary_data_size=4), parameters={"priority": priority}), bytes(4))
-        assert len(infer_request._PLANS) <= 3
+        assert len(infer_plan.PLANS) <= 3
 
 
 NAMES = st.sampled_from(["IINT32", "IUINT8", "IFP32"])
@@ -100,7 +129,7 @@ NAMES = st.sampled_from(["IINT32", "IUINT8", "IFP32"])
 
 @given(st.lists(st.tuples(NAMES, st.integers(0, 3)), unique_by=lambda item: item[0]), st.booleans(), st.booleans())
 def test_a_plan_reads_as_the_first_reading_did(items: list[tuple[str, int]], listed: bool, binary: bool) -> None:
-    infer_request._PLANS.clear()
+    infer_plan.PLANS.clear()
     width = {"IINT32": 4, "IUINT8": 1, "IFP32": 4}
     request = inputs(*[tensor(name, name[1:], [count], binary_data_size=count * width[name]) for name, count in items])
     if listed:
@@ -110,6 +139,6 @@ def test_a_plan_reads_as_the_first_reading_did(items: list[tuple[str, int]], lis
     tail = bytes(range(sum(count * width[name] for name, count in items)))
     first, second = read(request, tail), read(request, tail)
     assert seen(first) == seen(second)
-    assert len(infer_request._PLANS) == 1
+    assert len(infer_plan.PLANS) == 1
     if listed and binary:
         assert all(form == IN_BINARY for form in (second.forms or {}).values())

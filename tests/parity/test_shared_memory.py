@@ -235,6 +235,9 @@ _TWICE = "24.10 takes an object only once"
 _KEY = "newer releases check the key first"
 _SIZE = "the sizes are checked before anything is mapped"
 _NOTHING = "newer releases accept a part of no bytes"
+_WORKER = "only workers read clients' pages, and what they refuse is sent as text/plain; the words are the same"
+_STRINGS = "[request id: <id_unknown>] "
+_INPUT = "inference input 'INPUT0' for model 'identity_bytes'"
 _RESERVED = "as the key contains the reserved prefix 'triton_python_backend_shm_region_'"
 DIFFERENCES: dict[str, Sequence[Difference]] = {
     "two, listed in order of name": [Difference(_TWICE, 200), Difference(_TWICE, 200)],
@@ -270,6 +273,16 @@ DIFFERENCES: dict[str, Sequence[Difference]] = {
         )
     ],
     "input of nothing": [Difference(_NOTHING, 200)],
+    "bytes": [Difference(_WORKER, 400, f"{_STRINGS}expected 2 string elements for {_INPUT}, got 1")],
+    "bytes to a region": [
+        Difference(
+            _WORKER,
+            400,
+            f"{_STRINGS}incomplete string length indicator for {_INPUT}, expecting 4 bytes but only 3 bytes available. "
+            "Please make sure the string length indicator is in one buffer.",
+        ),
+        Difference(_WORKER, 400, f"{_STRINGS}unexpected number of string elements 2 for {_INPUT}, expecting 1"),
+    ],
     "output without size": [
         Difference(
             _NOTHING,

@@ -1,0 +1,106 @@
+"""What is kept of a JSON part that was read once: the next request with the same one, byte for byte, is not decoded again."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from ...shm.placement import Inline, Span
+from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
+from ...workers.contract.signature import Signature
+from .exchange import Body
+from .infer_call import InferCall, Regions
+from .infer_envelope import Envelope, InputParameters, OutputParameters
+
+_NOTHING = memoryview(b"")
+
+PLANNED_BYTE_SIZE = 4096
+"""Larger JSON parts than this are not kept."""
+
+PLAN_COUNT = 2048
+"""How many JSON parts are kept; one more, and all are forgotten."""
+
+
+class Plan:
+    """What a JSON part says that has no tensor in it; ``end`` is where the last binary one behind it ends.
+
+    ``inputs`` are name, datatype and shape, then the region's name or "", and from where to where in the body, or
+    offset and byte size in the region. ``spans`` are the regions of outputs likewise, by place in the list; a region
+    may be another one each time, so it is looked up each time.
+    """
+
+    __slots__ = ("_call", "_inputs", "_spans", "end")
+
+    def __init__(
+        self,
+        inputs: list[tuple[str, str, tuple[int, ...], str, int, int]],
+        spans: dict[int, tuple[str, int, int]],
+        call: InferCall,
+        end: int,
+    ) -> None:
+        self._inputs = inputs
+        self._spans = spans
+        self._call = call
+        self.end = end
+
+    def call(self, body: Body, signature: Signature, regions: Regions) -> InferCall:
+        """The request, with the tensors of ``body``. Raises StatusError for regions that are gone or other than they were."""
+        made = self._call
+        place = body.place
+        tensors = [
+            Tensor(name, datatype, shape, regions.span(region, at, to) if region else place(at, to) if to > at else Inline(_NOTHING))
+            for name, datatype, shape, region, at, to in self._inputs
+        ]
+        planned = made.body
+        outputs = planned.outputs
+        if self._spans:
+            outputs = outputs.copy()
+            for index, span in self._spans.items():
+                outputs[index] = WantedOutput(outputs[index].name, regions.span(*span))
+        batch_size = batch_size_of(tensors, signature)
+        return InferCall(
+            RequestBody("", batch_size, tensors, outputs, planned.parameters),
+            *(b"", made.form, made.forms, made.priority, made.timeout_us),
+            *(made.sequence_id, made.sequence_start, made.sequence_end),
+        )
+
+
+PLANS: dict[bytes, Plan] = {}
+
+
+def keep_plan(text: bytes, envelope: Envelope, call: InferCall, end: int) -> None:
+    """Keep what ``text`` says, where every request with it says the same: no id, no tensor in JSON."""
+    if envelope.id is not UNSET:
+        return
+    inputs = []
+    at = len(text)
+    for item, tensor in zip(envelope.inputs, call.body.inputs, strict=True):
+        if item.data is not UNSET or item.parameters is UNSET:
+            return
+        if type(tensor.place) is Span:
+            inputs.append((tensor.name, tensor.datatype, tensor.shape, *_region_part(item.parameters)))
+        else:
+            stop = at + int(item.parameters.binary_data_size or 0)
+            inputs.append((tensor.name, tensor.datatype, tensor.shape, "", at, stop))
+            at = stop
+    spans = {
+        index: _region_part(output.parameters)
+        for index, output in enumerate(envelope.outputs or ())
+        if output.parameters is not UNSET and output.parameters.shared_memory_region is not UNSET
+    }
+    if len(PLANS) >= PLAN_COUNT:
+        PLANS.clear()
+    PLANS[text] = Plan(inputs, spans, call, end)
+
+
+def _region_part(parameters: InputParameters | OutputParameters) -> tuple[str, int, int]:
+    """Region, offset and byte size, as a request gives them that has been read."""
+    return (
+        str(parameters.shared_memory_region),
+        int(parameters.shared_memory_offset or 0),
+        int(parameters.shared_memory_byte_size or 0),
+    )
+
+
+def batch_size_of(tensors: list[Tensor], signature: Signature) -> int:
+    """The batch size that the first input's shape tells, 1 where the model does not batch."""
+    return tensors[0].shape[0] if signature.batching and tensors and tensors[0].shape else 1
