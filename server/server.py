@@ -8,9 +8,8 @@ import gc
 import os
 import signal
 import stat
-import sys
 from collections.abc import Coroutine
-from typing import Any, TextIO
+from typing import Any
 
 from ..shm.arena import Arena, create_memory
 from ..workers.contract.status import StatusError, internal, invalid, unavailable
@@ -33,6 +32,8 @@ from .statistics import StatisticsBook
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
 
 BACKENDS = ("onnxruntime",)
+
+_STDOUT, _STDERR = 1, 2
 
 LAST_WORDS_SECS = 0.05
 """How long the answers to abandoned requests have to leave before their connections are cut."""
@@ -122,7 +123,7 @@ class Server:
             os._exit(1)
         self.service.exiting = True
         self._stop.set()
-        _say(f"Signal ({number}) received.", sys.stdout)
+        _say(f"Signal ({number}) received.", _STDOUT)
 
     # start
 
@@ -136,7 +137,7 @@ class Server:
             if self._options.exit_on_error and not self.lifecycle.all_loaded():
                 raise internal("failed to load all models")
         except StatusError as error:
-            _say(f"error: creating server: {error.code.text} - {error.message}", sys.stderr)
+            _say(f"error: creating server: {error.code.text} - {error.message}", _STDERR)
             return False
         self.service.started = True
         _relax_collector()
@@ -219,10 +220,10 @@ class Server:
         os.close(self._arena_fd)
 
 
-def _say(line: str, stream: TextIO) -> None:
-    """Write a line that is not of the log. Whoever reads the stream may have gone."""
+def _say(line: str, descriptor: int) -> None:
+    """Write a line that is not of the log. Whoever reads it may have gone, so nothing is left in a buffer either."""
     with contextlib.suppress(OSError):
-        print(line, file=stream, flush=True)
+        os.write(descriptor, f"{line}\n".encode())
 
 
 def _relax_collector() -> None:

@@ -154,7 +154,8 @@ def test_signal_while_starting(spin_models: Path, tmp_path: Path) -> None:
     """A signal that comes before the models are loaded ends the start."""
     server = start_tensorfarm(spin_models, folder=tmp_path / "run", wait=False)
     try:
-        wait_until(lambda: server.workers(), "a worker to be started")
+        wait_until(lambda: server.process.poll() is not None or server.workers(), "a worker to be started")
+        assert server.process.poll() is None, server.log
         os.kill(server.pid, signal.SIGTERM)
         began = time.monotonic()
         code = server.wait_exit()
