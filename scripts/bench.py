@@ -24,7 +24,8 @@ from benchmark.load import LoadError, Result, exchange
 from benchmark.workload import binary_request, check_reply, onnx_repository, python_repository
 
 ROOT = Path(__file__).resolve().parent
-LABELS = {"tensorfarm": "tensorfarm, ONNX", "tritonserver": "tritonserver 24.10, Python backend"}
+LABELS = {"tensorfarm": "tensorfarm (ONNX)", "tritonserver": "tritonserver 24.10 (Python)"}
+MIN_COLUMNS = 110
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ def bench_http(arguments: argparse.Namespace, console: Console) -> int:
 def table(series: dict[str, dict[int, Series]], levels: list[int], memory: dict[str, int], arguments: argparse.Namespace) -> Table:
     """What was measured, for people."""
     made = Table(title=f"add_sub INT32[1,16], binary HTTP; medians of {arguments.rounds} rounds of {arguments.seconds:g} s, in turns")
-    for name in ("concurrency", "server", "requests/s", "ratio", "p50 ms", "p99 ms", "CPU µs/request", "memory MiB"):
+    for name in ("clients", "server", "requests/s", "ratio", "p50 ms", "p99 ms", "CPU µs/request", "memory MiB"):
         made.add_column(name, justify="left" if name == "server" else "right")
     other = series.get("tritonserver")
     for level in levels:
@@ -133,6 +134,8 @@ def main() -> int:
     http.add_argument("--json", metavar="FILE", help="write the figures to a file as well")
     arguments = parser.parse_args()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=MIN_COLUMNS)
     try:
         return bench_http(arguments, console)
     except (LoadError, ContenderError, ValueError) as error:
