@@ -37,6 +37,7 @@ class Flag:
 
     @property
     def takes_value(self) -> bool:
+        """Is it followed by a value?"""
         return bool(self.metavar)
 
     @property
@@ -66,5 +67,6 @@ class Group:
         target: str = "",
         warning: str = "",
     ) -> None:
+        """Declare a flag: as `Flag`, with the group's ``built`` where none is given."""
         works = self.built if built is None else built
         self.flags.append(Flag(name, metavar, reader, default, text, self.title, works, quiet, target or name, warning))

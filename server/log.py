@@ -1,7 +1,6 @@
 """The server's log, in tritonserver's line formats: INFO to stdout, WARNING and ERROR to stderr, or all of it to one file.
 
-Use ``from .log import LOG`` and ``LOG.info("…")``. Nothing here raises or waits for whoever reads the log: what cannot
-be written is dropped and counted.
+Nothing here raises or waits for whoever reads the log: what cannot be written is dropped and counted.
 """
 
 from __future__ import annotations
@@ -125,14 +124,17 @@ class Log:
         return sum(sink.dropped for sink in self._sinks.values())
 
     def info(self, message: str) -> None:
+        """A line about what goes on as it should."""
         if self.settings.log_info:
             self.record("I", message, _caller())
 
     def warning(self, message: str) -> None:
+        """A line about what somebody may want to change."""
         if self.settings.log_warning:
             self.record("W", message, _caller())
 
     def error(self, message: str) -> None:
+        """A line about what failed."""
         if self.settings.log_error:
             self.record("E", message, _caller())
 
@@ -186,11 +188,6 @@ class Log:
                 sink = self._sinks[name] = Sink(descriptor)
             return sink
 
-    def flush(self, timeout_s: float = 1.0) -> None:
-        """Give slow readers this long to take what is still to be written."""
-        for sink in list(self._sinks.values()):
-            sink.flush(timeout_s)
-
     def close(self, timeout_s: float = 1.0) -> None:
         """Flush, and close what was opened. A later line goes to the console again."""
         sinks, self._sinks = self._sinks, {}
@@ -219,6 +216,7 @@ class LibraryLines(logging.Handler):
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one record of ``logging`` to our log, under our switches."""
         wrong = record.levelno >= logging.ERROR
         if not (self._log.settings.log_error if wrong else self._log.settings.log_warning):
             return
@@ -238,9 +236,7 @@ def take_library_lines(log: Log) -> LibraryLines:
 
 
 def leave_library_lines(handler: LibraryLines) -> None:
+    """Undo `take_library_lines`."""
     logging.captureWarnings(False)
     logging.getLogger().removeHandler(handler)
 
-
-LOG = Log()
-"""The log of this process."""

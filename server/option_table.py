@@ -43,7 +43,7 @@ def _general() -> Iterator[Group]:
         INTEGER,
         read.verbosity,
         0,
-        "How much detail to log: 0 none, 1 and up ever more. true and false stand for 1 and 0.",
+        "How much detail to log: 0 none; 1 and up, each model's configuration as it was completed. true and false stand for 1 and 0.",
     )
     for level, what in (("info", "informative"), ("warning", "warning"), ("error", "error")):
         g.add(f"log-{level}", BOOLEAN, read.boolean, True, f"Write {what} lines to the log?")
@@ -179,7 +179,8 @@ def _http() -> Group:
         INTEGER,
         read.positive("http-max-input-size", read.wide_integer),
         64 << 20,
-        "The largest request body taken, in bytes, also counted after decompression.",
+        "The most bytes of the JSON part of an inference request, of each tensor in it, of a raw request, and of a body once it is "
+        "decompressed. Tensors in binary are not bounded by it.",
     )
     g.add(
         "http-restricted-api",
@@ -427,7 +428,8 @@ def _memory() -> Group:
         INTEGER,
         read.at_least(0, read.wide_integer),
         1 << 28,
-        "How many bytes of shared memory hold tensors on their way between server and workers; pinned where there is a GPU.",
+        "How many bytes of shared memory the server and each worker keep for tensors on their way. What they take beyond it is given "
+        "back as soon as it is free.",
         built=True,
     )
     g.add(
@@ -471,8 +473,7 @@ def _memory() -> Group:
         BOOLEAN,
         read.boolean,
         None,
-        "May clients register shared-memory regions? true: all clients; false: none. Default: only clients on this host, over "
-        "the loopback address.",
+        "May clients register shared-memory regions? true: all clients; false: none. Default: only clients on this host.",
         built=True,
     )
     return g

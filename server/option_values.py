@@ -129,18 +129,22 @@ def boolean(text: str, current: Any) -> bool:
 
 
 def integer(text: str, current: Any) -> int:
+    """32 bits, signed."""
     return to_integer(text)
 
 
 def wide_integer(text: str, current: Any) -> int:
+    """64 bits, signed."""
     return to_integer(text, 64)
 
 
 def real(text: str, current: Any) -> float:
+    """A floating point number."""
     return to_real(text)
 
 
 def string(text: str, current: Any) -> str:
+    """The text as it is."""
     return text
 
 
@@ -178,6 +182,8 @@ def positive(flag: str, read: Reader) -> Reader:
 
 
 def between(least: int, most: int, complaint: str) -> Reader:
+    """Integers out of these bounds are refused with ``complaint``."""
+
     def checked(text: str, current: Any) -> int:
         value = to_integer(text)
         if not least <= value <= most:
@@ -304,6 +310,7 @@ def trace_setting(text: str, current: tuple[Setting, ...]) -> tuple[Setting, ...
 
 
 def trace_mode(text: str) -> str:
+    """triton or opentelemetry, in any case; kept in lower case."""
     if text.lower() not in TRACE_MODES:
         raise BadValue(f'invalid value for trace mode option: {text}. Available options are "triton" and "opentelemetry"')
     return text.lower()

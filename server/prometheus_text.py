@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from .latency import Histogram, Summary
 
-CONTENT_TYPE = "text/plain; charset=utf-8"
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:

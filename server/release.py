@@ -1,10 +1,6 @@
-"""What this release calls itself and what it can do."""
+"""Which protocol this release speaks, and how much of it."""
 
 from __future__ import annotations
-
-from importlib.metadata import version
-
-PRODUCT_VERSION = version("tensorfarm")
 
 PROTOCOL_VERSION = "2.73.0"
 """The tritonserver release whose protocol is spoken; clients branch on it."""

@@ -32,6 +32,7 @@ from .statistics import StatisticsBook
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
 
 BACKENDS = ("onnxruntime",)
+"""The backends that workers have, as the table of backends names them."""
 
 _STDOUT, _STDERR = 1, 2
 
@@ -202,7 +203,7 @@ class Server:
         return 0
 
     async def _wait_quiet(self, longest_secs: float) -> None:
-        """Wait a second, or less where nothing is in flight any more."""
+        """Wait this long, or less where nothing is in flight any more."""
         deadline = self._loop.time() + longest_secs
         while self._loop.time() < deadline:
             await asyncio.sleep(0.01)

@@ -90,9 +90,9 @@ class Service:
     def submit(self, version: ModelVersion, request: Request) -> None:
         """Check a request and queue it; its responses come by ``request.on_response``.
 
-        Raises StatusError, and then nothing is called back. ``request.on_finish`` included.
+        Raises StatusError, and then nothing is called back, ``request.on_finish`` included.
         """
-        request.body = validate(version.signature, request.body, self._read)
+        request.body = validate(version.signature, request.body, self.arena.view)
         regions = [tensor.place.region for tensor in request.body.inputs if type(tensor.place) is Span]
         regions += [output.span.region for output in request.body.outputs if output.span is not None]
         if regions:
@@ -114,9 +114,6 @@ class Service:
                 inner()
 
         request.on_finish = on_finish
-
-    def _read(self, place: object) -> memoryview:
-        return self.arena.view(place)  # type: ignore[arg-type]
 
     def cancel(self, version: ModelVersion, request: Request) -> None:
         """The client has gone: nobody waits for this request's responses any more."""

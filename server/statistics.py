@@ -119,15 +119,7 @@ class VersionStatistics:
         input_ns = input_end_ns - compute_start_ns
         infer_ns = output_start_ns - input_end_ns
         output_ns = times.compute_end_ns - output_start_ns
-        self.last_inference_ms = now_ms
-        self.execution_count += 1
-        row = self.batches.get(batch_size)
-        if row is None:
-            row = self.batches[batch_size] = BatchRow()
-        row.count += 1
-        row.input_ns += input_ns
-        row.infer_ns += infer_ns
-        row.output_ns += output_ns
+        self.execution_done(batch_size, input_ns, infer_ns, output_ns, now_ms)
         if not succeeded:
             return
         start_ns = queued_ns = 0
@@ -148,10 +140,12 @@ class VersionStatistics:
                 self.summaries.observe(end_ns - request.start_ns, queue_ns, input_ns, infer_ns, output_ns, end_ns)
 
     def execution_done(self, batch_size: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
-        """Count one execution by its durations, apart from its requests (ensembles, decoupled models)."""
+        """Count one execution by its durations, apart from its requests."""
         self.last_inference_ms = now_ms
         self.execution_count += 1
-        row = self.batches.setdefault(batch_size, BatchRow())
+        row = self.batches.get(batch_size)
+        if row is None:
+            row = self.batches[batch_size] = BatchRow()
         row.count += 1
         row.input_ns += input_ns
         row.infer_ns += infer_ns

@@ -12,6 +12,7 @@ class Inline(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
 
     @property
     def byte_size(self) -> int:
+        """Length of the content, in bytes."""
         return len(self.content)
 
 

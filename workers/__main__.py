@@ -40,7 +40,7 @@ def main() -> None:
     control = ControlChannel(context, greeting.endpoint)
     worker = Worker(control, lambda: InstanceChannel(context, greeting.endpoint), memory, greeting.token)
     lifeline.watch(link, worker.handle_lifeline)
-    control.send(Hello(greeting.token, os.getpid()))
+    control.send(Hello(greeting.token))
     code = 1
     try:
         control.serve(worker.handle)

@@ -50,7 +50,7 @@ class Batch:
 
     Backends call ``input`` for each tensor, ``inputs_ready`` before they compute, ``computed``
     after, and then ``set_output`` for each output, or ``fail``. ``destination`` offers the final
-    place of an output beforehand, so that it can be produced there.
+    place of an output beforehand, so that it can be produced there. ``model`` is for error messages.
     """
 
     __slots__ = (
@@ -109,7 +109,7 @@ class Batch:
 
         Zero copy for a single request and where the parts lie back to back; else gathered.
         BYTES come as an object array of ``bytes``, BF16 as the uint16 of its bits. Raises InputFault, which a
-        backend lets pass: the batch is then run again without that request. ``model`` is for error messages.
+        backend lets pass: the batch is then run again without that request.
         """
         tensors = self.tensors(name)
         first = tensors[0]

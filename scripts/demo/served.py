@@ -37,6 +37,7 @@ class Served:
 
     @property
     def address(self) -> str:
+        """Host and port of its HTTP service."""
         return f"{ADDRESS}:{self.http_port}"
 
     def stop(self) -> None:
@@ -119,6 +120,7 @@ def _wait_until_ready(served: Served) -> None:
 
 
 def ready_on(port: int) -> bool:
+    """Does a server on this loopback port say that it is ready?"""
     connection = http.client.HTTPConnection(ADDRESS, port, timeout=5)
     try:
         connection.request("GET", "/v2/health/ready")

@@ -21,23 +21,19 @@ Ask = Callable[[Tensor], Tensor]
 
 def as_json(client: Any) -> Ask:
     """Numbers written out in the request's and the response's JSON: readable, and slow for anything large."""
-
-    def ask(image: Tensor) -> Tensor:
-        tensor = triton.InferInput(INPUT, image.shape, "FP32")
-        tensor.set_data_from_numpy(image, binary_data=False)
-        result = client.infer(MODEL, [tensor], outputs=[triton.InferRequestedOutput(OUTPUT, binary_data=False)])
-        return np.asarray(result.as_numpy(OUTPUT), np.float32)
-
-    return ask
+    return _in_the_body(client, binary=False)
 
 
 def as_binary(client: Any) -> Ask:
     """Raw bytes after a small JSON header, the client's default."""
+    return _in_the_body(client, binary=True)
 
+
+def _in_the_body(client: Any, *, binary: bool) -> Ask:
     def ask(image: Tensor) -> Tensor:
         tensor = triton.InferInput(INPUT, image.shape, "FP32")
-        tensor.set_data_from_numpy(image, binary_data=True)
-        result = client.infer(MODEL, [tensor], outputs=[triton.InferRequestedOutput(OUTPUT, binary_data=True)])
+        tensor.set_data_from_numpy(image, binary_data=binary)
+        result = client.infer(MODEL, [tensor], outputs=[triton.InferRequestedOutput(OUTPUT, binary_data=binary)])
         return np.asarray(result.as_numpy(OUTPUT), np.float32)
 
     return ask

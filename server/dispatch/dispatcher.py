@@ -33,9 +33,9 @@ class OutputMemory(Protocol):
 class Dispatcher:
     """Glue between doors, schedulers and links.
 
-    ``send`` passes a batch to its instance's worker, ``flushed`` is called after a turn's batches
-    are sent, ``call_soon`` asks for ``flush`` at the end of the loop's turn, ``set_alarm`` for a
-    call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no more).
+    ``send`` passes a batch to its instance's worker, ``call_soon`` asks for ``flush`` at the end of the
+    loop's turn, ``set_alarm`` for a call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no
+    more).
     """
 
     def __init__(

@@ -22,20 +22,17 @@ class PlannedBatch:
     scheduler: Scheduler
     instance: Instance
     requests: list[Request]
-    planned_ns: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """``batches`` are those bound to it and not yet answered, the first of them running.
+    """One instance: ``batches`` are those bound to it and not yet answered, the first of them running.
 
     ``execution_ns`` is a moving average of what a batch takes; it decides how many wait at the worker.
     """
 
     number: int
     name: str
-    kind: str = "KIND_CPU"
-    device: int = 0
     live: bool = False
     execution_ns: int = 0
     batches: deque[PlannedBatch] = field(default_factory=deque)

@@ -148,7 +148,7 @@ class Scheduler:
                 break
             for request in requests:
                 queue.discard(request)
-            batch = PlannedBatch(next(self._numbers), self, instance, requests, now_ns)
+            batch = PlannedBatch(next(self._numbers), self, instance, requests)
             instance.batches.append(batch)
             self.outstanding[batch.number] = batch
             decision.batches.append(batch)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from ...workers.contract.status import Code, StatusError, invalid
 
@@ -14,6 +17,18 @@ ACCEPTED = (b"Accept-Encoding", b"gzip, deflate")
 _EITHER_FORMAT = zlib.MAX_WBITS | 32
 _WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _STEP = 256 * 1024
+_LEVEL = 1
+"""zlib's fastest: on numbers the higher ones cost three times as much and gain a few percent."""
+
+SHORT_PACKED_BYTE_SIZE = 1024
+"""A compressed body up to this size is undone at once: it holds a megabyte at most."""
+
+SHORT_BYTE_SIZE = 16 * 1024
+"""A reply up to this size is compressed at once."""
+
+_POOL = ThreadPoolExecutor(2, "compression")
+
+T = TypeVar("T")
 _WEIGHT = re.compile(r"q=(?P<weight>[0-9]*\.?[0-9]+|[0-9]+\.)")
 
 
@@ -81,5 +96,10 @@ def chosen_encoding(accepted: bytes) -> str:
 
 def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
     """Compress a body given in parts; ``encoding`` is ``gzip`` or ``deflate``."""
-    stream = zlib.compressobj(wbits=_WINDOWS[encoding])
+    stream = zlib.compressobj(_LEVEL, wbits=_WINDOWS[encoding])
     return b"".join([*map(stream.compress, parts), stream.flush()])
+
+
+def beside_the_loop(work: Callable[[], T], done: Callable[[asyncio.Future[T]], None]) -> None:
+    """Run ``work`` in a thread of its own and call ``done`` with its outcome on the loop: long bodies must not stop all others."""
+    asyncio.get_running_loop().run_in_executor(_POOL, work).add_done_callback(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,21 @@ from ...shm.arena import Arena, ArenaFull
 from ...workers.contract.status import StatusError, internal, unsupported
 from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
-from .content_encoding import ACCEPTED, UnknownEncoding, chosen_encoding, decompress, is_compressed
-from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody
-from .infer_call import INLINE_BYTE_SIZE, InferCall, Scratch, infer_settings
+from .content_encoding import (
+    ACCEPTED,
+    SHORT_BYTE_SIZE,
+    SHORT_PACKED_BYTE_SIZE,
+    UnknownEncoding,
+    beside_the_loop,
+    chosen_encoding,
+    compress,
+    decompress,
+    is_compressed,
+)
+from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
+from .infer_call import INLINE_BYTE_SIZE, InferCall, InferSettings, Scratch, infer_settings
 from .infer_request import header_length, read_request
-from .infer_response import failure, infer_reply
+from .infer_response import failure, infer_reply, packed
 
 if TYPE_CHECKING:
     from ..repository.version import ModelVersion
@@ -30,8 +41,6 @@ def infer(service: Service, model_name: str, version_text: str, request: HttpReq
     """
     options = service.options
     settings = infer_settings(options.http_max_input_size, options.http_header_forward_pattern)
-    scratch = Scratch(service.arena)
-    plain = True
     try:
         version = service.find(model_name, version_text)
         if version.signature.decoupled:
@@ -39,7 +48,27 @@ def infer(service: Service, model_name: str, version_text: str, request: HttpReq
         fields = dict(request.headers)
         encoding = fields.get(b"content-encoding")
         if encoding is not None and is_compressed(encoding):
-            _inflate(request, service.arena, settings.max_input_size)
+            if len(request.body.view) > SHORT_PACKED_BYTE_SIZE:
+                return _Unpacking(service, version, request, fields, settings, answer).cancel
+            _put_in_place(request, service.arena, decompress(request.body.view, settings.max_input_size))
+    except StatusError as error:
+        _refuse(request, error, True, answer)
+        return None
+    return _begin(service, version, request, fields, settings, answer)
+
+
+def _begin(
+    service: Service,
+    version: ModelVersion,
+    request: HttpRequest,
+    fields: dict[bytes, bytes],
+    settings: InferSettings,
+    answer: Answer,
+) -> Cancel | None:
+    """Run an inference whose body is as it should be read."""
+    scratch = Scratch(service.arena)
+    plain = True
+    try:
         json_size = header_length(request, fields, len(request.body.view))
         plain = False
         call = read_request(request, json_size, version.signature, service.regions, scratch, settings)
@@ -55,13 +84,18 @@ def infer(service: Service, model_name: str, version_text: str, request: HttpReq
         )
         service.submit(version, queued)
     except StatusError as error:
-        _let_go(request, scratch)
-        reply = failure(error, plain=plain or isinstance(error, CutString))
-        if isinstance(error, UnknownEncoding):
-            reply.headers = (*reply.headers, ACCEPTED)
-        answer(reply)
+        scratch.release()
+        _refuse(request, error, plain, answer)
         return None
     return partial(service.cancel, version, queued)
+
+
+def _refuse(request: HttpRequest, error: StatusError, plain: bool, answer: Answer) -> None:
+    request.body.release()
+    reply = failure(error, plain=plain or isinstance(error, CutString))
+    if isinstance(error, UnknownEncoding):
+        reply.headers = (*reply.headers, ACCEPTED)
+    answer(reply)
 
 
 def _let_go(request: HttpRequest, scratch: Scratch) -> None:
@@ -69,9 +103,8 @@ def _let_go(request: HttpRequest, scratch: Scratch) -> None:
     scratch.release()
 
 
-def _inflate(request: HttpRequest, arena: Arena | None, limit: int) -> None:
+def _put_in_place(request: HttpRequest, arena: Arena | None, content: bytes) -> None:
     """Put the decompressed body in the place of the compressed one."""
-    content = decompress(request.body.view, limit)
     body: InlineBody | ArenaBody = InlineBody(content)
     if arena is not None and len(content) > INLINE_BYTE_SIZE:
         try:
@@ -83,6 +116,43 @@ def _inflate(request: HttpRequest, arena: Arena | None, limit: int) -> None:
             body = ArenaBody(block, len(content))
     request.body.release()
     request.body = body
+
+
+class _Unpacking:
+    """A request whose long compressed body is undone in another thread before it begins."""
+
+    __slots__ = ("_arguments", "_cancel", "_gone")
+
+    def __init__(
+        self,
+        service: Service,
+        version: ModelVersion,
+        request: HttpRequest,
+        fields: dict[bytes, bytes],
+        settings: InferSettings,
+        answer: Answer,
+    ) -> None:
+        self._arguments = (service, version, request, fields, settings, answer)
+        self._cancel: Cancel | None = None
+        self._gone = False
+        beside_the_loop(partial(decompress, request.body.view, settings.max_input_size), self._done)
+
+    def _done(self, content: asyncio.Future[bytes]) -> None:
+        service, _, request, _, _, answer = self._arguments
+        error = content.exception()
+        if self._gone:
+            request.body.release()
+        elif error is not None:
+            _refuse(request, error if isinstance(error, StatusError) else internal("internal error"), True, answer)
+        else:
+            _put_in_place(request, service.arena, content.result())
+            self._cancel = _begin(*self._arguments)
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        self._gone = True
+        if self._cancel is not None:
+            self._cancel()
 
 
 class _Exchange:
@@ -117,7 +187,7 @@ class _Exchange:
         try:
             if self._count != 1:
                 raise internal(f"expected a single response, got {self._count}")
-            reply = infer_reply(self._version, self._call, response, self._encoding)
+            reply = infer_reply(self._version, self._call, response)
         except StatusError as error:
             response.release()
             reply = failure(error, plain=True)
@@ -126,4 +196,18 @@ class _Exchange:
             response.release()
             self._answer(failure(internal("internal error"), plain=True))
             raise
-        self._answer(reply)
+        if self._encoding == "identity" or reply.status != 200:
+            self._answer(reply)
+        elif sum([len(part) for part in reply.body]) <= SHORT_BYTE_SIZE:
+            self._answer(packed(reply, self._encoding, compress(reply.body, self._encoding)))
+        else:
+            beside_the_loop(partial(compress, reply.body, self._encoding), partial(self._packed, reply))
+
+    def _packed(self, reply: Reply, content: asyncio.Future[bytes]) -> None:
+        if content.exception() is None:
+            self._answer(packed(reply, self._encoding, content.result()))
+            return
+        if reply.on_sent is not None:
+            reply.on_sent()
+        self._answer(failure(internal("internal error"), plain=True))
+        content.result()

@@ -11,7 +11,6 @@ from ...workers.contract.messages import Parameters, Tensor
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import Response
 from .classification import classify
-from .content_encoding import compress
 from .errors import JSON_TYPE, PLAIN_TYPE, http_status
 from .exchange import Reply
 from .infer_call import InferCall
@@ -31,12 +30,11 @@ def failure(error: StatusError, *, plain: bool = False) -> Reply:
     return Reply(http_status(error.code), (PLAIN_TYPE if plain else JSON_TYPE,), (b'{"error":' + quote(error.message) + b"}",))
 
 
-def infer_reply(version: ModelVersion, call: InferCall, response: Response, encoding: str = "identity") -> Reply:
+def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> Reply:
     """The reply with a response's outputs, each in the form that the request asked for.
 
     The response is released by the reply's ``on_sent``, or at once where nothing of it is left to
-    send. ``encoding`` compresses the whole body. Raises StatusError, and then the response is not
-    released.
+    send. Raises StatusError, and then the response is not released.
     """
     if response.error is not None:
         raise response.error
@@ -70,21 +68,21 @@ def infer_reply(version: ModelVersion, call: InferCall, response: Response, enco
             b"]}",
         )
     )
-    return _reply(text, tail, encoding, response.release)
+    return _reply(text, tail, response.release)
 
 
-def _reply(text: bytes, tail: list[bytes | memoryview], encoding: str, release: Callable[[], None]) -> Reply:
-    headers: tuple[tuple[bytes, bytes], ...] = _JSON_HEADERS
+def packed(reply: Reply, encoding: str, content: bytes) -> Reply:
+    """A reply with its whole body compressed to ``content``; what it held is released."""
+    if reply.on_sent is not None:
+        reply.on_sent()
+    return Reply(reply.status, (*reply.headers, (b"Content-Encoding", encoding.encode())), (content,))
+
+
+def _reply(text: bytes, tail: list[bytes | memoryview], release: Callable[[], None]) -> Reply:
     if tail:
-        headers = (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % len(text)))
-    if encoding != "identity":
-        body = compress((text, *tail), encoding)
-        release()
-        return Reply(200, (*headers, (b"Content-Encoding", encoding.encode())), (body,))
-    if tail:
-        return Reply(200, headers, (text, *tail), release)
+        return Reply(200, (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % len(text))), (text, *tail), release)
     release()
-    return Reply(200, headers, (text,))
+    return Reply(200, _JSON_HEADERS, (text,))
 
 
 @lru_cache(maxsize=1024)

@@ -255,7 +255,7 @@ class Lifecycle:
             kind = group.Kind.Name(group.kind)
             for device in list(group.gpus) or [0]:
                 for index in range(group.count):
-                    instance = Instance(next(self._instance_numbers), f"{group.name}_{index}", kind, device)
+                    instance = Instance(next(self._instance_numbers), f"{group.name}_{index}")
                     served.instances.append(instance)
                     self._instances[instance.number] = (instance, served)
                     worker = worker_name(served.config, served.version, kind, device)
@@ -341,7 +341,7 @@ class Lifecycle:
 
 
 def check_supported(config: Any) -> None:
-    """Refuse, with a clear word, what this release cannot serve rightly. Raises StatusError UNSUPPORTED."""
+    """Refuse, with a clear word, what the server itself cannot do yet; backends refuse what they cannot. Raises UNSUPPORTED."""
     name = config.name
     if config.platform == "ensemble":
         raise unsupported(f"model '{name}' is an ensemble; this release does not run ensembles yet")
@@ -349,8 +349,3 @@ def check_supported(config: Any) -> None:
         raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
     if config.model_transaction_policy.decoupled:
         raise unsupported(f"model '{name}' is decoupled; this release does not run decoupled models yet")
-    if config.batch_input or config.batch_output:
-        raise unsupported(f"model '{name}' uses batch_input or batch_output, which this release does not have yet")
-    for tensor in config.input:
-        if tensor.allow_ragged_batch:
-            raise unsupported(f"input '{tensor.name}' of model '{name}' allows ragged batches, which this release does not have yet")

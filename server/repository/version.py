@@ -78,6 +78,7 @@ class Model:
 
     @property
     def ambiguous(self) -> bool:
+        """Do several repositories have it?"""
         return len(self.directories) > 1
 
     @property

@@ -62,7 +62,7 @@ class Link:
         self.channel = Channel(context, endpoint, self.turns, self._receive, self.rejected.append)  # type: ignore[arg-type]
         self.peer = context.socket(zmq.DEALER)
         self.peer.connect(endpoint)
-        self.peer.send(msgspec.msgpack.encode(Hello(b"", 1)))
+        self.peer.send(msgspec.msgpack.encode(Hello(b"")))
         self.wait(1)
         self.identity, _ = self.received.pop()  # type: ignore[misc]
 

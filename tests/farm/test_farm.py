@@ -403,7 +403,7 @@ def test_strangers_and_rubbish_on_the_socket_are_dropped(tmp_path: Path) -> None
 
         with stranger(house) as socket:
             for message in (
-                encode(Hello(bytes(32), 1)),
+                encode(Hello(bytes(32))),
                 encode(InstanceReady(b"", 100)),
                 encode(Done(1, [], 0, 0, 0, 0)),
             ):
@@ -414,7 +414,7 @@ def test_strangers_and_rubbish_on_the_socket_are_dropped(tmp_path: Path) -> None
                 socket.send(rubbish)
             await house.until(lambda: len(house.lines) == 7, "the rubbish to be noticed")
             assert all(line.startswith("a malformed message was dropped: ") for _, line in house.lines[3:])
-            for parts in ([b"", b""], [encode(Hello(b"", 1))] * 5, [b"a"] * 100):
+            for parts in ([b"", b""], [encode(Hello(b""))] * 5, [b"a"] * 100):
                 socket.send_multipart(parts)
             await house.until(lambda: len(house.lines) == 10, "the messages in parts to be noticed")
             assert {line for _, line in house.lines[7:]} == {"a message in several parts was dropped"}

@@ -55,9 +55,9 @@ def test_times_are_utc() -> None:
     """In a process of its own, whose time zone is far from UTC."""
     script = """
         import time
-        from tensorfarm.server.log import LOG
+        from tensorfarm.server.log import Log
         before = time.strftime("%m%d %H:%M", time.gmtime())
-        LOG.info("x")
+        Log().info("x")
         print(before, time.strftime("%m%d %H:%M", time.gmtime()), sep="\\n")
     """
     environ = {**os.environ, "TZ": "Asia/Tokyo"}

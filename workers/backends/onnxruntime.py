@@ -207,7 +207,7 @@ class OnnxExecutor:
         self._run_options = run_options
         self._hidden = hidden
         self._binding = native.SessionIOBinding(self._native)
-        self._outputs = [_output_of(spec, graph, signature) for spec in signature.outputs.values()]
+        self._outputs = [_output_of(spec, graph) for spec in signature.outputs.values()]
         self._output_names = [output.spec.name for output in self._outputs]
         optional = {name: tensor for name, tensor in graph.initializers.items() if name in signature.inputs}
         inputs = {**optional, **graph.inputs}
@@ -350,7 +350,7 @@ class OnnxExecutor:
         return runtime_fault(error, self._hidden)
 
 
-def _output_of(spec: TensorSpec, graph: Graph, signature: Signature) -> _Output:
+def _output_of(spec: TensorSpec, graph: Graph) -> _Output:
     tensor = graph.outputs[spec.name]
     model_dims = spec.dims if spec.reshape is None else spec.reshape
     fixed = not spec.variable and spec.datatype.byte_size > 0 and not tensor.scalar

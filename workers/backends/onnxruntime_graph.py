@@ -10,25 +10,25 @@ from ...shm.datatypes import DATATYPES, Datatype
 from ..contract.status import unsupported
 
 _ELEMENTS = {
-    "bool": ("BOOL", "BOOL", 9),
-    "uint8": ("UINT8", "UINT8", 2),
-    "uint16": ("UINT16", "UINT16", 4),
-    "uint32": ("UINT32", "UINT32", 12),
-    "uint64": ("UINT64", "UINT64", 13),
-    "int8": ("INT8", "INT8", 3),
-    "int16": ("INT16", "INT16", 5),
-    "int32": ("INT32", "INT32", 6),
-    "int64": ("INT64", "INT64", 7),
-    "float16": ("FP16", "FLOAT16", 10),
-    "float": ("FP32", "FLOAT", 1),
-    "double": ("FP64", "DOUBLE", 11),
-    "string": ("BYTES", "STRING", 8),
-    "bfloat16": ("BF16", "BFLOAT16", 16),
+    "bool": ("BOOL", "BOOL"),
+    "uint8": ("UINT8", "UINT8"),
+    "uint16": ("UINT16", "UINT16"),
+    "uint32": ("UINT32", "UINT32"),
+    "uint64": ("UINT64", "UINT64"),
+    "int8": ("INT8", "INT8"),
+    "int16": ("INT16", "INT16"),
+    "int32": ("INT32", "INT32"),
+    "int64": ("INT64", "INT64"),
+    "float16": ("FP16", "FLOAT16"),
+    "float": ("FP32", "FLOAT"),
+    "double": ("FP64", "DOUBLE"),
+    "string": ("BYTES", "STRING"),
+    "bfloat16": ("BF16", "BFLOAT16"),
 }
-"""Datatype, ONNX name and ``TensorProto.DataType`` number by the element type in ONNX Runtime's type strings."""
+"""Datatype and ONNX name by the element type in ONNX Runtime's type strings."""
 
-BF16_ELEMENT = _ELEMENTS["bfloat16"][2]
-"""What ONNX calls BF16: numpy has no such type, so ONNX Runtime must be told."""
+BF16_ELEMENT = 16
+"""BF16 in ``TensorProto.DataType``: numpy has no such type, so ONNX Runtime must be told."""
 
 _KINDS = (
     ("seq(", "ONNX_TYPE_SEQUENCE"),
@@ -53,11 +53,12 @@ class GraphTensor:
 
     @property
     def scalar(self) -> bool:
+        """Has it no dims at all?"""
         return not self.shape
 
     @property
     def type_name(self) -> str:
-        """The datatype as configuration and load messages write it."""
+        """The datatype as the message about a mismatch writes it: strings are TYPE_BYTES there."""
         return f"TYPE_{self.datatype.name}" if self.datatype is not None else "TYPE_<invalid>"
 
 
@@ -91,5 +92,5 @@ def _tensor(name: str, type_text: str, shape: Iterable[int | str | None]) -> Gra
         kind = next((kind for prefix, kind in _KINDS if type_text.startswith(prefix)), "ONNX_TYPE_UNKNOWN")
         raise unsupported(f"Unsupported ONNX Type '{kind}' for I/O '{name}', expected 'ONNX_TYPE_TENSOR'.")
     dims = tuple([dim if isinstance(dim, int) and dim >= 0 else -1 for dim in shape])
-    datatype_name, onnx_name, _ = _ELEMENTS.get(type_text[len("tensor(") : -1], ("", "UNDEFINED", 0))
+    datatype_name, onnx_name = _ELEMENTS.get(type_text[len("tensor(") : -1], ("", "UNDEFINED"))
     return GraphTensor(name, DATATYPES.get(datatype_name), dims, onnx_name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ...shm.datatypes import BY_NUMBER, Datatype, shape_text
+from ...shm.datatypes import BY_NUMBER, DATATYPES, Datatype, shape_text
 from ..contract.status import internal, invalid, unsupported
 from .onnxruntime_graph import Graph, GraphTensor
 
@@ -159,6 +159,6 @@ def _refuse(config: Any) -> None:
         raise unsupported(f"{prefix}this server does not make batch inputs: batch_input for '{config.batch_input[0].target_name[0]}'")
     if config.batch_output:
         raise unsupported(f"{prefix}this server does not scatter batch outputs: batch_output for '{config.batch_output[0].target_name[0]}'")
-    names = [tensor.name for tensor in (*config.input, *config.output) if _datatype(tensor.data_type) is BY_NUMBER[14]]
-    if names and any([_datatype(tensor.data_type) is BY_NUMBER[13] for tensor in config.input]):
+    names = [tensor.name for tensor in (*config.input, *config.output) if _datatype(tensor.data_type) is DATATYPES["BF16"]]
+    if names and any([_datatype(tensor.data_type) is DATATYPES["BYTES"] for tensor in config.input]):
         raise unsupported(f"{prefix}ONNX Runtime for Python cannot run TYPE_STRING inputs together with TYPE_BF16: tensor '{names[0]}'")

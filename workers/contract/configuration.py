@@ -53,9 +53,6 @@ model_config = _generated_module()
 ModelConfig: Any = model_config.ModelConfig
 """The ModelConfig message class."""
 
-DataType: Any = model_config.DataType
-"""The enum of datatypes: ``DataType.Name(11)`` is ``TYPE_FP32``."""
-
 
 class ConfigurationError(StatusError):
     """A configuration that cannot be read.

@@ -138,7 +138,6 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """First message on a worker's control socket; ``token`` is the one it got over its lifeline."""
 
     token: bytes
-    pid: int
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True):

@@ -27,10 +27,10 @@ class TensorSpec:
     item_byte_size: int
     optional: bool = False
     allow_ragged_batch: bool = False
-    label_filename: str = ""
 
     @property
     def variable(self) -> bool:
+        """Does any of its dims vary?"""
         return -1 in self.dims
 
 
@@ -82,7 +82,7 @@ def signature_of(config: Any) -> Signature:
         inputs={
             tensor.name: spec(tensor, optional=tensor.optional, allow_ragged_batch=tensor.allow_ragged_batch) for tensor in config.input
         },
-        outputs={tensor.name: spec(tensor, label_filename=tensor.label_filename) for tensor in config.output},
+        outputs={tensor.name: spec(tensor) for tensor in config.output},
     )
 
 

@@ -19,6 +19,7 @@ class Code(enum.IntEnum):
 
     @property
     def text(self) -> str:
+        """The code's name in logs and reasons."""
         return _TEXTS[self]
 
 
@@ -47,6 +48,7 @@ class StatusError(Exception):
 
     @property
     def reason(self) -> str:
+        """``<code>: <message>``."""
         return f"{self.code.text}: {self.message}"
 
 

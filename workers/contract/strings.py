@@ -10,20 +10,22 @@ class CutString(StatusError):
 
 
 def check_strings(name: str, model: str, view: memoryview, count: int, request_id: str) -> None:
-    """Walk the elements of a serialised BYTES tensor, which must be ``count`` and end where the buffer does."""
+    """Walk the elements of a serialised BYTES tensor, which must be ``count`` and end where the buffer does.
+
+    Raises StatusError INVALID_ARG; a CutString for an element that ends beyond the buffer.
+    """
     end = len(view)
     at = 0
     found = 0
     cut: StatusError | None = None
     from_bytes = int.from_bytes
     while at < end:
-        if found >= count:
-            # one more is enough to know, even where its length is cut off
-            if end - at >= 4:
-                raise invalid(
-                    f"{label(request_id)}unexpected number of string elements {found + 1} for inference input '{name}' "
-                    f"for model '{model}', expecting {count}"
-                )
+        # one more is enough to know, whatever follows its length
+        if found >= count and end - at >= 4:
+            raise invalid(
+                f"{label(request_id)}unexpected number of string elements {found + 1} for inference input '{name}' "
+                f"for model '{model}', expecting {count}"
+            )
         if end - at < 4:
             raise invalid(
                 f"{label(request_id)}incomplete string length indicator for inference input '{name}' for model '{model}', "
