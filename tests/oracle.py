@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import Finished, Server, free_ports, spawn
+from .servers import Finished, Server, finish, free_ports, spawn, stopping
 
 UNAVAILABLE = 77
 """Exit code of ``scripts/oracle`` where the real server cannot be had on this platform."""
@@ -63,32 +63,11 @@ def start(repository: Path, *flags: str, folder: Path) -> Server:
 @contextlib.contextmanager
 def tritonserver(repository: Path, *flags: str, folder: Path) -> Iterator[Server]:
     """The real server, live; stopped by SIGTERM at the end."""
-    server = start(repository, *flags, folder=folder)
-    try:
-        server.wait_live()
+    with stopping(start(repository, *flags, folder=folder)) as (server,):
         yield server
-    except BaseException:
-        server.kill()
-        raise
-    if not server.stopped:
-        try:
-            server.terminate()
-        except BaseException:
-            server.kill()
-            raise
 
 
 def run(*arguments: str, folder: Path, timeout_s: float = 60.0) -> Finished:
     """Run the real server with these arguments until it ends by itself."""
     require()
     return finish(spawn([str(PROGRAM), *arguments], {}, 0, 0, folder), timeout_s)
-
-
-def finish(server: Server, timeout_s: float = 60.0) -> Finished:
-    """Wait for a server that is expected to end by itself."""
-    try:
-        code = server.wait_exit(timeout_s)
-    except BaseException:
-        server.kill()
-        raise
-    return Finished(code, server.stdout, server.stderr)

@@ -253,18 +253,24 @@ def tensorfarm(
     repository: Path | Sequence[Path], *flags: str, folder: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
     """A running tensorfarm; at the end it is stopped by SIGTERM and must exit with 0, unless the test has stopped it itself."""
-    server = start_tensorfarm(repository, *flags, folder=folder, environment=environment)
-    try:
+    with stopping(start_tensorfarm(repository, *flags, folder=folder, environment=environment, wait=False)) as (server,):
         yield server
-    except BaseException:
-        server.kill()
-        raise
-    if not server.stopped:
-        try:
-            server.terminate()
-        except BaseException:
-            server.kill()
-            raise
+
+
+@contextlib.contextmanager
+def stopping(*servers: Server) -> Iterator[tuple[Server, ...]]:
+    """Servers that have been started: live in the block, stopped by SIGTERM at its end unless the test has done so, killed if it fails."""
+    try:
+        for server in servers:
+            server.wait_live()
+        yield servers
+        for server in servers:
+            if not server.stopped:
+                server.terminate()
+    finally:
+        for server in servers:
+            if not server.stopped:
+                server.kill()
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,11 @@ class Finished:
 
 def run_tensorfarm(*arguments: str, folder: Path, timeout_s: float = 60.0, environment: Mapping[str, str] | None = None) -> Finished:
     """Run tensorfarm with exactly these arguments until it ends by itself."""
-    server = spawn([sys.executable, "-m", "tensorfarm.server", *arguments], environment or {}, 0, 0, folder)
+    return finish(spawn([sys.executable, "-m", "tensorfarm.server", *arguments], environment or {}, 0, 0, folder), timeout_s)
+
+
+def finish(server: Server, timeout_s: float) -> Finished:
+    """Wait for a server that is expected to end by itself."""
     try:
         code = server.wait_exit(timeout_s)
     except BaseException:

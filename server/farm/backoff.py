@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STABLE_NS = 60_000_000_000
+STABLE_NS = 10_000_000_000
+"""A worker that lived this long was no crash loop: a request that kills one now and then must not take its models away for longer."""
+
 LONGEST_SECS = 30.0
 
 
 @dataclass(slots=True)
 class Backoff:
-    """At once after the first death, then 1, 2, 4 … up to 30 seconds; a minute of life clears the account."""
+    """At once after the first death, then 1, 2, 4 … up to 30 seconds; ten seconds of life clear the account."""
 
     deaths: int = 0
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...workers.contract.configuration import ConfigurationError, parse_bytes
+import msgspec
+
+from ...workers.contract.configuration import ConfigurationError, config_json, parse_bytes
 from ...workers.contract.messages import Done, InstanceSpec, Load
 from ...workers.contract.signature import signature_of
 from ...workers.contract.status import StatusError, not_found, unavailable, unsupported
@@ -229,6 +231,7 @@ class Lifecycle:
             merge_completed(config, parse_bytes(inspected.config))
         finish_config(config, ())
         check_supported(config)
+        self._log.verbose(1, f"configuration of '{model.name}' version {version}: {msgspec.json.encode(config_json(config)).decode()}")
         signature = signature_of(config)
         number = next(self._model_numbers)
         statistics = self._book.open(model.name, version, config.metric_tags, decoupled=signature.decoupled)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tensorfarm.workers.contract.configuration import (
     MAX_BYTE_SIZE,
     ConfigurationError,
-    DataType,
     ModelConfig,
     config_json,
     parse_bytes,
@@ -104,7 +103,7 @@ def test_what_text_accepts() -> None:
         """,
         "x",
     )
-    assert [(tensor.name, DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in config.input] == [
+    assert [(tensor.name, model_config.DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in config.input] == [
         ("a", "TYPE_FP32", [1, -1]),
         ("b", "TYPE_INT32", [3, 4]),
     ]

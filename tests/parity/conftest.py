@@ -8,7 +8,7 @@ import pytest
 
 from .. import oracle as real
 from ..model_repository import PARITY_MODELS, Flavour, write_repository
-from ..servers import Server, start_tensorfarm
+from ..servers import Server, start_tensorfarm, stopping
 
 
 @pytest.fixture(scope="package")
@@ -22,16 +22,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
         real.start(root / Flavour.PYTHON.value, folder=root / "oracle"),
         start_tensorfarm(root / Flavour.ONNX.value, folder=root / "farm", wait=False),
     ]
-    try:
-        for server in started:
-            server.wait_live()
-        yield started[0], started[1]
-        for server in started:
-            server.terminate()
-    finally:
-        for server in started:
-            if not server.stopped:
-                server.kill()
+    with stopping(*started) as (theirs, ours):
+        yield theirs, ours
 
 
 @pytest.fixture(scope="package")

@@ -15,7 +15,7 @@ import pytest
 from .. import oracle as real
 from ..broken_repository import write_broken, write_hanging
 from ..model_repository import PLAIN, Flavour, write_model
-from ..servers import Finished, Server, run_tensorfarm, start_tensorfarm, tensorfarm
+from ..servers import Finished, Server, run_tensorfarm, start_tensorfarm, stopping, tensorfarm
 from ..wire import Reply
 
 REASONS = {
@@ -42,16 +42,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, S
         real.start(root / Flavour.PYTHON.value, "--exit-on-error=false", folder=root / "oracle"),
         start_tensorfarm(root / Flavour.ONNX.value, "--exit-on-error=false", folder=root / "farm", wait=False),
     ]
-    try:
-        for server in started:
-            server.wait_live()
-        yield started[0], started[1]
-        for server in started:
-            server.terminate()
-    finally:
-        for server in started:
-            if not server.stopped:
-                server.kill()
+    with stopping(*started) as (theirs, ours):
+        yield theirs, ours
 
 
 def _entries(server: Server) -> list[dict[str, str]]:

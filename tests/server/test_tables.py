@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tensorfarm.server.command_line import parse
+from tensorfarm.server.server import BACKENDS
 from tensorfarm.server.tables import agent_table, backend_table, grid, model_table, option_rows, option_table
 
 

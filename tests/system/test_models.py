@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     shutil.move(folder / "1" / "model.onnx", inner)
     (folder / "1" / "model.onnx").mkdir()
     shutil.move(inner, folder / "1" / "model.onnx" / "model.onnx")
-    with tensorfarm(root / "models", folder=root / "run") as running:
+    with tensorfarm(root / "models", "--log-verbose=1", folder=root / "run") as running:
         yield running
 
 
@@ -50,6 +50,7 @@ def test_no_configuration_of_a_batching_model(server: Server) -> None:
     assert [(one["name"], one["data_type"], one["dims"]) for one in config["output"]] == [("OUTPUT0", "TYPE_FP32", [-1])]
     assert server.ask("GET", "/v2/models/bare").json["inputs"] == [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, -1]}]
     assert "autofilled max_batch_size to 4 for model 'bare'" in server.log
+    assert r"""configuration of 'bare' version 1: {\"name\":\"bare\",\"platform\":\"onnxruntime_onnx\",""" in server.log
 
 
 def test_no_configuration_of_a_plain_model(server: Server) -> None:
