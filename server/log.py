@@ -239,4 +239,3 @@ def leave_library_lines(handler: LibraryLines) -> None:
     """Undo `take_library_lines`."""
     logging.captureWarnings(False)
     logging.getLogger().removeHandler(handler)
-

@@ -76,8 +76,8 @@ class VersionStatistics:
 
     ``failures`` counts by FailureReason and outlives the version: the book that opened these
     statistics hands the same list to the next load. Everything else begins at zero with a load.
-    ``pending_count`` is kept by the scheduler: +1 at enqueue, -1 when execution starts or the
-    request leaves the queue any other way.
+    ``pending_count`` is kept by the dispatcher: +1 when a request is queued, -1 when its batch is sent
+    to an instance or it leaves the queue any other way.
     """
 
     labels: dict[str, str] = field(default_factory=dict)

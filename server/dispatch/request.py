@@ -51,6 +51,8 @@ class Request:
     queue (CLOCK_MONOTONIC nanoseconds). ``on_response`` is called on the server's loop, once for
     each response; the last one has ``final`` set. ``on_finish`` gives back what the request holds
     (its body's arena block, its ``regions``) and is called exactly once, before the final response.
+    ``deadline_ns`` (0: none) is when it expires in the queue, ``attempts`` counts the workers that died
+    while it was with them, ``order`` is its number in the queue.
     """
 
     body: RequestBody

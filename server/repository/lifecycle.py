@@ -18,7 +18,7 @@ import msgspec
 from ...workers.contract.configuration import ConfigurationError, config_json, parse_bytes
 from ...workers.contract.messages import Done, InstanceSpec, Load
 from ...workers.contract.signature import signature_of
-from ...workers.contract.status import StatusError, not_found, unavailable, unsupported
+from ...workers.contract.status import StatusError, not_found, unavailable
 from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.instance import Instance
 from ..dispatch.scheduler import scheduler_of
@@ -28,6 +28,7 @@ from ..farm.worker_process import WorkerProcess
 from ..log import Log
 from ..options import Options, backend_settings
 from ..statistics import StatisticsBook
+from .built import check_supported, fields_without_effect
 from .labels import read_labels
 from .layout import NoVersion, chosen_versions, present_versions, scan
 from .preparation import finish_config, merge_completed, read_config
@@ -231,6 +232,9 @@ class Lifecycle:
             merge_completed(config, parse_bytes(inspected.config))
         finish_config(config, ())
         check_supported(config)
+        idle = fields_without_effect(config)
+        if idle:
+            self._log.warning(f"model '{model.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
         self._log.verbose(1, f"configuration of '{model.name}' version {version}: {msgspec.json.encode(config_json(config)).decode()}")
         signature = signature_of(config)
         number = next(self._model_numbers)
@@ -341,14 +345,3 @@ class Lifecycle:
     def worker_event(self, severity: str, text: str) -> None:
         """Something of a worker, or about one, that belongs in the log."""
         {"I": self._log.info, "W": self._log.warning, "E": self._log.error}[severity](text)
-
-
-def check_supported(config: Any) -> None:
-    """Refuse, with a clear word, what the server itself cannot do yet; backends refuse what they cannot. Raises UNSUPPORTED."""
-    name = config.name
-    if config.platform == "ensemble":
-        raise unsupported(f"model '{name}' is an ensemble; this release does not run ensembles yet")
-    if config.HasField("sequence_batching"):
-        raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
-    if config.model_transaction_policy.decoupled:
-        raise unsupported(f"model '{name}' is decoupled; this release does not run decoupled models yet")

@@ -12,6 +12,7 @@ from tensorfarm.workers.contract.configuration import (
     ConfigurationError,
     ModelConfig,
     config_json,
+    model_config,
     parse_bytes,
     parse_json,
     parse_text,

@@ -148,7 +148,7 @@ DATA = [
     _data("nested 100 deep", "INT32", [1], "[" * 100 + "1" + "]" * 100),
     _data("nested 101 deep", "INT32", [1], "[" * 101 + "1" + "]" * 101),
     _data("nested 102 deep", "INT32", [1], "[" * 102 + "1" + "]" * 102),
-    _data("nested 3000 deep", "INT32", [1], "[" * 3000 + "1" + "]" * 3000),
+    _data("nested 12000 deep", "INT32", [1], "[" * 12_000 + "1" + "]" * 12_000),
     _data("bytes nested 99 deep", "BYTES", [1], "[" * 99 + '"a"' + "]" * 99),
     _data("bytes nested 101 deep", "BYTES", [1], "[" * 101 + '"a"' + "]" * 101),
     _data("bytes nested 102 deep", "BYTES", [1], "[" * 102 + '"a"' + "]" * 102),
@@ -282,7 +282,7 @@ _SIZE = "* data type size (4) exceeds maximum allowed size (9223372036854775807)
 DIFFERENCES: dict[str, Difference] = {
     "nested 101 deep": Difference(_DEPTH, 400, "Unable to parse 'data': " + _TOO_DEEP),
     "nested 102 deep": Difference(_DEPTH, 400, "Unable to parse 'data': " + _TOO_DEEP),
-    "nested 3000 deep": Difference(_DEPTH, 400, _TOO_DEEP),
+    "nested 12000 deep": Difference(_DEPTH, 400, _TOO_DEEP),
     "bytes nested 101 deep": Difference(_DEPTH, 400, _TOO_DEEP),
     "bytes nested 102 deep": Difference(_DEPTH, 400, _TOO_DEEP),
     "BYTES not utf-8": Difference(

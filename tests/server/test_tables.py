@@ -7,6 +7,7 @@ import pytest
 from tensorfarm.server.command_line import parse
 from tensorfarm.server.server import BACKENDS
 from tensorfarm.server.tables import agent_table, backend_table, grid, model_table, option_rows, option_table
+from tensorfarm.workers.worker import BACKENDS as WORKER_BACKENDS
 
 
 def test_models() -> None:
@@ -29,6 +30,10 @@ def test_no_rows() -> None:
     assert agent_table([]) == (
         "+------------------+------+\n| Repository Agent | Path |\n+------------------+------+\n+------------------+------+\n"
     )
+
+
+def test_backends_are_those_that_workers_have() -> None:
+    assert list(BACKENDS) == list(WORKER_BACKENDS)
 
 
 def test_backend_settings_are_json() -> None:

@@ -1,0 +1,32 @@
+"""What a model's configuration may ask for, and this release does or does not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...workers.contract.status import unsupported
+
+
+def check_supported(config: Any) -> None:
+    """Refuse, with a clear word, what the server itself cannot do yet; backends refuse what they cannot. Raises UNSUPPORTED."""
+    name = config.name
+    if config.platform == "ensemble":
+        raise unsupported(f"model '{name}' is an ensemble; this release does not run ensembles yet")
+    if config.HasField("sequence_batching"):
+        raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
+    if config.model_transaction_policy.decoupled:
+        raise unsupported(f"model '{name}' is decoupled; this release does not run decoupled models yet")
+
+
+def fields_without_effect(config: Any) -> list[str]:
+    """The fields of a final configuration that are set, would be honoured by the original, and change nothing here."""
+    groups = config.instance_group
+    found = {
+        "model_warmup": bool(config.model_warmup),
+        "response_cache": config.response_cache.enable,
+        "model_repository_agents": config.HasField("model_repository_agents"),
+        "instance_group.rate_limiter": any(group.HasField("rate_limiter") for group in groups),
+        "instance_group.host_policy": any(group.host_policy for group in groups),
+        "instance_group.secondary_devices": any(group.secondary_devices for group in groups),
+    }
+    return [name for name, is_set in found.items() if is_set]

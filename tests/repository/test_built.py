@@ -1,0 +1,47 @@
+"""What is refused, and what is only named in the log, because this release does not do it yet."""
+
+from __future__ import annotations
+
+import pytest
+
+from tensorfarm.server.repository.built import check_supported, fields_without_effect
+from tensorfarm.workers.contract.configuration import parse_text
+from tensorfarm.workers.contract.status import Code, StatusError
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('platform: "ensemble"', "is an ensemble"),
+        ("sequence_batching { }", "sequence batching"),
+        ("model_transaction_policy { decoupled: true }", "is decoupled"),
+    ],
+)
+def test_what_is_refused(text: str, word: str) -> None:
+    with pytest.raises(StatusError, match=f"^model 'm'.*{word}") as raised:
+        check_supported(parse_text(f'name: "m" {text}', "config.pbtxt"))
+    assert raised.value.code is Code.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", []),
+        ("dynamic_batching { } response_cache { enable: false } instance_group { kind: KIND_CPU }", []),
+        ('model_warmup { name: "w" batch_size: 1 } response_cache { enable: true }', ["model_warmup", "response_cache"]),
+        (
+            'model_repository_agents { agents { name: "a" } } instance_group { rate_limiter { priority: 1 } }'
+            ' instance_group { host_policy: "p" secondary_devices { kind: KIND_NVDLA } }',
+            [
+                "model_repository_agents",
+                "instance_group.rate_limiter",
+                "instance_group.host_policy",
+                "instance_group.secondary_devices",
+            ],
+        ),
+    ],
+)
+def test_what_has_no_effect_is_named(text: str, fields: list[str]) -> None:
+    config = parse_text(f'name: "m" {text}', "config.pbtxt")
+    check_supported(config)
+    assert fields_without_effect(config) == fields
