@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..shm.placement import Span
 from ..shm.system import object_byte_size, open_object
-from ..workers.contract.status import Code, StatusError, internal, invalid, not_found
+from ..workers.contract.status import Code, StatusError, internal, invalid, not_found, unavailable
 
 RESERVED_KEY_PREFIX = "triton_python_backend_shm_region_"
 _MAX_UINT64 = 2**64 - 1
+_MAX_DESCRIPTORS = 1 << 18
+
+
+def _descriptor_count() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _MAX_DESCRIPTORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,9 @@ class RegionRegistry:
     ``on_drop(number)`` is called when a region has gone, so that workers unmap it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
+        """``capacity`` is how many regions there can be; None: a quarter of the descriptors that the process may have."""
+        self._capacity = _descriptor_count() // 4 if capacity is None else capacity
         self.on_drop: Callable[[int], None] = lambda number: None
         self._by_name: dict[str, _Held] = {}
         self._by_number: dict[int, _Held] = {}
@@ -71,6 +80,8 @@ class RegionRegistry:
                 f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix "
                 f"'{RESERVED_KEY_PREFIX}'"
             )
+        if len(self._by_number) >= self._capacity:
+            raise unavailable(f"cannot register shared memory region '{name}': there can be no more than {self._capacity}")
         try:
             fd = open_object(key)
         except (OSError, ValueError):
@@ -161,3 +172,7 @@ class RegionRegistry:
             held.users = 0
             held.unregistered = True
             self._drop_unused(held)
+
+
+NO_REGIONS = RegionRegistry(0)
+"""What clients see that may not share memory with the server."""

@@ -9,9 +9,10 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Message, Scope
 
 from .errors import JSON_TYPE, error_body
-from .exchange import Answer, Cancel, HttpRequest, Reply
+from .exchange import Answer, Body, Cancel, HttpRequest, Reply
 
 _logger = logging.getLogger(__name__)
+_PIECE_BYTE_SIZE = 1024 * 1024
 
 
 class AsgiCalls:
@@ -42,8 +43,8 @@ class AsgiCalls:
 
 class _Call:
     def __init__(self, request: HttpRequest, answer: Answer) -> None:
-        self._body: bytes | None = bytes(request.body.view)
-        request.body.release()
+        self._body: Body | None = request.body
+        self._at = 0
         self._answer: Answer | None = answer
         self._status = 500
         self._headers: list[tuple[bytes, bytes]] = []
@@ -51,11 +52,21 @@ class _Call:
         self.gone = asyncio.Event()
 
     async def receive(self) -> Message:
+        body = self._body
+        if body is None:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        piece = bytes(body.view[self._at : self._at + _PIECE_BYTE_SIZE])
+        self._at += len(piece)
+        more = self._at < len(body.view)
+        if not more:
+            self._release()
+        return {"type": "http.request", "body": piece, "more_body": more}
+
+    def _release(self) -> None:
         body, self._body = self._body, None
         if body is not None:
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
+            body.release()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -67,6 +78,7 @@ class _Call:
                 self.reply(Reply(self._status, self._headers, self._parts))
 
     def reply(self, reply: Reply) -> None:
+        self._release()
         answer, self._answer = self._answer, None
         if answer is not None:
             answer(reply)

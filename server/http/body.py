@@ -1,7 +1,7 @@
 """Request bodies as they arrive: where their bytes go, and how chunked ones are taken apart.
 
 A body with a known length is received straight into its final place: ordinary memory when it is
-small, the arena when it is not. A chunked body grows, and moves to the arena once it is big.
+small, the arena when it is not. One of unknown length grows, and moves to the arena once it is big.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ...shm.arena import ArenaFull
+from .errors import NO_MEMORY
 from .exchange import ArenaBody, Body, InlineBody
 from .head import Malformed
 from .limits import Limits
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
 _TENSOR_ALIGNMENT = 64
+_GROWTH = 4
 _NO_TRAILERS = frozenset(
     (b"content-length", b"transfer-encoding", b"host", b"authorization", b"connection", b"content-encoding", b"expect")
 )
@@ -32,43 +34,37 @@ def reserve(arena: Arena | None, byte_size: int) -> Block:
     try:
         return arena.reserve(byte_size)
     except ArenaFull:
-        raise Malformed(
-            503,
-            "no memory left for the request body: requests in flight hold the server's arena;"
-            " use --pinned-memory-pool-byte-size to enlarge it",
-        ) from None
-
-
-def body_of(arena: Arena | None, content: bytes, limits: Limits) -> Body:
-    """A body whose bytes are already here, placed as the connection would have placed it. Raises Malformed."""
-    if len(content) <= limits.inline_byte_size:
-        return InlineBody(content)
-    block = reserve(arena, len(content))
-    block.view[: len(content)] = content
-    return ArenaBody(block, len(content))
+        raise Malformed(503, NO_MEMORY) from None
 
 
 class KnownLength:
     """A body of ``byte_size`` bytes; ``room`` is the memory that its next bytes belong in.
 
     ``json_byte_size`` is the size of what comes before the first binary tensor, which is laid on a
-    boundary of 64 bytes in the arena: a model reads only aligned tensors in place.
-    Raises Malformed where there is no room for it.
+    boundary of 64 bytes in the arena: a model reads only aligned tensors in place. A large body begins in a
+    part of its memory and gets the rest as it arrives: a header alone must not take the arena from everybody else.
+    Raises Malformed where there is no room for it, then or later.
     """
 
-    __slots__ = ("_block", "_content", "_filled", "_lead", "byte_size", "room")
+    __slots__ = ("_arena", "_block", "_content", "_end", "_filled", "_lead", "byte_size", "room")
 
     def __init__(self, arena: Arena | None, byte_size: int, limits: Limits, json_byte_size: int = 0) -> None:
+        self._arena = arena
         self._block: Block | None = None
         self._content = bytearray()
         self._lead = 0
+        self._end = byte_size
         if byte_size <= limits.inline_byte_size:
             self._content = bytearray(byte_size)
             self.room = memoryview(self._content)
         else:
             self._lead = -json_byte_size % _TENSOR_ALIGNMENT
-            self._block = reserve(arena, self._lead + byte_size)
-            self.room = self._block.view[self._lead : self._lead + byte_size]
+            self._end += self._lead
+            if arena is None or self._end > arena.capacity_byte_size:
+                raise Malformed(413, "request body is too large")
+            free = arena.capacity_byte_size - arena.used_byte_size
+            self._block = reserve(arena, min(self._end, max(limits.claim_byte_size, free // limits.claim_share)))
+            self.room = self._block.view[self._lead :]
         self.byte_size = byte_size
         self._filled = 0
 
@@ -77,13 +73,24 @@ class KnownLength:
         return self._filled == self.byte_size
 
     def received(self, count: int) -> None:
-        """``count`` bytes were read into ``room``."""
+        """``count`` bytes were read into ``room``. Raises Malformed."""
         self._filled += count
         self.room = self.room[count:]
+        if not self.room and self._filled < self.byte_size:
+            self._grow()
+
+    def _grow(self) -> None:
+        """Move to a block four times as large, or as large as the body."""
+        old = self._block
+        assert old is not None
+        self._block = block = reserve(self._arena, min(self._end, _GROWTH * old.byte_size))
+        block.view[: old.byte_size] = old.view
+        old.release()
+        self.room = block.view[old.byte_size :]
 
     def feed(self, view: memoryview, start: int, end: int) -> int:
-        """Copy the body's bytes out of ``view[start:end]``; returns where they stop."""
-        count = min(end - start, self.byte_size - self._filled)
+        """Copy the body's bytes out of ``view[start:end]``; returns where they stop. Raises Malformed."""
+        count = min(end - start, len(self.room))
         self.room[:count] = view[start : start + count]
         self.received(count)
         return start + count
@@ -104,20 +111,67 @@ class KnownLength:
             self._block = None
 
 
+class Growing:
+    """A body whose length is not known: ordinary memory while it is small, then blocks of the arena, each twice the last."""
+
+    __slots__ = ("_arena", "_block", "_buffer", "_filled", "_inline_byte_size")
+
+    def __init__(self, arena: Arena | None, limits: Limits) -> None:
+        self._arena = arena
+        self._inline_byte_size = limits.inline_byte_size
+        self._block: Block | None = None
+        self._buffer = bytearray()
+        self._filled = 0
+
+    def append(self, piece: bytes | memoryview) -> None:
+        """Take the body's next bytes. Raises Malformed where there is no room for them."""
+        filled = self._filled + len(piece)
+        if filled <= self._inline_byte_size:
+            self._buffer += piece
+        else:
+            block = self._block
+            if block is None or filled > block.byte_size:
+                block = self._grow(filled)
+            block.view[self._filled : filled] = piece
+        self._filled = filled
+
+    def _grow(self, needed: int) -> Block:
+        """Move to a block twice as large, or as large as there can be."""
+        capacity = self._arena.capacity_byte_size if self._arena is not None else 0
+        old = self._block
+        block = reserve(self._arena, max(needed, min(capacity, 2 * needed)))
+        block.view[: self._filled] = self._buffer if old is None else old.view[: self._filled]
+        self._block = block
+        self._buffer = bytearray()
+        if old is not None:
+            old.release()
+        return block
+
+    def take(self) -> Body:
+        """The complete body; the caller owns it now."""
+        if self._block is None:
+            return InlineBody(self._buffer)
+        block, self._block = self._block, None
+        return ArenaBody(block, self._filled)
+
+    def abandon(self) -> None:
+        """Give the memory of an incomplete body back."""
+        if self._block is not None:
+            self._block.release()
+            self._block = None
+
+
 class Chunked:
     """A chunked body. Chunk lines end in CRLF, extensions are read over, trailers are dropped."""
 
-    __slots__ = ("_arena", "_block", "_buffer", "_chunk", "_chunks", "_filled", "_limits", "_line", "_trailers", "complete")
+    __slots__ = ("_chunk", "_chunks", "_content", "_limits", "_line", "_trailers", "complete")
 
     # what _chunk says where it is not the number of bytes left in the chunk
     _SIZE, _DATA_END, _TRAILER = -1, -2, -3
 
     def __init__(self, arena: Arena | None, limits: Limits) -> None:
-        self._arena = arena
+        self._content = Growing(arena, limits)
         self._limits = limits
-        self._block: Block | None = None
-        self._buffer = bytearray()
-        self._filled = 0
         self._line = b""
         self._chunk = self._SIZE
         self._chunks = 0
@@ -132,7 +186,7 @@ class Chunked:
         while start < end and not self.complete:
             if self._chunk > 0:
                 stop = min(end, start + self._chunk)
-                self._append(view, start, stop)
+                self._content.append(view[start:stop])
                 self._chunk -= stop - start
                 start = stop
                 if self._chunk == 0:
@@ -189,38 +243,10 @@ class Chunked:
             )
         self._chunk = byte_size
 
-    def _append(self, view: memoryview, start: int, stop: int) -> None:
-        filled = self._filled + stop - start
-        if filled <= self._limits.inline_byte_size:
-            self._buffer += view[start:stop]
-        else:
-            block = self._block
-            if block is None or filled > block.byte_size:
-                block = self._grow(filled)
-            block.view[self._filled : filled] = view[start:stop]
-        self._filled = filled
-
-    def _grow(self, needed: int) -> Block:
-        """Move to a block twice as large, or as large as there can be."""
-        capacity = self._arena.capacity_byte_size if self._arena is not None else 0
-        old = self._block
-        block = reserve(self._arena, max(needed, min(capacity, 2 * needed)))
-        block.view[: self._filled] = self._buffer if old is None else old.view[: self._filled]
-        self._block = block
-        self._buffer = bytearray()
-        if old is not None:
-            old.release()
-        return block
-
     def take(self) -> Body:
         """The complete body; the caller owns it now."""
-        if self._block is None:
-            return InlineBody(self._buffer)
-        block, self._block = self._block, None
-        return ArenaBody(block, self._filled)
+        return self._content.take()
 
     def abandon(self) -> None:
         """Give the memory of an incomplete body back."""
-        if self._block is not None:
-            self._block.release()
-            self._block = None
+        self._content.abandon()

@@ -147,7 +147,11 @@ class Connection(asyncio.BufferedProtocol):
         body = self._body
         if self._room is not None:
             assert isinstance(body, KnownLength)
-            body.received(nbytes)
+            try:
+                body.received(nbytes)
+            except Malformed as failure:
+                self._fail(failure)
+                return
             self._room = body.room
             if body.complete:
                 self._end_body(body)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ...workers.contract.status import StatusError, invalid
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, error_reply, plain_error_reply
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _MAX_INT64 = 2**63 - 1
+_PIECE_BYTE_SIZE = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -101,7 +102,10 @@ async def read_body(receive: Receive, byte_size_limit: int) -> bytes:
         piece = message.get("body", b"")
         byte_size += len(piece)
         if byte_size > byte_size_limit:
-            raise invalid(f"request body is larger than {byte_size_limit} bytes")
+            raise invalid(
+                f"request body exceeds the maximum allowed input size of {byte_size_limit} bytes. "
+                "Use --http-max-input-size to increase the limit."
+            )
         if piece:
             pieces.append(piece)
         if not message.get("more_body", False):
@@ -117,11 +121,11 @@ async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
             headers.append((b"content-type", PLAIN_TYPE[1]))
         headers.append((b"content-length", b"%d" % size))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        parts = [] if scope["method"] == "HEAD" else [bytes(part) for part in reply.body if len(part)]
-        for part in parts[:-1]:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        last: Message = {"type": "http.response.body", "body": parts[-1] if parts else b""}
-        await send(last)
+        for part in () if scope["method"] == "HEAD" else reply.body:
+            view = memoryview(part).cast("B")
+            for start in range(0, len(view), _PIECE_BYTE_SIZE):
+                await send({"type": "http.response.body", "body": bytes(view[start : start + _PIECE_BYTE_SIZE]), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
     finally:
         if reply.on_sent is not None:
             reply.on_sent()
@@ -144,6 +148,13 @@ class Guard:
         return refused
 
 
+def _foreign_page(scope: Scope) -> Reply | None:
+    """The 403 for a change that a web page of another site has its visitor's browser ask for, or None."""
+    if scope["method"] == "GET" or (b"sec-fetch-site", b"cross-site") not in scope["headers"]:
+        return None
+    return plain_error_reply(403, "This API is not for web pages of other sites")
+
+
 class Endpoint:
     """The ASGI app of one route. ``handlers``: method → handler.
 
@@ -160,7 +171,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            reply = self._guard.refusal(scope) or await self._handle(scope, receive)
+            reply = self._guard.refusal(scope) or _foreign_page(scope) or await self._handle(scope, receive)
         except StatusError as failure:
             reply = error_reply(failure)
         except Disconnected:
@@ -171,7 +182,7 @@ class Endpoint:
         await send_reply(reply, scope, send)
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
-        body = await read_body(receive, self._service.arena.capacity_byte_size)
+        body = await read_body(receive, self._service.options.http_max_input_size)
         call = Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"])
         reply = self._handlers[scope["method"]](self._service, call)
         return await reply if inspect.isawaitable(reply) else reply

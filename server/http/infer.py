@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...shm.arena import Arena, ArenaFull
-from ...workers.contract.status import StatusError, internal, unsupported
+from ...workers.contract.status import StatusError, internal, unavailable, unsupported
 from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
+from ..regions import NO_REGIONS
 from .content_encoding import (
     ACCEPTED,
     SHORT_BYTE_SIZE,
@@ -21,6 +22,7 @@ from .content_encoding import (
     decompress,
     is_compressed,
 )
+from .errors import NO_MEMORY
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
 from .infer_call import INLINE_BYTE_SIZE, InferCall, InferSettings, Scratch, infer_settings
 from .infer_request import header_length, read_request
@@ -71,7 +73,8 @@ def _begin(
     try:
         json_size = header_length(request, fields, len(request.body.view))
         plain = False
-        call = read_request(request, json_size, version.signature, service.regions, scratch, settings)
+        regions = service.regions if service.client_shm_allowed(request.peer_is_local) else NO_REGIONS
+        call = read_request(request, json_size, version.signature, regions, scratch, settings)
         accepted = fields.get(b"accept-encoding")
         exchange = _Exchange(version, call, answer, "identity" if accepted is None else chosen_encoding(accepted))
         queued = Request(
@@ -104,16 +107,15 @@ def _let_go(request: HttpRequest, scratch: Scratch) -> None:
 
 
 def _put_in_place(request: HttpRequest, arena: Arena | None, content: bytes) -> None:
-    """Put the decompressed body in the place of the compressed one."""
+    """Put the decompressed body in the place of the compressed one. Raises StatusError UNAVAILABLE where the arena is full."""
     body: InlineBody | ArenaBody = InlineBody(content)
     if arena is not None and len(content) > INLINE_BYTE_SIZE:
         try:
             block = arena.reserve(len(content))
         except ArenaFull:
-            pass
-        else:
-            block.view[: len(content)] = content
-            body = ArenaBody(block, len(content))
+            raise unavailable(NO_MEMORY) from None
+        block.view[: len(content)] = content
+        body = ArenaBody(block, len(content))
     request.body.release()
     request.body = body
 
@@ -145,8 +147,12 @@ class _Unpacking:
         elif error is not None:
             _refuse(request, error if isinstance(error, StatusError) else internal("internal error"), True, answer)
         else:
-            _put_in_place(request, service.arena, content.result())
-            self._cancel = _begin(*self._arguments)
+            try:
+                _put_in_place(request, service.arena, content.result())
+            except StatusError as full:
+                _refuse(request, full, True, answer)
+            else:
+                self._cancel = _begin(*self._arguments)
 
     def cancel(self) -> None:
         """The client has gone."""

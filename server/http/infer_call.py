@@ -11,6 +11,8 @@ from typing import Protocol
 from ...shm.arena import Arena, ArenaFull, Block
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody
+from ...workers.contract.status import unavailable
+from .errors import NO_MEMORY
 
 INLINE_BYTE_SIZE = 64 * 1024
 """Tensors that came as JSON ride inside messages up to this size, and go to the arena above it."""
@@ -82,12 +84,12 @@ class Scratch:
         self._blocks: list[Block] = []
 
     def place(self, content: bytes) -> Placement:
-        """A placement with a copy of ``content`` or ``content`` itself."""
+        """A placement with a copy of ``content`` or ``content`` itself. Raises StatusError UNAVAILABLE where the arena is full."""
         if self._arena is not None and len(content) > INLINE_BYTE_SIZE:
             try:
                 block = self._arena.reserve(len(content))
             except ArenaFull:
-                return Inline(memoryview(content))
+                raise unavailable(NO_MEMORY) from None
             self._blocks.append(block)
             block.view[: len(content)] = content
             return block.place(0, len(content))

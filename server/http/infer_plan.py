@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from msgspec import UNSET
 
 from ...shm.placement import Inline, Span
@@ -39,7 +41,8 @@ class Plan:
     ) -> None:
         self._inputs = inputs
         self._spans = spans
-        self._call = call
+        # Without the first request's tensors: they would keep that request's whole body.
+        self._call = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters))
         self.end = end
 
     def call(self, body: Body, signature: Signature, regions: Regions) -> InferCall:

@@ -10,7 +10,7 @@ exact error. Source of the order of checks and their texts: Triton's HTTP front 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,12 +26,13 @@ from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings,
 from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
 from .infer_plan import PLANNED_BYTE_SIZE, PLANS, batch_size_of, keep_plan
 from .json_tensor import string_tensor_bytes, tensor_bytes
-from .json_text import MAX_DEPTH, no_member, parse, quote, wrong_type
+from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, no_member, parse, quote, wrong_type
 from .raw_request import read_raw
 
 MAX_CORRELATION_ID = 128
 
 _MAX_UINT64 = 2**64 - 1
+_FAULTY_COUNT = 1000
 _OWN_DEPTH = 3
 """Levels that a request has around a tensor's data."""
 
@@ -40,7 +41,7 @@ _LENGTH = re.compile(rb"-?[0-9]{1,19}")
 _NO_LENGTH = re.compile(rb"-?[0-9]+")
 
 _DATA = msgspec.json.Decoder()
-_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 
 
 class _Irregular(Exception):
@@ -100,6 +101,8 @@ def read_request(
         plan = PLANS.get(text)
         if plan is not None and plan.end == len(view) and settings.forward is None:
             return plan.call(request.body, signature, regions)
+        if json_size > STEPWISE_BYTE_SIZE:
+            check_containers(text)
         reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
         try:
             envelope = DECODER.decode(text)
@@ -247,6 +250,7 @@ class _Reading:
         if name in self.names:
             raise invalid(f"{label(self.request_id)}input '{name}' already exists in request")
         self.names.add(name)
+        _check_few("inputs", self.tensors, self.signature.inputs)
         parameters = item.parameters
         datatype = item.datatype if item.datatype in DATATYPES else "<invalid>"
         if parameters is UNSET:
@@ -320,6 +324,7 @@ class _Reading:
         form, span = (IN_JSON, None) if wishes is UNSET else self.form_of(wishes)
         if name in forms:
             raise invalid(f"{label(self.request_id)}output '{name}' already exists in request")
+        _check_few("outputs", self.outputs, self.signature.outputs)
         forms[name] = form
         self.call.forms = forms
         self.outputs.append(WantedOutput(name, span))
@@ -351,6 +356,12 @@ _NO_BODY = RequestBody("", 1, [], [], {})
 def _clean(text: str) -> str:
     """Text fit for messages between processes: bytes that were not UTF-8 are replaced."""
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _check_few(what: str, given: Sized, known: Sized) -> None:
+    """Refuse a list whose fault would only be told once all of it had been read, where that costs too much."""
+    if len(given) > len(known) + _FAULTY_COUNT:
+        raise invalid(f"request has far more {what} than the {len(known)} of the model")
 
 
 def _check_source(data: Any, size: Any, region: Any) -> None:

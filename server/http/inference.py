@@ -11,10 +11,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ...workers.contract.status import StatusError
-from .body import body_of
-from .endpoint import Disconnected, Guard, read_body, scope_peer_is_local, send_reply, version_text
+from .body import Growing
+from .endpoint import Disconnected, Guard, scope_peer_is_local, send_reply, version_text
 from .errors import JSON_TYPE, error_body, error_reply, plain_error_reply
-from .exchange import Answer, Cancel, HttpRequest, Reply
+from .exchange import Answer, Body, Cancel, HttpRequest, Reply
 from .head import Malformed
 from .infer import infer
 from .limits import Limits
@@ -62,12 +62,12 @@ class InferenceApp:
     async def _infer(self, scope: Scope, receive: Receive) -> Reply:
         start_ns = time.monotonic_ns()
         arena = self._service.arena
-        content = await read_body(receive, arena.capacity_byte_size)
+        body = await _received(receive, Growing(arena, self._limits))
         request = HttpRequest(
             method=scope["method"],
             path=scope["path"],
             headers=scope["headers"],
-            body=body_of(arena, content, self._limits),
+            body=body,
             start_ns=start_ns,
             original_names=[name for name, _ in scope["headers"]],
             query=scope["query_string"].decode("latin-1"),
@@ -91,7 +91,13 @@ class InferenceApp:
             return answered.result()
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
-            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                # Answered in the very turn in which the connection ended: nobody else gives the outputs back.
+                if answered.done() and (on_sent := answered.result().on_sent) is not None:
+                    on_sent()
+                raise
             if not answered.done():
                 raise Disconnected
             return answered.result()
@@ -101,6 +107,20 @@ class InferenceApp:
                 answered.cancel()
                 if cancel is not None:
                     cancel()
+
+
+async def _received(receive: Receive, growing: Growing) -> Body:
+    """A request's whole body. Raises Disconnected, and Malformed where there is no room for it."""
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            growing.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return growing.take()
+    finally:
+        growing.abandon()
 
 
 async def _disconnect(receive: Receive) -> None:

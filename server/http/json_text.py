@@ -8,11 +8,13 @@ release 24.10 of the server, asked case by case (tests/parity).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ...workers.contract.status import StatusError, internal, invalid
 
@@ -21,6 +23,17 @@ MAX_DEPTH = 100
 
 DEPTH_MESSAGE = f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"
 
+STEPWISE_BYTE_SIZE = 64 * 1024
+"""Longer documents are read in one go: value by value, a megabyte would hold everybody up for a second."""
+
+MAX_CONTAINERS = 4_000_000
+"""Arrays and objects in a document, at most: an empty one is two bytes long, and takes seventy once it is built."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# linear whatever comes: a string ends with its quotation mark or with the text
+_NO_BRACKETS = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"?+|[^][{}"]++)++', re.DOTALL)
+_EXTREME_NUMBER = re.compile(rb"[0-9]{19}|[eE][+-]?[0-9]{3}")
+_NO_LONE_SURROGATE = re.compile(rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F])*+", re.DOTALL)
 _BLANK = re.compile(rb"[ \t\n\r]*")
 _STRING = re.compile(rb'"([^"\\\x00-\x1f]*)"')
 _PLAIN_TEXT = re.compile(rb'[^"\\\x00-\x1f]*')
@@ -49,6 +62,9 @@ NO_COMMA_IN_OBJECT = "Missing a comma or '}' after an object member."
 NO_COMMA_IN_ARRAY = "Missing a comma or ']' after an array element."
 NOT_ALONE = "The document root must not be followed by other values."
 EMPTY = "The document is empty."
+BAD_ESCAPE = "Invalid escape character in string."
+BAD_SURROGATE = "The surrogate pair in string is invalid."
+NO_QUOTE = "Missing a closing quotation mark in string."
 TOO_BIG = "Number too big to be stored in double."
 
 _END = ord("\0")
@@ -80,9 +96,74 @@ def parse(text: bytes | memoryview, max_depth: int = MAX_DEPTH) -> Any:
     Of members with one name the first counts. Bytes of strings that are not UTF-8 are kept as
     surrogate escapes (``encode("utf-8", "surrogateescape")`` gives them back). Integers that fit
     neither int64 nor uint64 are floats. Raises StatusError: INTERNAL with reason and offset where
-    the text is not JSON, INVALID_ARG where it nests deeper than ``max_depth``.
+    the text is not JSON, INVALID_ARG where it nests deeper than ``max_depth``. Of documents longer than
+    ``STEPWISE_BYTE_SIZE`` the syntax errors are told less exactly, and ``Inf`` is one.
     """
-    return _Reader(bytes(text) + b"\0", max_depth).document()
+    whole = bytes(text)
+    if len(whole) > STEPWISE_BYTE_SIZE:
+        return _read_long(whole.partition(b"\0")[0], max_depth)
+    return _Reader(whole + b"\0", max_depth).document()
+
+
+def check_containers(text: bytes) -> None:
+    """Refuse what would take far more memory than it is long, before it is built. Raises StatusError INVALID_ARG."""
+    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
+        _brackets(text)
+
+
+def _brackets(text: bytes) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """Where a document's arrays and objects open (1) and close (-1). Raises StatusError INVALID_ARG for too many."""
+    brackets = np.frombuffer(_NO_BRACKETS.sub(b"", text), np.uint8)
+    if len(brackets) > 2 * MAX_CONTAINERS:
+        raise invalid(f"JSON holds more than {MAX_CONTAINERS} arrays and objects")
+    return np.where(brackets & 0x5F == _OPEN_ARRAY, np.int8(1), np.int8(-1))
+
+
+def _read_long(text: bytes, max_depth: int) -> Any:
+    """What ``parse`` does, by the standard library's scanner."""
+    if text.count(b"[") + text.count(b"{") > max_depth and np.cumsum(_brackets(text), dtype=np.int32).max(initial=0) > max_depth:
+        raise invalid(DEPTH_MESSAGE)
+    mark = len(_BYTE_ORDER_MARK) if text.startswith(_BYTE_ORDER_MARK) else 0
+    if _BLANK.fullmatch(text, mark):
+        raise syntax_error(EMPTY, len(text))
+    source = text[mark:].decode("utf-8", "surrogateescape")
+    exact = _EXTREME_NUMBER.search(text) is not None
+    try:
+        document = json.loads(
+            source,
+            object_pairs_hook=_first_members,
+            parse_int=_whole_number if exact else None,
+            parse_float=_finite_double if exact else None,
+        )
+    except json.JSONDecodeError as error:
+        offset = mark + len(source[: error.pos].encode("utf-8", "surrogateescape"))
+        raise syntax_error(_REASONS.get(error.msg, INVALID_VALUE), offset) from None
+    lone = _NO_LONE_SURROGATE.match(text)
+    if lone is not None and lone.end() < len(text):
+        raise syntax_error(BAD_SURROGATE, lone.end())
+    return document
+
+
+def _first_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        members |= dict(reversed(pairs))
+    return members
+
+
+def _whole_number(digits: str) -> int | float:
+    if len(digits) <= 20:
+        value = int(digits)
+        if -(2**63) <= value < 2**64:
+            return value
+    return _finite_double(digits)
+
+
+def _finite_double(digits: str) -> float:
+    value = float(digits)
+    if value in (_INFINITY, -_INFINITY):
+        raise internal(f"failed to parse the request JSON buffer: {TOO_BIG}")
+    return value
 
 
 class _Reader:
@@ -256,9 +337,9 @@ class _Reader:
                 self._at += 1
                 return
             if here == _END:
-                raise syntax_error("Missing a closing quotation mark in string.", self._at)
+                raise syntax_error(NO_QUOTE, self._at)
             if here != ord("\\"):
-                raise syntax_error("Invalid escape character in string.", self._at)
+                raise syntax_error(BAD_ESCAPE, self._at)
             yield self._escape()
 
     def _escape(self) -> bytes:
@@ -267,17 +348,17 @@ class _Reader:
         if letter != ord("u"):
             plain = _SHORT_ESCAPES.get(letter)
             if plain is None:
-                raise syntax_error("Invalid escape character in string.", start)
+                raise syntax_error(BAD_ESCAPE, start)
             self._at += 2
             return plain
         code = self._hex(start, start + 2)
         self._at = start + 6
         if 0xD800 <= code <= 0xDBFF:
             if self._text[start + 6 : start + 8] != b"\\u":
-                raise syntax_error("The surrogate pair in string is invalid.", start)
+                raise syntax_error(BAD_SURROGATE, start)
             low = self._hex(start, start + 8)
             if not 0xDC00 <= low <= 0xDFFF:
-                raise syntax_error("The surrogate pair in string is invalid.", start)
+                raise syntax_error(BAD_SURROGATE, start)
             self._at = start + 12
             code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
         return chr(code).encode("utf-8", "surrogatepass")
@@ -289,6 +370,15 @@ class _Reader:
         return int(match.group(), 16)
 
 
+_REASONS = {
+    "Extra data": NOT_ALONE,
+    "Expecting ':' delimiter": NO_COLON,
+    "Expecting ',' delimiter": "Missing a comma, or the end of an array or object.",
+    "Expecting property name enclosed in double quotes": NO_NAME,
+    "Invalid \\escape": BAD_ESCAPE,
+    "Invalid control character at": BAD_ESCAPE,
+    "Unterminated string starting at": NO_QUOTE,
+}
 _PENDING: Any = object()
 _INFINITY = float("inf")
 _NAN = float("nan")

@@ -10,8 +10,9 @@ class Limits:
     """Bounds of every connection of a door.
 
     ``inline_byte_size`` is the largest body kept in ordinary memory; a larger one lies in the
-    arena, whose capacity bounds it. ``waiting`` counts complete requests that wait behind the one
-    being answered on the same connection. A time of 0 means no limit. ``sweep_s`` is how often
+    arena, whose capacity bounds it. A body that is only announced gets ``claim_byte_size`` of the arena, or one
+    part in ``claim_share`` of what is free there; it gets more once that is filled. ``waiting`` counts complete
+    requests that wait behind the one being answered on the same connection. A time of 0 means no limit. ``sweep_s`` is how often
     the door looks at the times, and so their resolution.
     """
 
@@ -19,6 +20,8 @@ class Limits:
     head_byte_size: int = 64 * 1024
     header_count: int = 100
     inline_byte_size: int = 64 * 1024
+    claim_byte_size: int = 1024 * 1024
+    claim_share: int = 256
     chunk_count: int = 65_536
     chunk_line_byte_size: int = 16 + 256
     trailer_byte_size: int = 8 * 1024

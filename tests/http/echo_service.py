@@ -75,6 +75,7 @@ class EchoService:
     released: int = 0
     cancelled: int = 0
     refuse: Exception | None = None
+    remote_shm: bool = True
 
     @property
     def options(self) -> Any:
@@ -88,6 +89,9 @@ class EchoService:
         if name not in self.regions_by_name:
             raise not_found(f"Unable to find shared memory region: '{name}'")
         return Span(self.regions_by_name[name], offset, byte_size)
+
+    def client_shm_allowed(self, peer_is_local: bool) -> bool:
+        return peer_is_local or self.remote_shm
 
     def find(self, name: str, version: str = "") -> Any:
         if name not in self.signatures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from tensorfarm.server.log import LogSettings
@@ -56,6 +57,7 @@ class SmallService:
 
     def __init__(self, arena: Any) -> None:
         self.arena = arena
+        self.options = SimpleNamespace(http_max_input_size=1 << 22)
         self.server_id = "small"
         self.version = "2.73.0"
         self.extensions = ("classification", "statistics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -416,3 +417,42 @@ def test_tensors_of_a_big_body_are_aligned() -> None:
     run(scenario)
     assert [place.offset % 64 for place in places] == [0] * 5
     assert [place.byte_size for place in places] == [len(content) - size for size in (1, 63, 64, 65, 300)]
+
+
+def test_announced_bodies_do_not_take_the_arena() -> None:
+    """Clients that only say how much they will send leave room for one that sends."""
+
+    async def scenario() -> None:
+        with an_arena(1 << 24) as arena:
+            async with a_door(Recorder(), arena) as door, contextlib.AsyncExitStack() as stack:
+                for _ in range(8):
+                    await (await stack.enter_async_context(a_client(door))).send(post(1 << 23))
+                await until(lambda: door.connection_count == 8 and arena.used_byte_size >= 8 << 20)
+                async with a_client(door) as honest:
+                    content = bytes(range(256)) * (2 << 12)
+                    await honest.send(post(len(content)) + content)
+                    assert (await honest.reply())[::2] == (200, content)
+
+    run(scenario)
+
+
+def test_body_that_outgrows_the_arena() -> None:
+    """Room that was there at its beginning and is not in its middle: 503, and the connection ends."""
+    recorder = Recorder()
+
+    async def scenario() -> None:
+        with an_arena(1 << 23) as arena:
+            async with a_door(recorder, arena) as door, a_client(door) as client:
+                await client.send(post(6 << 20) + bytes(500_000))
+                await until(lambda: arena.used_byte_size > 0)
+                held = arena.reserve(6 << 20)
+                with contextlib.suppress(ConnectionError):
+                    await client.send(bytes(2 << 20))
+                ((status, body),) = replies_in(await client.rest())
+                assert status == 503
+                assert b"arena" in body
+                held.release()
+            assert arena.used_byte_size == 0
+
+    run(scenario)
+    assert recorder.seen == []

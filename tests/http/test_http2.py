@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import httpx
@@ -15,9 +17,11 @@ from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 from tensorfarm.server.http import inference
 from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.front import Front
+from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
 from tensorfarm.server.service import Service
-from tests.http.doors import PATIENCE_S, a_client, an_arena, run, until
+from tensorfarm.shm.arena import Arena
+from tests.http.doors import BRISK, PATIENCE_S, a_client, an_arena, run, until
 from tests.http.small_service import SmallService
 
 CANCELLED: list[str] = []
@@ -49,6 +53,7 @@ class Http2Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._state = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._early: list[Event] = []
         self._state.initiate_connection()
         self._flush()
 
@@ -63,13 +68,13 @@ class Http2Client:
         self._flush()
         return stream
 
-    async def send_body(self, stream: int, content: bytes) -> None:
+    async def send_body(self, stream: int, content: bytes, ended: bool = True) -> None:
         while content:
             room = min(self._state.local_flow_control_window(stream), self._state.max_outbound_frame_size, len(content))
             if room == 0:
-                await self._events()
+                self._early += await self._events()
                 continue
-            self._state.send_data(stream, content[:room], end_stream=room == len(content))
+            self._state.send_data(stream, content[:room], end_stream=ended and room == len(content))
             content = content[room:]
             self._flush()
 
@@ -88,13 +93,17 @@ class Http2Client:
         headers: dict[str, str] = {}
         body = b""
         while True:
-            for event in await self._events():
+            events, self._early = self._early or await self._events(), []
+            for event in events:
                 if isinstance(event, ResponseReceived):
                     headers = {str(name): str(value) for name, value in event.headers}
                 elif isinstance(event, DataReceived):
                     body += event.data
                 elif isinstance(event, StreamEnded) and event.stream_id == stream:
                     return int(headers[":status"]), headers, body
+
+    def close(self) -> None:
+        self._writer.close()
 
     def abort(self) -> None:
         self._writer.transport.abort()
@@ -189,3 +198,90 @@ def test_httpx_over_http1_beside_it() -> None:
             await door.close()
 
     run(scenario)
+
+
+async def _served(scenario: Callable[[HttpDoor, Arena], Awaitable[None]], limits: Limits | None = None) -> None:
+    with an_arena() as arena:
+        door = Front(cast(Service, SmallService(arena)), {"logging": ("x-key", "secret")}, limits).door()
+        await door.start("127.0.0.1", 0, False)
+        try:
+            await scenario(door, arena)
+        finally:
+            await door.close()
+
+
+def test_connections_end_with_their_client() -> None:
+    """A client that closes after its reply leaves no connection behind, nor its descriptor."""
+
+    async def scenario(door: HttpDoor, arena: Arena) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            client = await connected(door)
+            assert (await client.reply(client.ask("GET", "/v2/health/live")))[0] == 200
+            client.close()
+        await until(lambda: door.connection_count == 0 and len(os.listdir("/proc/self/fd")) <= before)
+
+    run(lambda: _served(scenario))
+
+
+def test_refused_uploads_keep_the_connection() -> None:
+    """A big body to a route that does not read it is read over; the connection goes on."""
+
+    async def scenario(door: HttpDoor, arena: Arena) -> None:
+        client = await connected(door)
+        for path, status in (("/nothing", 404), ("/v2/logging", 403), ("/v2/systemsharedmemory/region/r/register", 400)):
+            stream = client.ask("POST", path, ended=False)
+            await client.send_body(stream, bytes(5 << 20))
+            assert (await client.reply(stream))[0] == status
+        client.abort()
+
+    run(lambda: _served(scenario))
+
+
+def test_bodies_grow_in_the_arena() -> None:
+    """An unfinished body lies in the arena, keeps to the time limit, and goes with its connection."""
+
+    async def scenario(door: HttpDoor, arena: Arena) -> None:
+        client = await connected(door)
+        stream = client.ask("POST", "/v2/models/add/infer", ended=False)
+        await client.send_body(stream, bytes(300_000), ended=False)
+        await until(lambda: arena.used_byte_size >= 300_000)
+        assert (await client.reply(stream))[0] == 500
+        await until(lambda: arena.used_byte_size == 0)
+        stream = client.ask("POST", "/v2/models/add/infer", ended=False)
+        await client.send_body(stream, bytes(300_000), ended=False)
+        client.abort()
+        await until(lambda: arena.used_byte_size == 0 and door.connection_count == 0)
+
+    run(lambda: _served(scenario, BRISK))
+
+
+def test_body_without_room_is_refused() -> None:
+    async def scenario(door: HttpDoor, arena: Arena) -> None:
+        client = await connected(door)
+        stream = client.ask("POST", "/v2/models/add/infer", ended=False)
+        await client.send_body(stream, bytes(arena.capacity_byte_size + 1))
+        assert (await client.reply(stream))[0] == 503
+        assert arena.used_byte_size == 0
+        client.abort()
+
+    run(lambda: _served(scenario))
+
+
+def test_reply_that_nobody_takes_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose window stays shut cannot hold a reply for longer than over HTTP/1.1."""
+    sent = asyncio.Event()
+
+    def big(service: object, model: str, version: str, request: HttpRequest, answer: Answer) -> None:
+        request.body.release()
+        answer(Reply(200, (), (bytes(1 << 20),), sent.set))
+
+    monkeypatch.setattr(inference, "infer", big)
+
+    async def scenario(door: HttpDoor, arena: Arena) -> None:
+        client = await connected(door)
+        client.ask("POST", "/v2/models/add/infer")
+        await asyncio.wait_for(sent.wait(), PATIENCE_S)
+        client.abort()
+
+    run(lambda: _served(scenario, BRISK))

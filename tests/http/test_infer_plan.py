@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorfarm.server.http import infer_plan
+from tensorfarm.server.http.exchange import InlineBody
 from tensorfarm.server.http.infer_call import IN_BINARY, IN_REGION, InferCall, Scratch, infer_settings
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.shm.placement import Span
@@ -142,3 +144,19 @@ def test_a_plan_reads_as_the_first_reading_did(items: list[tuple[str, int]], lis
     assert len(infer_plan.PLANS) == 1
     if listed and binary:
         assert all(form == IN_BINARY for form in (second.forms or {}).values())
+
+
+def test_a_plan_keeps_nothing_of_the_body() -> None:
+    """Else a client could make the server hold on to thousands of bodies."""
+
+    class Seen(bytearray):
+        pass
+
+    text = json.dumps(inputs(tensor(shape=[4], binary_data_size=16))).encode()
+    content = Seen(text + bytes(16))
+    gone = weakref.ref(content)
+    body = InlineBody(content)
+    read_request(http_request(body), len(text), TYPES, EchoService({}).regions, Scratch(), infer_settings(LIMIT, ""))
+    assert len(infer_plan.PLANS) == 1
+    del body, content
+    assert gone() is None

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from tensorfarm.server.http.errors import NO_MEMORY
 from tensorfarm.server.http.exchange import ArenaBody
 from tensorfarm.server.http.infer_call import IN_BINARY, IN_JSON, Scratch, infer_settings
 from tensorfarm.server.http.infer_request import header_length, read_request
+from tensorfarm.server.http.json_text import MAX_CONTAINERS
 from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.messages import WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError
 
+from .doors import an_arena
 from .echo_service import EchoService, echo_signature, http_request, private_arena, spec
 from .infer_reading import (
     LIMIT,
@@ -402,3 +405,36 @@ def test_listed_outputs_do_not_follow_binary_data_output() -> None:
 def test_a_million_outputs_are_refused_quickly() -> None:
     outputs = b",".join([b'{"name":"O"}'] * 1_000_000)
     assert refusal(b'{"inputs":[],"outputs":[' + outputs + b"]}")[1].endswith("output 'O' already exists in request")
+
+
+@pytest.mark.parametrize("list_", ["inputs", "outputs"])
+def test_far_too_many_tensors_are_not_read(list_: str) -> None:
+    """A hundred thousand distinct names, each with a fault of its own to find later."""
+    known = {"inputs": len(TYPES.inputs), "outputs": len(TYPES.outputs)}[list_]
+    items = {"inputs": [], list_: [{"name": f"X{at}", "datatype": "INT32", "shape": [1], "data": [1]} for at in range(100_000)]}
+    assert refusal(items) == (Code.INVALID_ARG, f"request has far more {list_} than the {known} of the model")
+
+
+@pytest.mark.parametrize("data", ["1" * 400, "-" + "1" * 400])
+def test_numbers_beyond_a_double(data: str) -> None:
+    text = b'{"parameters":{"x":%s},"inputs":[{"name":"IFP32","datatype":"FP32","shape":[1],"data":[%s]}]}'
+    for fields in ((data, "1"), ("1", data)):
+        code, message = refusal(text % tuple(field.encode() for field in fields))
+        assert code is Code.INTERNAL
+        assert "Number too big to be stored in double. at " in message
+
+
+def test_json_that_would_grow_too_much() -> None:
+    """Empty arrays are two bytes long as text and seventy as objects, wherever they stand."""
+    bomb = b"[" + b"[]," * MAX_CONTAINERS + b"1]"
+    for text in (b'{"inputs":[],"x":%s}', b'{"inputs":[{"name":"IFP32","datatype":"FP32","shape":[1],"data":%s}]}'):
+        assert refusal(text % bomb) == (Code.INVALID_ARG, f"JSON holds more than {MAX_CONTAINERS} arrays and objects")
+
+
+def test_full_arena_is_not_evaded() -> None:
+    """What was decoded and has no room in the arena is refused, not kept beside it."""
+    with an_arena(1 << 20) as arena:
+        held = arena.reserve(1 << 20)
+        request = inputs(tensor("IUINT8", "UINT8", [100_000], data=[1] * 100_000))
+        assert refusal(request, scratch=Scratch(arena)) == (Code.UNAVAILABLE, NO_MEMORY)
+        held.release()

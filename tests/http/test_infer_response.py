@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorfarm.server.dispatch.request import Response
+from tensorfarm.server.http.errors import NO_MEMORY
 from tensorfarm.server.http.exchange import Reply
 from tensorfarm.server.http.infer import infer
 from tensorfarm.server.http.infer_call import IN_BINARY, InferCall
@@ -22,6 +23,7 @@ from tensorfarm.shm.placement import Inline
 from tensorfarm.workers.contract.messages import RequestBody, Result, Tensor
 from tensorfarm.workers.contract.status import Code, StatusError, unavailable
 
+from .doors import an_arena, run, until
 from .echo_service import CountedBody, EchoService, echo_signature, http_request, post, spec
 
 JSON = (b"Content-Type", b"application/json")
@@ -366,3 +368,30 @@ def test_values_come_back(datatype: str, count: int, random: Any) -> None:
     with np.errstate(invalid="ignore"):
         got = np.array(document["outputs"][0]["data"], np.float64 if dtype.kind == "f" else dtype).astype(dtype)
     assert np.array_equal(got, expected, equal_nan=dtype.kind == "f")
+
+
+@pytest.mark.parametrize("size", [100_000, 4_000_000])
+def test_full_arena_refuses_what_was_unpacked(size: int) -> None:
+    """At once, or after another thread has unpacked it: nothing is kept beside the arena."""
+
+    async def scenario() -> Reply:
+        with an_arena(1 << 20) as arena:
+            held = arena.reserve(1 << 20)
+            replies: list[Reply] = []
+            request = http_request(gzip.compress(bytes(size)), {"Content-Encoding": "gzip"})
+            infer(service(arena=arena), "raw", "", request, replies.append)  # type: ignore[arg-type]
+            await until(lambda: bool(replies))
+            assert isinstance(request.body, CountedBody) and request.body.releases == 1
+            held.release()
+            return replies[0]
+
+    reply = run(scenario)
+    assert (reply.status, json.loads(body_of(reply))["error"]) == (503, NO_MEMORY)
+
+
+def test_regions_are_for_clients_that_may_share_memory() -> None:
+    """Their names are all it takes to read them; a client on another host has none of them."""
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    content = {"inputs": [{"name": "IINT32", "datatype": "INT32", "shape": [1], "parameters": region}]}
+    refused = ask(content, to=service(remote_shm=False))
+    assert (refused.status, body_of(refused)) == (404, b'{"error":"Unable to find shared memory region: \'r\'"}')

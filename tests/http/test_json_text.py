@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.http.json_text import MAX_DEPTH, double, doubles, parse, quote, write
+from tensorfarm.server.http.json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, double, doubles, parse, quote, write
 from tensorfarm.workers.contract.status import Code, StatusError
 
 NO_COMMA_IN_OBJECT = "Missing a comma or '}' after an object member."
@@ -218,3 +220,70 @@ def test_quote_keeps_bytes() -> None:
 
 def test_write_keeps_the_order_of_members() -> None:
     assert write({"b": [1, True, None, 1.0], "a": {"c": "x"}}) == b'{"b":[1,true,null,1.0],"a":{"c":"x"}}'
+
+
+LONG = b" " * STEPWISE_BYTE_SIZE
+LONG_DOCUMENTS = [
+    b'{"a":1,"a":2,"b":3}',
+    b'["\xff","\\ud83d\\ude00","\\\\ud800","a\\u0000b"]',
+    b"[NaN,Infinity,-Infinity,1.0,-0.0,1e-400]",
+    b"[9223372036854775807,18446744073709551615,18446744073709551616,-9223372036854775809,0.1]",
+    b"\xef\xbb\xbf[1]\0rubbish",
+    b'{"":{"x":[[],{},null,true,false]}}',
+    b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
+    b'"' + b"[{" * 200 + b'"',
+]
+LONG_FAULTS = [
+    (b"{", "Missing a name for object member."),
+    (b"{} x", "The document root must not be followed by other values."),
+    (b'{"a" 1}', "Missing a colon after a name of object member."),
+    (b'"abc', "Missing a closing quotation mark in string."),
+    (b'"\\x"', "Invalid escape character in string."),
+    (b'"\\ud800"', "The surrogate pair in string is invalid."),
+    (b"[1e999]", "Number too big to be stored in double."),
+    (b"[" + b"1" * 5000 + b"]", "Number too big to be stored in double."),
+    (b"[" * (MAX_DEPTH + 1), "JSON nesting depth exceeds maximum allowed limit (100)"),
+    (b"[" * 300_000, "JSON nesting depth exceeds maximum allowed limit (100)"),
+    (b'{"a":' * 300_000, "JSON nesting depth exceeds maximum allowed limit (100)"),
+    (b"", "The document is empty."),
+]
+
+
+@pytest.mark.parametrize("text", LONG_DOCUMENTS, ids=lambda text: str(text[:30]))
+def test_long_documents_read_as_short_ones(text: bytes) -> None:
+    cut = 3 if text.startswith(b"\xef") else 0
+    assert repr(parse(text[:cut] + LONG + text[cut:])) == repr(parse(text))
+
+
+@pytest.mark.parametrize(("text", "reason"), LONG_FAULTS, ids=lambda value: str(value[:30]))
+def test_faults_of_long_documents(text: bytes, reason: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        parse(LONG + text)
+    assert reason in caught.value.message
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_any_long_document(value: Any) -> None:
+    text = json.dumps(value).encode()
+    try:
+        short = repr(parse(text))
+    except StatusError:
+        return
+    assert repr(parse(LONG + text)) == short
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"x":[' + b"{}," * 500_000 + b"NaN]}", b'"' + b'\\"' * 2_000_000, b'["' + b'","' * 2_000_000, b"-" * 4_000_000, b"\\" * 4_000_001],
+)
+def test_megabytes_are_read_at_once(text: bytes) -> None:
+    """Whatever they say, and whether it is JSON or not: value by value, they would take seconds."""
+    start = time.process_time()
+    with contextlib.suppress(StatusError):
+        parse(text)
+    assert time.process_time() - start < 2.0

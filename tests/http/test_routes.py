@@ -489,3 +489,44 @@ def test_peer_is_local() -> None:
     others = [("10.0.0.8", "10.0.0.7"), ("::ffff:10.0.0.8", "::1"), ("", ""), ("nonsense", "127.0.0.1"), ("fe80::1%eth0", "fe80::2")]
     for peer, own in others:
         assert not peer_is_local(peer, own)
+
+
+def test_bodies_of_small_endpoints_are_limited() -> None:
+    """What is read into ordinary memory keeps to the input limit; a body that nobody asks for is not read at all."""
+
+    async def scenario() -> None:
+        async with served({"logging": ("x-key", "secret")}) as (client, service):
+            content = b" " * (service.options.http_max_input_size + 1)
+            status, _, body = await ask(client, "POST", "/v2/systemsharedmemory/region/r/register", content)
+            assert (status, b"exceeds the maximum allowed input size of 4194304 bytes" in body) == (400, True)
+            assert (await ask(client, "POST", "/v2/logging", content))[0] == 403
+            assert (await ask(client, "POST", "/nothing", content))[0] == 404
+            assert service.arena.used_byte_size == 0
+
+    run(scenario)
+
+
+def test_regions_are_shown_to_clients_that_may_share_memory() -> None:
+    """The names and keys of others' memory are nothing for the rest."""
+
+    async def scenario() -> None:
+        async with served() as (client, service):
+            service.regions.register_cuda("c", b"", 0, 8)
+            assert b'"c"' in (await ask(client, "GET", "/v2/cudasharedmemory/status"))[2]
+            service.shm_allowed = False
+            assert (await ask(client, "GET", "/v2/cudasharedmemory/status"))[2] == b"[]"
+            assert (await ask(client, "GET", "/v2/cudasharedmemory/region/c/status"))[0] == 404
+
+    run(scenario)
+
+
+def test_web_pages_of_other_sites_change_nothing() -> None:
+    async def scenario() -> None:
+        async with served() as (client, service):
+            for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+                headers = f"Sec-Fetch-Site: {site}\r\n"
+                assert (await ask(client, "POST", "/v2/repository/models/add/unload", b"", headers))[0] == status
+                assert (await ask(client, "GET", "/v2", None, headers))[0] == 200
+            assert len(service.calls) == 2
+
+    run(scenario)

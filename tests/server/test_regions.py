@@ -205,3 +205,17 @@ def test_any_order_of_calls_ends_at_zero(calls: list[tuple[str, int]]) -> None:
         registry.release(held)
     assert sorted(dropped) == sorted(made) and registry.system_status(None) == []
     assert descriptors() == before
+
+
+def test_there_is_an_end_to_registering(client: ShmObject) -> None:
+    """Each region takes descriptors, of which connections and workers need some too."""
+    few = RegionRegistry(3)
+    for number in range(3):
+        few.register_system(f"r{number}", client.key, 0, 1)
+    open_before = descriptors()
+    message = refusal(Code.UNAVAILABLE, few.register_system, "r3", client.key, 0, 1)
+    assert message == "cannot register shared memory region 'r3': there can be no more than 3"
+    assert descriptors() == open_before
+    few.unregister_system("r0")
+    few.register_system("r3", client.key, 0, 1)
+    few.close()
