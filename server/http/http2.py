@@ -9,6 +9,7 @@ from typing import Any, cast
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
@@ -22,12 +23,19 @@ _logger = logging.getLogger(__name__)
 class _Server(TCPServer):
     """Ends when its client does: hypercorn's own would first wait for the time that an idle connection has."""
 
+    _over = False
+
     async def _read_data(self) -> None:
         await super()._read_data()
+        self._over = True
         await self.idle_task.stop()
         # What is still to be sent goes nowhere, and hypercorn's own would let its sender wait.
         for buffer in list(cast(H2Protocol, self.protocol.protocol).stream_buffers.values()):
             await buffer.close()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._over and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 class _Stalled(Exception):

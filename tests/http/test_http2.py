@@ -211,7 +211,7 @@ async def _served(scenario: Callable[[HttpDoor, Arena], Awaitable[None]], limits
 
 
 def test_connections_end_with_their_client() -> None:
-    """A client that closes after its reply leaves no connection behind, nor its descriptor."""
+    """A client that closes after its reply, or within its request, leaves no connection behind, nor its descriptor."""
 
     async def scenario(door: HttpDoor, arena: Arena) -> None:
         before = len(os.listdir("/proc/self/fd"))
@@ -219,6 +219,9 @@ def test_connections_end_with_their_client() -> None:
             client = await connected(door)
             assert (await client.reply(client.ask("GET", "/v2/health/live")))[0] == 200
             client.close()
+            client = await connected(door)
+            await client.send_body(client.ask("POST", "/nothing", ended=False), bytes(1 << 20), ended=False)
+            client.abort()
         await until(lambda: door.connection_count == 0 and len(os.listdir("/proc/self/fd")) <= before)
 
     run(lambda: _served(scenario))
