@@ -6,8 +6,8 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ...shm.arena import Arena, ArenaFull
-from ...workers.contract.status import StatusError, internal, unavailable, unsupported
+from ...shm.arena import Arena
+from ...workers.contract.status import StatusError, internal, unsupported
 from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
 from ..regions import NO_REGIONS
@@ -22,9 +22,8 @@ from .content_encoding import (
     decompress,
     is_compressed,
 )
-from .errors import NO_MEMORY
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
-from .infer_call import INLINE_BYTE_SIZE, InferCall, InferSettings, Scratch, infer_settings
+from .infer_call import InferCall, InferSettings, Scratch, block_with, infer_settings
 from .infer_request import header_length, read_request
 from .infer_response import failure, infer_reply, packed
 
@@ -108,16 +107,9 @@ def _let_go(request: HttpRequest, scratch: Scratch) -> None:
 
 def _put_in_place(request: HttpRequest, arena: Arena | None, content: bytes) -> None:
     """Put the decompressed body in the place of the compressed one. Raises StatusError UNAVAILABLE where the arena is full."""
-    body: InlineBody | ArenaBody = InlineBody(content)
-    if arena is not None and len(content) > INLINE_BYTE_SIZE:
-        try:
-            block = arena.reserve(len(content))
-        except ArenaFull:
-            raise unavailable(NO_MEMORY) from None
-        block.view[: len(content)] = content
-        body = ArenaBody(block, len(content))
+    block = block_with(arena, content)
     request.body.release()
-    request.body = body
+    request.body = InlineBody(content) if block is None else ArenaBody(block, len(content))
 
 
 class _Unpacking:

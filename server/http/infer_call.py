@@ -13,9 +13,7 @@ from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody
 from ...workers.contract.status import unavailable
 from .errors import NO_MEMORY
-
-INLINE_BYTE_SIZE = 64 * 1024
-"""Tensors that came as JSON ride inside messages up to this size, and go to the arena above it."""
+from .limits import INLINE_BYTE_SIZE
 
 
 class Regions(Protocol):
@@ -74,6 +72,21 @@ def infer_settings(max_input_size: int, forward_pattern: str) -> InferSettings:
     return InferSettings(max_input_size, re.compile(forward_pattern, re.IGNORECASE) if forward_pattern else None)
 
 
+def block_with(arena: Arena | None, content: bytes) -> Block | None:
+    """A block of the arena with a copy of ``content``; None where that is small enough to ride inside a message.
+
+    Raises StatusError UNAVAILABLE where the arena is full.
+    """
+    if arena is None or len(content) <= INLINE_BYTE_SIZE:
+        return None
+    try:
+        block = arena.reserve(len(content))
+    except ArenaFull:
+        raise unavailable(NO_MEMORY) from None
+    block.view[: len(content)] = content
+    return block
+
+
 class Scratch:
     """Memory for what had to be decoded: small pieces in messages, larger ones in the arena, given back together."""
 
@@ -85,15 +98,11 @@ class Scratch:
 
     def place(self, content: bytes) -> Placement:
         """A placement with a copy of ``content`` or ``content`` itself. Raises StatusError UNAVAILABLE where the arena is full."""
-        if self._arena is not None and len(content) > INLINE_BYTE_SIZE:
-            try:
-                block = self._arena.reserve(len(content))
-            except ArenaFull:
-                raise unavailable(NO_MEMORY) from None
-            self._blocks.append(block)
-            block.view[: len(content)] = content
-            return block.place(0, len(content))
-        return Inline(memoryview(content))
+        block = block_with(self._arena, content)
+        if block is None:
+            return Inline(memoryview(content))
+        self._blocks.append(block)
+        return block.place(0, len(content))
 
     def release(self) -> None:
         """Give everything back; nobody reads it any more."""

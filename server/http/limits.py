@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+INLINE_BYTE_SIZE = 64 * 1024
+"""Bodies, and tensors that came as JSON, ride inside messages up to this size, and lie in the arena above it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -19,7 +22,7 @@ class Limits:
     request_line_byte_size: int = 8 * 1024
     head_byte_size: int = 64 * 1024
     header_count: int = 100
-    inline_byte_size: int = 64 * 1024
+    inline_byte_size: int = INLINE_BYTE_SIZE
     claim_byte_size: int = 1024 * 1024
     claim_share: int = 256
     chunk_count: int = 65_536

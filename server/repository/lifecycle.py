@@ -235,7 +235,8 @@ class Lifecycle:
         idle = fields_without_effect(config)
         if idle:
             self._log.warning(f"model '{model.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
-        self._log.verbose(1, f"configuration of '{model.name}' version {version}: {msgspec.json.encode(config_json(config)).decode()}")
+        if self._log.settings.log_verbose_level >= 1:
+            self._log.verbose(1, f"configuration of '{model.name}' version {version}: {msgspec.json.encode(config_json(config)).decode()}")
         signature = signature_of(config)
         number = next(self._model_numbers)
         statistics = self._book.open(model.name, version, config.metric_tags, decoupled=signature.decoupled)
