@@ -54,6 +54,12 @@ def child_pids(pid: int) -> list[int]:
     return sorted(child for child in found if alive(child))
 
 
+def stopped(pid: int) -> bool:
+    """Whether every thread of a process has stopped."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def descendants(pid: int) -> list[int]:
     """All living processes below a process."""
     children = child_pids(pid)

@@ -23,6 +23,7 @@ from tensorfarm.shm.placement import Inline, Span
 from tensorfarm.workers.contract.messages import Done, Hello, InstanceReady, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError
 
+from ..servers import stopped
 from ..shm.shm_objects import shm_object
 from .harness import CONFIG, PATIENCE_S, WIDTH, House, Served, run
 
@@ -35,6 +36,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+async def halt(house: House, pid: int) -> None:
+    """Stop a process; the signal takes a moment to reach threads that run."""
+    os.kill(pid, signal.SIGSTOP)
+    await house.until(lambda: stopped(pid), "the worker to stop")
 
 
 def arenas() -> int:
@@ -59,7 +66,7 @@ def stranger(house: House, worker: str = "cpu") -> Iterator[zmq.Socket[bytes]]:
 
 async def saturate(house: House, served: Served) -> list[asyncio.Future[object]]:
     """More requests than a stopped worker's instance takes: one batch runs, two are staged, the rest waits."""
-    os.kill(house.process().pid, signal.SIGSTOP)
+    await halt(house, house.process().pid)
     asked = []
     for value in range(4):
         asked.append(house.ask(served, value))
@@ -278,7 +285,7 @@ def test_a_worker_that_dies_while_it_loads(tmp_path: Path) -> None:
     async def work(house: House) -> None:
         good = await house.load()
         served = house.model()
-        os.kill(house.process().pid, signal.SIGSTOP)
+        await halt(house, house.process().pid)
         loading = asyncio.ensure_future(house.farm.load("cpu", served.load))
         await house.until(lambda: house.farm.seats["cpu"].tasks, "the load to be asked for")
         house.process().kill()
@@ -297,7 +304,7 @@ def test_a_worker_that_dies_while_it_unloads(tmp_path: Path) -> None:
     async def work(house: House) -> None:
         served = await house.load()
         process = house.process()
-        os.kill(process.pid, signal.SIGSTOP)
+        await halt(house, process.pid)
         unloading = asyncio.ensure_future(house.farm.unload("cpu", served.load.model))
         await house.until(lambda: house.farm.seats["cpu"].tasks, "the unload to be asked for")
         process.kill()
@@ -312,7 +319,7 @@ def test_a_load_that_is_given_up_is_dropped_by_the_worker_too(tmp_path: Path) ->
     async def work(house: House) -> None:
         good = await house.load()
         served = house.model()
-        os.kill(house.process().pid, signal.SIGSTOP)
+        await halt(house, house.process().pid)
         loading = asyncio.ensure_future(house.farm.load("cpu", served.load))
         await house.until(lambda: house.farm.seats["cpu"].tasks, "the load to be asked for")
         loading.cancel()
@@ -351,7 +358,7 @@ def test_a_closed_worker_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytes
     async def work(house: House) -> None:
         await house.load()
         process = house.process()
-        os.kill(process.pid, signal.SIGSTOP)
+        await halt(house, process.pid)
         house.farm._close(house.farm.seats["cpu"])
         await house.until(lambda: process.returncode is not None, "the worker to be killed")
         assert process.returncode == -signal.SIGKILL
@@ -364,7 +371,7 @@ def test_the_end_waits_for_nobody_for_long(tmp_path: Path) -> None:
         await house.load()
         house.farm.start("other")
         process = house.process()
-        os.kill(process.pid, signal.SIGSTOP)
+        await halt(house, process.pid)
         arriving = asyncio.ensure_future(house.load("third"))
         await house.until(lambda: house.farm.seats.get("third"), "the third to be started")
         await house.farm.close(0.05)
@@ -497,7 +504,7 @@ def test_a_lifeline_that_is_full_keeps_the_order(tmp_path: Path) -> None:
         served = await house.load()
         process = house.process()
         with shm_object(2 * ROW_BYTE_SIZE) as client:
-            os.kill(process.pid, signal.SIGSTOP)
+            await halt(house, process.pid)
             before = len(os.listdir("/proc/self/fd"))
             spans = []
             for number in range(700):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..servers import SHM, Server, alive, marked, metric, start_tensorfarm, tensorfarm, wait_until
+from ..servers import SHM, Server, alive, marked, metric, start_tensorfarm, stopped, tensorfarm, wait_until
 from ..wire import compact, exchange
 from .spinning import Asked, ask_spin, cpu_s, pending, steps_per_second, wait_running
 
@@ -172,6 +172,7 @@ def test_stopped_worker_does_not_stop_the_server(server: Server) -> None:
     """A worker under SIGSTOP delays its requests only; health and metadata go on, and it catches up when continued."""
     worker = _worker(server)
     os.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: stopped(worker), "the worker to stop")
     try:
         waiting = Asked(server, PLAIN_PATH, PLAIN_BODY)
         assert server.live()
