@@ -70,11 +70,13 @@ def drive(address: tuple[str, int], request: bytes, concurrency: int, seconds: f
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connections[connection.fileno()] = connection
         poll.register(connection, select.EPOLLIN)
-    partial: dict[int, bytes] = {}
+    size = len(expected)
+    # One byte more than a reply has: one that is too long is found out too.
+    replies = {number: bytearray(size + 1) for number in connections}
+    filled = dict.fromkeys(connections, 0)
     sent_ns: dict[int, int] = {}
     latencies_ns: list[int] = []
     clock = time.perf_counter_ns
-    size = len(expected)
     start_ns = clock()
     end_ns = start_ns + int(seconds * 1e9)
     for number, connection in connections.items():
@@ -84,16 +86,18 @@ def drive(address: tuple[str, int], request: bytes, concurrency: int, seconds: f
     while now_ns < end_ns:
         for number, _ in poll.poll(1.0):
             connection = connections[number]
-            received = connection.recv(1 << 20)
-            if not received:
+            reply = replies[number]
+            at = filled[number]
+            count = connection.recv_into(memoryview(reply)[at:] if at else reply)
+            if not count:
                 raise LoadError("the server closed a connection")
-            if len(received) < size:
-                received = partial.pop(number, b"") + received
-                if len(received) < size:
-                    partial[number] = received
-                    continue
-            if received != expected:
-                raise LoadError(f"a reply differs from the first: {received[:300]!r}")
+            at += count
+            if at < size:
+                filled[number] = at
+                continue
+            if at > size or not reply.startswith(expected):
+                raise LoadError(f"a reply differs from the first: {bytes(reply[:300])!r}")
+            filled[number] = 0
             now_ns = clock()
             latencies_ns.append(now_ns - sent_ns[number])
             sent_ns[number] = now_ns
