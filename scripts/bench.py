@@ -1,145 +1,222 @@
-"""Measures tensorfarm beside the real tritonserver: same request, same load generator, in turns, in one run.
+"""Measures tensorfarm beside other model servers: same model, same load generator, in turns, in one run.
 
-Only the ratio of one run means anything: the client shares the machine with the servers.
+Only the ratios of one run mean anything: the client shares the machine with the servers. BENCHMARKS.md says what was found.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.markup import escape
 
-from benchmark.contender import Contender, ContenderError, tensorfarm, tritonserver
-from benchmark.load import LoadError, Result, exchange
-from benchmark.workload import binary_request, check_reply, onnx_repository, python_repository
+from benchmark import runs
+from benchmark.document import DocumentError, draw, fill
+from benchmark.facts import gather
+from benchmark.frameworks import BY_NAME, FRAMEWORKS, LABELS, TRITONSERVER
+from benchmark.installing import InstallError, folder_of, install, installed, version_of
+from benchmark.plot import draw_http, draw_sizes
+from benchmark.results import Length, Results, read, save
+from benchmark.tables import Grid, facts_grid, http_grid, sizes_grid, targets_grid, variants_grid
 
-ROOT = Path(__file__).resolve().parent
-LABELS = {"tensorfarm": "tensorfarm (ONNX)", "tritonserver": "tritonserver 24.10 (Python)"}
-MIN_COLUMNS = 110
-
-
-@dataclass(slots=True)
-class Series:
-    """All rounds of one server at one concurrency."""
-
-    results: list[Result] = field(default_factory=list)
-    cpu_secs: list[float] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        return statistics.median(result.rate for result in self.results)
-
-    @property
-    def p50_us(self) -> float:
-        return statistics.median(result.p50_us for result in self.results)
-
-    @property
-    def p99_us(self) -> float:
-        return statistics.median(result.p99_us for result in self.results)
-
-    @property
-    def cpu_us(self) -> float:
-        """CPU microseconds a request, on the server's side."""
-        return statistics.median(secs / result.requests * 1e6 for secs, result in zip(self.cpu_secs, self.results, strict=True))
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "BENCHMARKS.md"
+PICTURES = "scripts/benchmark/figures"
+KEPT = ROOT / PICTURES / "results.json"
+PARTS = ("targets", "http", "variants", "sizes")
+MIN_COLUMNS = 130
+BUSY_SHARE = 0.05
+NO_ORACLE = 77
 
 
-def measure(contender: Contender, request: bytes, concurrency: int, seconds: float) -> Result:
-    """One measurement by a load generator of its own process. Raises LoadError."""
-    settings = {"port": contender.port, "request": request.hex(), "concurrency": concurrency, "seconds": seconds}
-    command = [sys.executable, "-P", str(ROOT / "benchmark" / "load.py")]
-    run = subprocess.run(command, input=json.dumps(settings), capture_output=True, text=True, timeout=seconds + 60)
-    if run.returncode:
-        raise LoadError(f"{contender.name}: {run.stderr.strip().splitlines()[-1] if run.stderr.strip() else 'the load generator failed'}")
-    return Result(**json.loads(run.stdout))
+def chosen(names: str, console: Console, *, with_install: bool) -> list[str]:
+    """Who is measured beside tensorfarm: those of ``--against`` that are installed, or can be. Raises ValueError for unknown names."""
+    everybody = [TRITONSERVER, *BY_NAME]
+    wanted = everybody if names in ("all", "installed") else [name.strip() for name in names.split(",") if name.strip() != "none"]
+    if unknown := [name for name in wanted if name not in everybody]:
+        raise ValueError(f"--against: {', '.join(unknown)}: not one of {', '.join(everybody)}")
+    there = []
+    for name in wanted:
+        if name == TRITONSERVER:
+            if reason := _oracle_missing():
+                console.print(f"[yellow]without tritonserver:[/] {escape(reason)}")
+                continue
+        elif not installed(BY_NAME[name]) and not (with_install and _install([name], console)):
+            if not with_install:
+                console.print(f"[yellow]without {LABELS[name]}:[/] it is not installed; [bold]./scripts/bench install {name}[/] does that")
+            continue
+        there.append(name)
+    return there
 
 
-def bench_http(arguments: argparse.Namespace, console: Console) -> int:
-    """Small requests over HTTP, at several concurrencies."""
-    levels = [int(level) for level in arguments.concurrency.split(",")]
-    request = binary_request()
-    series: dict[str, dict[int, Series]] = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tensorfarm-bench.")))
-        contenders = [stack.enter_context(tensorfarm(onnx_repository(folder / "onnx"), folder / "tensorfarm.log"))]
-        try:
-            repository = python_repository(folder / "python")
-            contenders.append(stack.enter_context(tritonserver(ROOT / "oracle", repository, folder / "tritonserver.log")))
-        except ContenderError as error:
-            console.print(f"[yellow]without tritonserver:[/] {error}")
-        for contender in contenders:
-            check_reply(exchange(("127.0.0.1", contender.port), request))
-            series[contender.name] = {level: Series() for level in levels}
-            measure(contender, request, max(levels), 1.0)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("measuring", total=arguments.rounds * len(contenders) * len(levels))
-            for _ in range(arguments.rounds):
-                for level in levels:
-                    for contender in contenders:
-                        before = contender.cpu_secs()
-                        result = measure(contender, request, level, arguments.seconds)
-                        series[contender.name][level].results.append(result)
-                        series[contender.name][level].cpu_secs.append(contender.cpu_secs() - before)
-                        progress.advance(task)
-        memory = {contender.name: contender.memory_byte_size() for contender in contenders}
-    console.print(table(series, levels, memory, arguments))
+def _oracle_missing() -> str:
+    """Why there is no tritonserver; empty where there is one. The first call downloads it."""
+    done = subprocess.run([str(ROOT / "scripts" / "oracle"), "--install-only"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if not done.returncode:
+        return ""
+    said = (done.stderr.strip().splitlines() or ["it could not be installed"])[-1]
+    return said.removeprefix("no tritonserver here: ") if done.returncode == NO_ORACLE else said
+
+
+def _install(names: Sequence[str], console: Console) -> bool:
+    """Install frameworks one after the other, saying what happens; whether all are there."""
+    complete = True
+    for name in names:
+        framework = BY_NAME[name]
+        if not installed(framework) and not console.is_terminal:
+            console.print(f"installing {framework.label} into {folder_of(framework)}")
+        with console.status(framework.label) as status:
+            try:
+                install(framework, lambda step, label=framework.label: status.update(f"installing {label}: {escape(step)}"))  # type: ignore[misc]
+            except (InstallError, OSError) as error:
+                console.print(f"[yellow]{framework.label} could not be installed:[/] {escape(str(error))}")
+                complete = False
+                continue
+        console.print(f"{framework.label} {version_of(framework)} is installed: {folder_of(framework)}")
+    return complete
+
+
+def _report(console: Console, grids: Sequence[Grid], failures: Sequence[str], remarks: Sequence[str] = ()) -> int:
+    for grid in grids:
+        console.print(grid.rich())
+    for remark in remarks:
+        console.print(remark)
+    for failure in failures:
+        console.print(f"[red]failed:[/] {escape(failure)}", highlight=False)
+    return 1 if failures else 0
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Do what the command line says; returns the exit status."""
+    if arguments.what == "install":
+        return 0 if _install([*arguments.names] or [framework.name for framework in FRAMEWORKS], console) else 1
+    if arguments.what == "publish" and arguments.redraw:
+        return _publish(read(KEPT), console)
+    parts = arguments.parts.split(",") if arguments.what == "publish" else [arguments.what]
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"--parts: {', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
+    against = chosen(arguments.against, console, with_install=arguments.install)
+    length = Length(arguments.rounds, arguments.seconds)
+    levels = [int(level) for level in getattr(arguments, "concurrency", "1").split(",")]
+    # a part that is not measured now stays as it was
+    kept = KEPT.exists() and arguments.what == "publish" and len(parts) < len(PARTS)
+    results = msgspec.structs.replace(read(KEPT), facts=gather()) if kept else Results(gather())
+    if results.facts.busy_share > BUSY_SHARE:
+        console.print(
+            f"[yellow]the machine is busy:[/] other work takes {results.facts.busy_share:.0%} of its CPU, so the figures will be off"
+        )
+    failures: list[str] = []
+    remarks: list[str] = []
+    publishing = arguments.what == "publish"
+    if "targets" in parts:
+        with _scratch() as folder:
+            results.targets, failed = runs.run_targets(against, length, folder, console)
+        failures += failed
+        remarks += results.targets.left_out
+    if "http" in parts:
+        with _scratch() as folder:
+            results.http, failed = runs.run_http(against, runs.LEVELS if publishing else levels, length, folder, console)
+        failures += failed
+    if "variants" in parts:
+        with _scratch() as folder:
+            results.variants, failed = runs.run_variants(against, (1, 32) if publishing else levels, length, folder, console)
+        failures += failed
+    if "sizes" in parts:
+        sizes = [size for size in runs.SIZES if publishing or size <= arguments.largest << 20]
+        with _scratch() as folder:
+            results.sizes, failed = runs.run_sizes(against, sizes, length, folder, console)
+        failures += failed
+        remarks += results.sizes.left_out
+    _report(console, _grids(results), failures, remarks)
     if arguments.json:
-        document = {
-            name: {
-                level: {"requests_per_second": one.rate, "p50_us": one.p50_us, "p99_us": one.p99_us, "cpu_us_per_request": one.cpu_us}
-                for level, one in by_level.items()
-            }
-            for name, by_level in series.items()
-        }
-        Path(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
+        save(results, Path(arguments.json))
+    if getattr(arguments, "plot", None):
+        if results.http:
+            draw_http(results.http, Path(arguments.plot))
+        elif results.sizes:
+            draw_sizes(results.sizes, Path(arguments.plot))
+    if publishing:
+        save(results, KEPT)
+        _publish(results, console)
+    return 1 if failures else 0
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for the servers of one run; its path is short, because sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="tfbench.", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _grids(results: Results) -> list[Grid]:
+    grids = [facts_grid(results.facts)]
+    if results.http:
+        grids.append(http_grid(results.http))
+    if results.sizes:
+        grids.append(sizes_grid(results.sizes))
+    if results.variants:
+        grids.append(variants_grid(results.variants))
+    if results.targets:
+        grids.append(targets_grid(results.targets))
+    return grids
+
+
+def _publish(results: Results, console: Console) -> int:
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), results, PICTURES))
+    draw(results, ROOT / PICTURES)
+    console.print(f"{DOCUMENT.name} and {PICTURES} are made anew")
     return 0
 
 
-def table(series: dict[str, dict[int, Series]], levels: list[int], memory: dict[str, int], arguments: argparse.Namespace) -> Table:
-    """What was measured, for people."""
-    made = Table(title=f"add_sub INT32[1,16], binary HTTP; medians of {arguments.rounds} rounds of {arguments.seconds:g} s, in turns")
-    for name in ("clients", "server", "requests/s", "ratio", "p50 ms", "p99 ms", "CPU µs/request", "memory MiB"):
-        made.add_column(name, justify="left" if name == "server" else "right")
-    other = series.get("tritonserver")
-    for level in levels:
-        for name, by_level in series.items():
-            one = by_level[level]
-            ratio = f"{one.rate / other[level].rate:.2f}" if other else "-"
-            made.add_row(
-                *(str(level), LABELS[name], f"{one.rate:,.0f}", ratio),
-                *(f"{one.p50_us / 1000:.2f}", f"{one.p99_us / 1000:.2f}", f"{one.cpu_us:.0f}", f"{memory[name] / 2**20:.0f}"),
-            )
-        made.add_section()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="bench", description=__doc__)
+    what = made.add_subparsers(dest="what", required=True, metavar="WHAT")
+    install_only = what.add_parser("install", help="install the other servers, each into an environment of its own in the cache folder")
+    install_only.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BY_NAME)} (default: all)")
+    http = what.add_parser("http", help="small requests: add_sub INT32[16], batch size 1")
+    sizes = what.add_parser("sizes", help="identity FP32 from 1 KiB to 64 MiB as JSON, binary and through shared memory")
+    variants = what.add_parser("variants", help="the other servers in every way in which they were set up")
+    targets = what.add_parser("targets", help="what the front door was meant to reach, met or missed")
+    publish = what.add_parser("publish", help="all of it; makes the tables and pictures of BENCHMARKS.md anew")
+    for one in (http, sizes, variants, targets, publish):
+        one.add_argument("--seconds", type=float, default=3.0, help="length of one measurement (default: %(default)s)")
+        one.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts (default: %(default)s)")
+        names = f"all, or some of {TRITONSERVER},{','.join(BY_NAME)}, or none (default: those that are installed)"
+        one.add_argument("--against", default="installed", metavar="NAMES", help=names)
+        one.add_argument("--install", action="store_true", help="first install those that are missing")
+        one.add_argument("--json", metavar="FILE", help="write the figures to a file as well")
+    for one, default in ((http, runs.SMALL), (variants, (1, 32))):
+        levels = ",".join(map(str, default))
+        one.add_argument("--concurrency", default=levels, help="connections, each with one request at a time (default: %(default)s)")
+    for one in (http, sizes):
+        one.add_argument("--plot", metavar="FILE.png", help="draw them too")
+    sizes.add_argument("--largest", type=int, default=64, metavar="MIB", help="largest tensor (default: %(default)s)")
+    publish.add_argument("--parts", default=",".join(PARTS), help="only some: the others stay as they are (default: %(default)s)")
+    publish.add_argument("--redraw", action="store_true", help="measure nothing: from the figures of the last time")
     return made
 
 
 def main() -> int:
     """Measure what the command line says."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    what = parser.add_subparsers(dest="what", required=True)
-    http = what.add_parser("http", help="small requests over HTTP: add_sub INT32[16], batch size 1, binary")
-    http.add_argument("--seconds", type=float, default=3.0, help="length of one measurement (default: %(default)s)")
-    http.add_argument("--rounds", type=int, default=3, help="measurements of each kind, of which the median counts (default: %(default)s)")
-    http.add_argument("--concurrency", default="1,8,32", help="connections, each with one request at a time (default: %(default)s)")
-    http.add_argument("--json", metavar="FILE", help="write the figures to a file as well")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     console = Console()
     if not console.is_terminal:
         console = Console(width=MIN_COLUMNS)
     try:
-        return bench_http(arguments, console)
-    except (LoadError, ContenderError, ValueError) as error:
-        console.print(f"[red]error:[/] {error}")
+        return run(arguments, console)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+    except (ValueError, OSError, DocumentError) as error:
+        console.print(f"[red]error:[/] {escape(str(error))}")
         return 1
 
 

@@ -6,6 +6,7 @@ import sys
 
 import uvloop
 
+from . import descriptors
 from .command_line import parse, unbuilt_warning
 from .log import Log, leave_library_lines, settings_of, take_library_lines
 from .options import Options
@@ -15,6 +16,7 @@ from .server import Server
 def main() -> None:
     """Run the server with the command line's options; exits with its code."""
     options = parse(sys.argv[1:])
+    descriptors.raise_limit()
     log = Log(settings_of(options))
     library_lines = take_library_lines(log)
     warning = unbuilt_warning(options)

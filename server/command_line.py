@@ -161,6 +161,7 @@ def _fill_in(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         values["metrics_address"] = values["http_address"]
     for part in ("allow_gpu_metrics", "allow_cpu_metrics"):
         values[part] = values[part] and values["allow_metrics"]
+    values["http_use_ssl"] = values["http_use_ssl"] or values["http_use_ssl_mutual"]
     values["grpc_use_ssl"] = values["grpc_use_ssl"] or values["grpc_use_ssl_mutual"]
     if values["model_control_mode"] != "poll":
         values["repository_poll_secs"] = 0

@@ -35,6 +35,15 @@ def _general() -> Iterator[Group]:
         30,
         "On exit, how many seconds requests in flight may take to finish before the server leaves without them.",
     )
+    g.add(
+        "busy-poll-us",
+        INTEGER,
+        read.at_least(0, read.integer),
+        None,
+        "How many microseconds the server process looks for more work before it sleeps, while few requests are in flight to models that "
+        "take less than a millisecond: lower latency for a lone client, at the cost of processor time. 0: not at all. Default: 100, on "
+        "a single core 0.",
+    )
     yield g
 
     g = Group("Logging", built=True)
@@ -182,6 +191,24 @@ def _http() -> Group:
         "The most bytes of the JSON part of an inference request, of each tensor in it, of a raw request, and of a body once it is "
         "decompressed. Tensors in binary are not bounded by it.",
     )
+    g.add("http-use-ssl", BOOLEAN, read.boolean, False, "Serve HTTP over TLS (1.2 and 1.3), and HTTP/2 where the client asks for it?")
+    g.add(
+        "http-use-ssl-mutual",
+        BOOLEAN,
+        read.boolean,
+        False,
+        "Serve HTTP over TLS, and only to clients with a certificate that leads to one of --http-root-cert?",
+    )
+    g.add(
+        "http-server-cert",
+        STRING,
+        read.string,
+        "",
+        "The PEM file with the server's certificate, and those between it and its root, for HTTP over TLS. This file, the key's and "
+        "--http-root-cert are read again when they change.",
+    )
+    g.add("http-server-key", STRING, read.string, "", "The PEM file with the server's private key, without a pass phrase.")
+    g.add("http-root-cert", STRING, read.string, "", "The PEM file with the certificates that clients' certificates must lead to.")
     g.add(
         "http-restricted-api",
         RESTRICTION,

@@ -19,6 +19,8 @@ class Options:
 
     id: str
     exit_timeout_secs: int
+    busy_poll_us: int | None
+    """None: for as long as suits the number of cores."""
 
     log_verbose: int
     log_info: bool
@@ -53,6 +55,12 @@ class Options:
     http_header_forward_pattern: str
     http_thread_count: int
     http_max_input_size: int
+    http_use_ssl: bool
+    """True also where only --http-use-ssl-mutual was given."""
+    http_use_ssl_mutual: bool
+    http_server_cert: str
+    http_server_key: str
+    http_root_cert: str
     http_restricted_api: Mapping[str, tuple[str, str]]
     """API category to the (header name, value) a request must carry."""
 

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..shm.placement import Span
 from ..shm.system import object_byte_size, open_object
 from ..workers.contract.status import Code, StatusError, internal, invalid, not_found, unavailable
+from . import descriptors
 
 RESERVED_KEY_PREFIX = "triton_python_backend_shm_region_"
 _MAX_UINT64 = 2**64 - 1
 _MAX_DESCRIPTORS = 1 << 18
-
-
-def _descriptor_count() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _MAX_DESCRIPTORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,7 @@ class RegionRegistry:
 
     def __init__(self, capacity: int | None = None) -> None:
         """``capacity`` is how many regions there can be; None: a quarter of the descriptors that the process may have."""
-        self._capacity = _descriptor_count() // 4 if capacity is None else capacity
+        self._capacity = min(descriptors.limit(), _MAX_DESCRIPTORS) // 4 if capacity is None else capacity
         self.on_drop: Callable[[int], None] = lambda number: None
         self._by_name: dict[str, _Held] = {}
         self._by_number: dict[int, _Held] = {}

@@ -12,8 +12,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ..shm.arena import Arena, create_memory
+from ..workers.contract.cores import usable_core_count
 from ..workers.contract.status import StatusError, internal, invalid, unavailable
 from .alarm import Alarm
+from .busy_poll import DEFAULT_US, BusyPoll
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.instance import PlannedBatch
 from .farm.farm import Farm
@@ -21,6 +23,7 @@ from .host_cpu import HostCpu
 from .http.front import Front
 from .http.listener import HttpDoor
 from .http.metrics_page import metrics_door
+from .http.tls import Tls, tls_of
 from .log import Log
 from .metrics import MetricsExposition
 from .metrics_settings import parse_settings
@@ -50,6 +53,13 @@ def arena_byte_sizes(pool_byte_size: int) -> tuple[int, int]:
     return pool_byte_size + physical // 4, pool_byte_size
 
 
+def busy_poll_us(options: Options) -> int:
+    """How long the loop stays awake for a lone client, in microseconds: not at all on a single core, which the workers need."""
+    if options.busy_poll_us is not None:
+        return options.busy_poll_us
+    return DEFAULT_US if usable_core_count() > 1 else 0
+
+
 class Server:
     """Everything that one server process owns."""
 
@@ -65,7 +75,8 @@ class Server:
         self._arena_fd = create_memory(self._sizes[0])
         arena = Arena(0, self._arena_fd, self._sizes[1])
         self._regions = RegionRegistry()
-        self._dispatcher = Dispatcher(self._send, self._loop.call_soon, self._set_alarm)
+        busy_poll = BusyPoll(busy_poll_us(options), self._loop.call_soon)
+        self._dispatcher = Dispatcher(self._send, self._loop.call_soon, self._set_alarm, stay_awake=busy_poll.stay_awake)
         self._alarm = Alarm(self._loop, self._dispatcher.alarm)
         self.lifecycle = Lifecycle(options, self._dispatcher, book, log)
         self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings)
@@ -81,6 +92,7 @@ class Server:
             arena_used_bytes=lambda: {"requests": arena.used_byte_size},
         )
         self._http: HttpDoor | None = None
+        self._tls: Tls | None = None
         self._metrics: HttpDoor | None = None
 
     def _send(self, batch: PlannedBatch) -> None:
@@ -131,6 +143,8 @@ class Server:
     async def _start(self) -> bool:
         try:
             check_creation(self._options)
+            if self._options.allow_http:
+                self._tls = tls_of(self._options, self._log)
             _check_repositories(self._options.model_repository)
             self._farm.start("cpu")
             await self.lifecycle.load_all()
@@ -156,8 +170,9 @@ class Server:
         try:
             if options.allow_http:
                 self._http = Front(self.service, options.http_restricted_api).door()
-                await self._http.start(options.http_address, options.http_port, options.reuse_http_port)
-                self._log.info(f"Started HTTPService at {options.http_address}:{self._http.port}")
+                await self._http.start(options.http_address, options.http_port, options.reuse_http_port, self._tls)
+                over = " over TLS" if self._tls is not None else ""
+                self._log.info(f"Started HTTPService{over} at {options.http_address}:{self._http.port}")
         except StatusError as error:
             self._log.error(f"failed to start HTTP service: {error.code.text} - {error.message}")
             return False

@@ -103,6 +103,10 @@ class Service:
             self.regions.release(request.regions)
             raise
 
+    def submit_checked(self, version: ModelVersion, request: Request) -> None:
+        """As ``submit``, for a request without regions of which it is known that ``validate`` passes it as it is."""
+        self._dispatcher.submit(version.scheduler, request)
+
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
         request.regions = regions
         self.regions.hold(regions)

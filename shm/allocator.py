@@ -49,6 +49,28 @@ class Allocator:
                 return index
         return None
 
+    def extend(self, offset: int, byte_size: int) -> bool:
+        """Make the block that begins at ``offset`` at least ``byte_size`` bytes long where it lies, never shorter.
+
+        False, and nothing done, where too little behind it is free. Raises KeyError where no block begins at ``offset``.
+        """
+        size = self._taken[offset]
+        more = -(-byte_size // GRANULE_BYTE_SIZE) * GRANULE_BYTE_SIZE - size
+        if more <= 0:
+            return True
+        starts, sizes = self._free_starts, self._free_sizes
+        index = bisect_left(starts, offset + size)
+        if index == len(starts) or starts[index] != offset + size or sizes[index] < more:
+            return False
+        if sizes[index] == more:
+            del starts[index], sizes[index]
+        else:
+            starts[index] += more
+            sizes[index] -= more
+        self._taken[offset] = size + more
+        self.used_byte_size += more
+        return True
+
     def free(self, offset: int) -> int:
         """Give a block back; returns its size in bytes. Raises KeyError where none begins at ``offset``."""
         size = self._taken.pop(offset)

@@ -70,6 +70,18 @@ class Block:
         """The bytes ``start`` to ``stop`` of the block as a tensor's placement."""
         return Lease(self._arena.number, self.offset + start, stop - start)
 
+    def extend(self, byte_size: int) -> bool:
+        """Make the block ``byte_size`` bytes long where it lies: nothing is copied, views of it stay good. Never shorter.
+
+        False, and nothing done, where what lies behind it is taken. The block must not have been released.
+        """
+        if not self._arena.extend(self.offset, byte_size):
+            return False
+        if byte_size > self.byte_size:
+            self.byte_size = byte_size
+            self.view = self._arena.pages(self.offset, byte_size)
+        return True
+
     def release(self) -> None:
         """Give the block back, once: a second call does nothing. The caller promises that nobody reads it any more."""
         if not self._released:
@@ -107,6 +119,14 @@ class Arena:
         """Reserve a block. Raises ArenaFull."""
         offset = self._allocator.reserve(byte_size)
         return Block(self, offset, byte_size, self._pages[offset : offset + byte_size])
+
+    def extend(self, offset: int, byte_size: int) -> bool:
+        """Lengthen the block at ``offset`` in place, if what lies behind it is free. Raises KeyError where no block begins there."""
+        return self._allocator.extend(offset, byte_size)
+
+    def pages(self, offset: int, byte_size: int) -> memoryview:
+        """These bytes of the arena, writable."""
+        return self._pages[offset : offset + byte_size]
 
     def free(self, offset: int) -> None:
         """Give back the block that begins at ``offset``. Raises KeyError where none does."""

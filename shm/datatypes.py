@@ -78,14 +78,15 @@ def element_count(shape: Sequence[int]) -> int:
 
 
 _LENGTH = struct.Struct("<I")
+_LENGTHS = [_LENGTH.pack(length) for length in range(256)]
 
 
 def serialize_bytes(elements: Iterable[bytes]) -> bytes:
     """Serialise BYTES elements: each a 4-byte little-endian length, then that many bytes."""
-    parts: list[bytes] = []
-    for element in elements:
-        parts.append(_LENGTH.pack(len(element)))
-        parts.append(element)
+    contents = list(elements)
+    parts = [b""] * (2 * len(contents))
+    parts[0::2] = [_LENGTHS[len(content)] if len(content) < len(_LENGTHS) else _LENGTH.pack(len(content)) for content in contents]
+    parts[1::2] = contents
     return b"".join(parts)
 
 
@@ -94,15 +95,17 @@ def iter_bytes(buffer: bytes | memoryview) -> Iterator[bytes]:
 
     Raises ValueError where the buffer ends inside a length or an element.
     """
-    view = memoryview(buffer)
-    end = len(view)
+    content = bytes(buffer)
+    end = len(content)
+    length_at = _LENGTH.unpack_from
     at = 0
     while at < end:
         if end - at < 4:
             raise ValueError("a BYTES tensor ends inside an element's length")
-        (length,) = _LENGTH.unpack_from(view, at)
+        (length,) = length_at(content, at)
         at += 4
-        if length > end - at:
+        stop = at + length
+        if stop > end:
             raise ValueError("a BYTES tensor ends inside an element")
-        yield bytes(view[at : at + length])
-        at += length
+        yield content[at:stop]
+        at = stop

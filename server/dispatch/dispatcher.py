@@ -15,9 +15,12 @@ from ...shm.placement import Lease
 from ...workers.contract.messages import Done
 from ...workers.contract.status import Code, StatusError
 from ..statistics import FailureReason
-from .instance import Instance, PlannedBatch
+from .instance import TINY_NS, Instance, PlannedBatch
 from .request import Request, Response
 from .scheduler import Scheduler
+
+FEW_REQUESTS = 8
+"""With no more in flight, what comes next finds the server asleep unless it is kept awake."""
 
 
 class OutputMemory(Protocol):
@@ -35,7 +38,8 @@ class Dispatcher:
 
     ``send`` passes a batch to its instance's worker, ``call_soon`` asks for ``flush`` at the end of the
     loop's turn, ``set_alarm`` for a call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no
-    more).
+    more). ``stay_awake`` says that something will happen within a moment: few requests are in flight, to or from a
+    tiny model. ``in_flight`` counts the requests that wait or run.
     """
 
     def __init__(
@@ -44,7 +48,10 @@ class Dispatcher:
         call_soon: Callable[[Callable[[], None]], object],
         set_alarm: Callable[[int | None], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        stay_awake: Callable[[], None] = lambda: None,
     ) -> None:
+        self.in_flight = 0
+        self._stay_awake = stay_awake
         self._send = send
         self._call_soon = call_soon
         self._set_alarm = set_alarm
@@ -61,6 +68,7 @@ class Dispatcher:
         if scheduler.order is not None:
             scheduler.order.arrived(request)
         scheduler.statistics.pending_count += 1
+        self.in_flight += 1
         self.touch(scheduler)
 
     def touch(self, scheduler: Scheduler) -> None:
@@ -82,6 +90,8 @@ class Dispatcher:
                 self._batches[batch.number] = batch
                 scheduler.statistics.pending_count -= len(batch.requests)
                 self._send(batch)
+                if self.in_flight <= FEW_REQUESTS and batch.instance.execution_ns < TINY_NS:
+                    self._stay_awake()
             for request, error in decision.expired:
                 scheduler.statistics.pending_count -= 1
                 self._fail(scheduler, request, error, FailureReason.REJECTED)
@@ -121,10 +131,14 @@ class Dispatcher:
             return
         scheduler = batch.scheduler
         scheduler.done(batch, done.compute_end_ns - done.compute_start_ns)
+        if self.in_flight <= FEW_REQUESTS and batch.instance.execution_ns < TINY_NS:
+            self._stay_awake()
+        self.in_flight -= len(batch.requests)
         end_ns = self._clock_ns()
         batch_size = inference_count = 0
         succeeded = []
         responses = []
+        view, give_back = memory.view, memory.give_back
         for request, result in zip(batch.requests, done.results, strict=True):
             batch_size += request.body.batch_size
             if result.fault is None:
@@ -134,7 +148,7 @@ class Dispatcher:
             else:
                 error = StatusError(Code(result.fault.code), result.fault.message)
                 scheduler.statistics.request_failed(FailureReason.BACKEND, request.start_ns, end_ns)
-            responses.append(Response(request, result.outputs, result.parameters, error, True, memory.view, memory.give_back))
+            responses.append(Response(request, result.outputs, result.parameters, error, True, view, give_back))
         scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
         self.touch(scheduler)
         self._deliver(scheduler, responses)
@@ -173,6 +187,7 @@ class Dispatcher:
                 self._fail(scheduler, request, error, FailureReason.OTHER)
 
     def _fail(self, scheduler: Scheduler, request: Request, error: StatusError, reason: FailureReason) -> None:
+        self.in_flight -= 1
         scheduler.statistics.request_failed(reason, request.start_ns, self._clock_ns())
         self._deliver(scheduler, [Response(request, [], error=error)])
 

@@ -36,6 +36,10 @@ class _Level:
     waiting: deque[Request] = field(default_factory=deque)
     delayed: deque[Request] = field(default_factory=deque)
     size: int = 0
+    limited: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limited = self.policy != QueuePolicy()
 
 
 class RequestQueue:
@@ -53,7 +57,7 @@ class RequestQueue:
         self._deadlines: list[tuple[int, int, Request]] = []
         self._waiting: set[int] = set()
         self._orders = 0
-        self.limited = bool(level_count) or any(level.policy != QueuePolicy() for level in self._levels)
+        self.limited = bool(level_count) or any(level.limited for level in self._levels)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -71,10 +75,11 @@ class RequestQueue:
         self._orders += 1
         request.order = self._orders
         request.queued_ns = now_ns
-        timeout_us = policy.timeout_us(request.timeout_us)
-        if timeout_us:
-            request.deadline_ns = now_ns + timeout_us * 1000
-            heapq.heappush(self._deadlines, (request.deadline_ns, request.order, request))
+        if level.limited:
+            timeout_us = policy.timeout_us(request.timeout_us)
+            if timeout_us:
+                request.deadline_ns = now_ns + timeout_us * 1000
+                heapq.heappush(self._deadlines, (request.deadline_ns, request.order, request))
         level.waiting.append(request)
         level.size += 1
         self._waiting.add(request.order)
@@ -101,6 +106,17 @@ class RequestQueue:
             while lane and lane[0].order not in self._waiting:
                 lane.popleft()
         return True
+
+    def take(self, requests: list[Request]) -> None:
+        """Take out requests that were the first of ``scan``."""
+        waiting = self._waiting
+        for request in requests:
+            waiting.remove(request.order)
+            self._level_of(request).size -= 1
+        for level in self._levels:
+            for lane in (level.waiting, level.delayed):
+                while lane and lane[0].order not in waiting:
+                    lane.popleft()
 
     def scan(self) -> Iterator[Request]:
         """The waiting requests, next one first."""

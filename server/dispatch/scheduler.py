@@ -146,8 +146,7 @@ class Scheduler:
             requests, wake_ns = self._form(now_ns)
             if not requests:
                 break
-            for request in requests:
-                queue.discard(request)
+            queue.take(requests)
             batch = PlannedBatch(next(self._numbers), self, instance, requests)
             instance.batches.append(batch)
             self.outstanding[batch.number] = batch

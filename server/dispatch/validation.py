@@ -35,7 +35,7 @@ def validate(signature: Signature, body: RequestBody, read: Read | None = None) 
 
     Raises StatusError INVALID_ARG.
     """
-    batch_size = _plain_batch_size(signature, body)
+    batch_size = plain_batch_size(signature, body)
     if not batch_size:
         batch_size = _checked_batch_size(signature, body, read)
     if signature.reshapes_inputs:
@@ -46,7 +46,7 @@ def validate(signature: Signature, body: RequestBody, read: Read | None = None) 
     return body
 
 
-def _plain_batch_size(signature: Signature, body: RequestBody) -> int:
+def plain_batch_size(signature: Signature, body: RequestBody) -> int:
     """The batch size of a request that has every input, fixed-size and exact; 0 where it must be looked at closely."""
     inputs = body.inputs
     specs = signature.inputs

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
+_SIZE_AND_END = 16 + 2
 _TENSOR_ALIGNMENT = 64
 _GROWTH = 4
 _NO_TRAILERS = frozenset(
@@ -35,6 +36,16 @@ def reserve(arena: Arena | None, byte_size: int) -> Block:
         return arena.reserve(byte_size)
     except ArenaFull:
         raise Malformed(503, NO_MEMORY) from None
+
+
+def _enlarged(arena: Arena | None, block: Block, filled: int, byte_size: int) -> Block:
+    """``block``, made ``byte_size`` bytes long where it lies, or another one with its first ``filled`` bytes. Raises Malformed."""
+    if block.extend(byte_size):
+        return block
+    other = reserve(arena, byte_size)
+    other.view[:filled] = block.view[:filled]
+    block.release()
+    return other
 
 
 class KnownLength:
@@ -72,6 +83,11 @@ class KnownLength:
     def complete(self) -> bool:
         return self._filled == self.byte_size
 
+    @property
+    def received_byte_size(self) -> int:
+        """Bytes that have come so far."""
+        return self._filled
+
     def received(self, count: int) -> None:
         """``count`` bytes were read into ``room``. Raises Malformed."""
         self._filled += count
@@ -80,13 +96,12 @@ class KnownLength:
             self._grow()
 
     def _grow(self) -> None:
-        """Move to a block four times as large, or as large as the body."""
-        old = self._block
-        assert old is not None
-        self._block = block = reserve(self._arena, min(self._end, _GROWTH * old.byte_size))
-        block.view[: old.byte_size] = old.view
-        old.release()
-        self.room = block.view[old.byte_size :]
+        """Get memory four times as large, or as large as the body: where the block lies if possible, or else elsewhere."""
+        block = self._block
+        assert block is not None
+        held = block.byte_size
+        self._block = block = _enlarged(self._arena, block, held, min(self._end, _GROWTH * held))
+        self.room = block.view[held:]
 
     def feed(self, view: memoryview, start: int, end: int) -> int:
         """Copy the body's bytes out of ``view[start:end]``; returns where they stop. Raises Malformed."""
@@ -123,6 +138,17 @@ class Growing:
         self._buffer = bytearray()
         self._filled = 0
 
+    @property
+    def byte_size(self) -> int:
+        """Bytes so far."""
+        return self._filled
+
+    def expect(self, byte_size: int) -> None:
+        """So many more bytes were announced. Raises Malformed 413 where no body can be that large."""
+        filled = self._filled + byte_size
+        if filled > self._inline_byte_size and (self._arena is None or filled > self._arena.capacity_byte_size):
+            raise Malformed(413, "request body is too large")
+
     def append(self, piece: bytes | memoryview) -> None:
         """Take the body's next bytes. Raises Malformed where there is no room for them."""
         filled = self._filled + len(piece)
@@ -136,15 +162,16 @@ class Growing:
         self._filled = filled
 
     def _grow(self, needed: int) -> Block:
-        """Move to a block twice as large, or as large as there can be."""
+        """Get memory twice as large, or as large as there can be."""
         capacity = self._arena.capacity_byte_size if self._arena is not None else 0
-        old = self._block
-        block = reserve(self._arena, max(needed, min(capacity, 2 * needed)))
-        block.view[: self._filled] = self._buffer if old is None else old.view[: self._filled]
+        byte_size = max(needed, min(capacity, 2 * needed))
+        if self._block is not None:
+            block = _enlarged(self._arena, self._block, self._filled, byte_size)
+        else:
+            block = reserve(self._arena, byte_size)
+            block.view[: self._filled] = self._buffer
+            self._buffer = bytearray()
         self._block = block
-        self._buffer = bytearray()
-        if old is not None:
-            old.release()
         return block
 
     def take(self) -> Body:
@@ -198,7 +225,8 @@ class Chunked:
     def _feed_line(self, data: bytes | bytearray, start: int, end: int) -> int:
         newline = data.find(b"\n", start, end)
         stop = end if newline < 0 else newline + 1
-        limit = self._limits.trailer_byte_size if self._chunk == self._TRAILER else self._limits.chunk_line_byte_size
+        limits = self._limits
+        limit = limits.trailer_byte_size if self._chunk == self._TRAILER else _SIZE_AND_END + limits.chunk_extension_byte_size
         if len(self._line) + stop - start > limit:
             raise Malformed(400, "malformed HTTP request: chunk line is too long")
         self._line += data[start:stop]
@@ -221,12 +249,14 @@ class Chunked:
             match = _CHUNK_LINE.fullmatch(line)
             if match is None:
                 raise Malformed(400, "malformed HTTP request: chunk size")
+            if len(line) - match.end(1) > self._limits.chunk_extension_byte_size:
+                raise Malformed(400, "malformed HTTP request: chunk line is too long")
             self._begin_chunk(int(match[1], 16))
         elif not line:
             self.complete = True
         else:
             match = _TRAILER_LINE.fullmatch(line)
-            self._trailers += len(line)
+            self._trailers += len(line) + 2
             if match is None or match[1].lower() in _NO_TRAILERS or self._trailers > self._limits.trailer_byte_size:
                 raise Malformed(400, "malformed HTTP request: trailer")
 
@@ -241,7 +271,13 @@ class Chunked:
                 f"Chunked request body exceeds maximum of {self._limits.chunk_count} non-empty chunks. Send fewer or larger HTTP chunks.",
                 as_json=True,
             )
+        self._content.expect(byte_size)
         self._chunk = byte_size
+
+    @property
+    def received_byte_size(self) -> int:
+        """Bytes of content that have come so far."""
+        return self._content.byte_size
 
     def take(self) -> Body:
         """The complete body; the caller owns it now."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from .body import Chunked, KnownLength
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body
-from .exchange import Body, Cancel, HttpRequest, InlineBody, Reply
-from .head import HeadReader, Malformed
+from .exchange import Answer, Body, Cancel, Head, HttpRequest, InlineBody, Reply
+from .head import HeadReader, Malformed, json_byte_size
 from .peer import peer_is_local
 
 if TYPE_CHECKING:
@@ -31,19 +33,22 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 _CLOSE = b"Connection: close\r\n"
 _KEEP_ALIVE = b"Connection: keep-alive\r\n"
 _JOIN_BYTE_SIZE = 64 * 1024
+_PROBES = ("/v2/health/", "/metrics")
+_CROWDED = "too many connections"
 
 
-class _Exchange:
-    """A request on this connection and what its reply needs to know of it."""
+class _Exchange(HttpRequest):
+    """A request on this connection, and who is to hear of its reply."""
 
-    __slots__ = ("cancel", "connection", "head_only", "keep_alive", "keep_alive_1_0", "request")
+    __slots__ = ("cancel", "connection", "keep_alive")
 
-    def __init__(self, connection: Connection, request: HttpRequest, head: HeadReader) -> None:
+    def __init__(self, connection: Connection, head: Head, body: Body, start_ns: int, peer_is_local: bool) -> None:
         self.connection = connection
-        self.request = request
-        self.head_only = head.method == "HEAD"
+        self.head = head
+        self.body = body
+        self.start_ns = start_ns
+        self.peer_is_local = peer_is_local
         self.keep_alive = head.keep_alive
-        self.keep_alive_1_0 = head.keep_alive_1_0
         self.cancel: Cancel | None = None
 
     def answer(self, reply: Reply) -> None:
@@ -57,7 +62,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, door: HttpDoor) -> None:
         self._door = door
         self._transport: asyncio.Transport
-        self._head = HeadReader(door.limits)
+        self._head = HeadReader(door.limits, door.known_heads)
         self._body: KnownLength | Chunked | None = None
         self._room: memoryview | None = None
         self._stash = b""
@@ -77,6 +82,12 @@ class Connection(asyncio.BufferedProtocol):
         self._heard = door.now
         self._head_since = 0.0
         self._unsent = 0
+        self._handle = door.handle
+        self._spare = False
+        self._ended = False
+        self._body_mark = 0
+        self._body_since = 0.0
+        self._complete_since = 0.0
 
     # what the door asks
 
@@ -88,6 +99,11 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def _receiving(self) -> bool:
         return self._body is not None or self._head.begun or bool(self._stash)
+
+    @property
+    def heard(self) -> float:
+        """When bytes came last, by the door's clock."""
+        return self._heard
 
     def close_if_idle(self) -> None:
         """Close the connection unless a request is under way."""
@@ -106,15 +122,22 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
         elif self._write_paused:
             unsent = self._transport.get_write_buffer_size()
-            if unsent != self._unsent:
+            if self._unsent < 0 or self._unsent - unsent >= limits.progress_byte_size:
                 self._unsent = unsent
                 self._heard = now
             elif limits.stalled_reply_s and now - self._heard > limits.stalled_reply_s:
                 self._transport.abort()
         elif self._failure is not None or self._active is not None or self._waiting:
             self._heard = now
+            if self._head_since:
+                self._head_since = now
+            self._body_since = now
         elif self._body is not None:
-            if limits.body_idle_s and now - self._heard > limits.body_idle_s:
+            received = self._body.received_byte_size
+            if received - self._body_mark >= limits.progress_byte_size:
+                self._body_mark = received
+                self._body_since = now
+            elif limits.body_idle_s and now - self._body_since > limits.body_idle_s:
                 self._fail(Malformed(408, "request body did not arrive in time"))
         elif self._receiving:
             if limits.head_s and now - self._head_since > limits.head_s:
@@ -132,8 +155,16 @@ class Connection(asyncio.BufferedProtocol):
             return
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self._local = isinstance(peer, tuple) and isinstance(own, tuple) and peer_is_local(str(peer[0]), str(own[0]))
-        if self._door.crowded:
-            self._fail(Malformed(503, "too many connections"))
+        door = self._door
+        if door.crowded:
+            if door.full:
+                # No lingering: that would let those who are refused pile up.
+                self._last = True
+                self._write(Reply(503, (PLAIN_TYPE,), (error_body(_CROWDED),)), True, None)
+                self._transport.close()
+                return
+            self._spare = True
+            self._handle = self._answer_probe
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._room
@@ -162,7 +193,25 @@ class Connection(asyncio.BufferedProtocol):
             self._consume(door.read_buffer, door.read_view, nbytes)
 
     def eof_received(self) -> bool:
-        return False
+        """The client sends nothing more. It may still wait for its replies, or have gone: the two look the same.
+
+        Whoever ends its side right behind its request wants the reply (RFC 9112, 9.3); whoever does so later, while it waits,
+        has given up, and what it waited for is cancelled.
+        """
+        unanswered = self._active is not None or self._waiting or self._failure is not None or (self._stash and not self._fresh)
+        if self._lingering or not unanswered:
+            return False
+        if self._ended:
+            return True
+        last = self._waiting[-1] if self._waiting else self._active
+        if last is not None:
+            complete = max(last.start_ns / 1e9, self._complete_since)
+            if time.monotonic() - complete > self._door.limits.half_close_s:
+                return False
+        self._ended = True
+        # The transport has stopped to read by itself.
+        self._reading = False
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
@@ -170,8 +219,9 @@ class Connection(asyncio.BufferedProtocol):
         self._abandon_body()
         self._stash = b""
         for exchange in self._waiting:
-            exchange.request.body.release()
+            exchange.body.release()
         self._waiting.clear()
+        self._handle = self._door.handle
         active, self._active = self._active, None
         if active is not None and active.cancel is not None:
             active.cancel()
@@ -207,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begins_http2(self, data: bytes | bytearray, end: int) -> bool:
         """True where the connection's first bytes are, or may become, HTTP/2's."""
         begin = data[: min(end, len(HTTP2_PREFACE))]
-        if self._door.http2 is None or not HTTP2_PREFACE.startswith(begin):
+        if self._door.http2 is None or self._spare or not HTTP2_PREFACE.startswith(begin):
             self._fresh = False
             return False
         if len(begin) < len(HTTP2_PREFACE):
@@ -227,17 +277,18 @@ class Connection(asyncio.BufferedProtocol):
     def _cut(self, data: bytes | bytearray, view: memoryview, end: int) -> None:
         """Cut ``data[:end]`` into requests. Raises Malformed."""
         start = 0
-        head = self._head
+        reader = self._head
         waiting = self._waiting
         while start < end and not self._last:
             body = self._body
             if body is None:
-                if len(waiting) >= self._door.limits.waiting:
+                if (waiting or self._active is not None) and self._far_ahead():
                     self._stash = bytes(view[start:end])
                     self._set_reading(False)
                     return
-                start = head.feed(data, view, start, end)
-                if not head.complete:
+                start = reader.feed(data, view, start, end)
+                head = reader.head
+                if head is None:
                     if not self._head_since:
                         self._head_since = self._door.now
                     continue
@@ -246,14 +297,14 @@ class Connection(asyncio.BufferedProtocol):
                 if size and size <= end - start and size <= self._door.limits.inline_byte_size:
                     if head.expects_continue:
                         self._continue()
-                    self._enqueue(InlineBody(bytes(view[start : start + size])))
+                    self._enqueue(head, InlineBody(bytes(view[start : start + size])))
                     start += size
                 elif size or head.chunked:
-                    self._begin_body()
+                    self._begin_body(head)
                 else:
                     if head.expects_continue:
                         self._continue()
-                    self._enqueue(InlineBody())
+                    self._enqueue(head, InlineBody())
             elif type(body) is KnownLength:
                 start = body.feed(view, start, end)
                 self._room = body.room
@@ -265,12 +316,24 @@ class Connection(asyncio.BufferedProtocol):
                 if body.complete:
                     self._end_body(body)
 
-    def _begin_body(self) -> None:
-        door, head = self._door, self._head
+    def _far_ahead(self) -> bool:
+        """Enough complete requests wait behind the one that is being answered."""
+        door, waiting = self._door, self._waiting
+        if len(waiting) >= door.limits.waiting:
+            return True
+        held = sum([len(exchange.body.view) for exchange in waiting])
+        return held + door.limits.inline_byte_size > door.waiting_byte_size
+
+    def _begin_body(self, head: Head) -> None:
+        door = self._door
+        if self._spare:
+            raise Malformed(503, _CROWDED)
+        self._body_mark = 0
+        self._body_since = door.now
         if head.chunked:
             self._body = Chunked(door.arena, door.limits)
         else:
-            self._body = KnownLength(door.arena, head.content_length, door.limits, head.json_byte_size)
+            self._body = KnownLength(door.arena, head.content_length, door.limits, json_byte_size(head))
             self._room = self._body.room
         if head.expects_continue:
             self._continue()
@@ -278,16 +341,18 @@ class Connection(asyncio.BufferedProtocol):
     def _end_body(self, body: KnownLength | Chunked) -> None:
         self._body = None
         self._room = None
-        self._enqueue(body.take())
+        self._complete_since = time.monotonic()
+        head = self._head.head
+        assert head is not None
+        self._enqueue(head, body.take())
 
-    def _enqueue(self, body: Body) -> None:
-        head = self._head
-        request = HttpRequest(head.method, head.path, head.headers, body, head.start_ns, head.original_names, head.query, self._local)
-        self._waiting.append(_Exchange(self, request, head))
+    def _enqueue(self, head: Head, body: Body) -> None:
+        reader = self._head
+        self._waiting.append(_Exchange(self, head, body, reader.start_ns, self._local))
         self._owes_continue = False
         if not head.keep_alive:
             self._last = True
-        head.next()
+        reader.next()
 
     def _continue(self) -> None:
         """Ask for the body, once the replies before it are out."""
@@ -337,7 +402,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _start(self, exchange: _Exchange) -> None:
         try:
-            cancel = self._door.handle(exchange.request, exchange.answer)
+            cancel = self._handle(exchange, exchange.answer)
         except Exception:
             _logger.exception("an HTTP handler failed")
             if self._active is exchange:
@@ -347,6 +412,17 @@ class Connection(asyncio.BufferedProtocol):
             exchange.cancel = cancel
         elif cancel is not None and self._gone:
             cancel()
+
+    def _answer_probe(self, request: HttpRequest, answer: Answer) -> Cancel | None:
+        """Handle a request of a connection that is one too many: probes are answered, everything else is refused."""
+        if self._active is not None:
+            self._active.keep_alive = False
+        head = request.head
+        if head.method == "GET" and (head.path.startswith(_PROBES) or head.path.endswith("/ready")):
+            return self._door.handle(request, answer)
+        request.body.release()
+        answer(Reply(503, (PLAIN_TYPE,), (error_body(_CROWDED),)))
+        return None
 
     # replies
 
@@ -359,7 +435,7 @@ class Connection(asyncio.BufferedProtocol):
         # The cancel function knows the request, which knows this exchange: left alone, a cycle for the collector.
         exchange.cancel = None
         close = not exchange.keep_alive or self._door.exiting
-        self._write(reply, close, exchange.head_only, exchange.keep_alive_1_0)
+        self._write(reply, close, exchange.head)
         if close:
             more = not self._last and (self._receiving or bool(self._waiting))
             self._drop_rest()
@@ -377,34 +453,19 @@ class Connection(asyncio.BufferedProtocol):
         self._abandon_body()
         self._stash = b""
         for exchange in self._waiting:
-            exchange.request.body.release()
+            exchange.body.release()
         self._waiting.clear()
 
-    def _write(self, reply: Reply, close: bool, head_only: bool, say_keep_alive: bool) -> None:
-        """Send a reply in one write; large bodies are not copied."""
+    def _write(self, reply: Reply, close: bool, request: Head | None) -> None:
+        """Send a reply in one write; large bodies are not copied. ``request``: the head of what is answered, where it could be read."""
         size = 0
         for part in reply.body:
-            size += part.nbytes if isinstance(part, memoryview) else len(part)
-        pieces: list[bytes | memoryview] = [_STATUS_LINES[reply.status]]
-        typed = False
-        lines = 3
-        for name, value in reply.headers:
-            pieces += (name, b": ", value, b"\r\n")
-            lines += 1
-            typed = typed or name == b"Content-Type" or name.lower() == b"content-type"
-        if not typed:
-            pieces.append(b"Content-Type: text/plain\r\n")
-            lines += 1
-        if close:
-            pieces.append(_CLOSE)
-            lines += 1
-        elif say_keep_alive:
-            pieces.append(_KEEP_ALIVE)
-            lines += 1
-        pieces.append(b"Content-Length: %d\r\n\r\n" % size)
-        head = b"".join(pieces)
-        if head.count(b"\n") != lines or head.count(b"\r") != lines:
-            raise ValueError("a reply's header holds a line break")
+            size += part.nbytes if type(part) is memoryview else len(part)
+        line = _CLOSE if close else _KEEP_ALIVE if request is not None and request.keep_alive_1_0 else b""
+        headers = reply.headers
+        make_head = _kept_reply_head if type(headers) is tuple else _reply_head
+        head = make_head(reply.status, headers, size, line)
+        head_only = request is not None and request.method == "HEAD"
         transport = self._transport
         on_sent = reply.on_sent
         if head_only or size <= _JOIN_BYTE_SIZE:
@@ -431,13 +492,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def _send_failure(self, failure: Malformed) -> None:
         headers = (JSON_TYPE if failure.as_json else PLAIN_TYPE,)
-        self._write(Reply(failure.status, headers, (error_body(failure.message),)), True, False, False)
+        self._write(Reply(failure.status, headers, (error_body(failure.message),)), True, None)
         self._linger()
 
     def _linger(self) -> None:
         """Say that nothing more comes, then read over what the client still sends, so that it sees the reply."""
         self._lingering = True
         self._room = None
+        if self._ended:
+            self._transport.close()
+            return
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
@@ -452,8 +516,38 @@ class Connection(asyncio.BufferedProtocol):
     def _set_reading(self, reading: bool) -> None:
         if reading == self._reading or self._gone:
             return
+        if self._ended:
+            if self._active is None and not self._waiting and not self._write_paused and self._failure is None:
+                self._transport.close()
+            return
         self._reading = reading
         if reading:
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
+
+
+def _reply_head(status: int, headers: Sequence[tuple[bytes, bytes]], byte_size: int, connection_line: bytes) -> bytes:
+    """Status line and headers of a reply. Raises ValueError for a header that would be more than one line."""
+    pieces: list[bytes] = [_STATUS_LINES[status]]
+    typed = False
+    lines = 3
+    for name, value in headers:
+        pieces += (name, b": ", value, b"\r\n")
+        lines += 1
+        typed = typed or name.lower() == b"content-type"
+    if not typed:
+        pieces.append(b"Content-Type: text/plain\r\n")
+        lines += 1
+    if connection_line:
+        pieces.append(connection_line)
+        lines += 1
+    pieces.append(b"Content-Length: %d\r\n\r\n" % byte_size)
+    head = b"".join(pieces)
+    if head.count(b"\n") != lines or head.count(b"\r") != lines:
+        raise ValueError("a reply's header holds a line break")
+    return head
+
+
+_kept_reply_head = lru_cache(maxsize=1024)(_reply_head)
+"""The same for headers in a tuple: most replies begin like one that was sent lately."""

@@ -54,24 +54,26 @@ class ArenaBody:
 Body = InlineBody | ArenaBody
 
 
-@dataclass(slots=True)
-class HttpRequest:
-    """A complete request.
+@dataclass(slots=True, eq=False)
+class Head:
+    """What the head of a request says; never changed, because all requests with the same head share one.
 
-    ``path`` is the raw path, never percent-decoded, without the query. Header names are lower-case
-    and in order of arrival; ``original_names`` keeps their spelling, index for index (neither is ever changed: a
-    connection may use them for several requests). Whoever
-    handles the request owns ``body`` and releases it exactly once. ``start_ns`` is CLOCK_MONOTONIC.
+    ``path`` is the raw path, never percent-decoded, without the query. Header names are lower-case and in order of
+    arrival; ``original_names`` keeps their spelling, index for index. ``content_length`` is 0 where there is none.
+    ``seen`` is for whoever handles such requests: what it has found out about this head.
     """
 
     method: str
     path: str
-    headers: list[tuple[bytes, bytes]]
-    body: Body
-    start_ns: int
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     original_names: list[bytes] = field(default_factory=list)
     query: str = ""
-    peer_is_local: bool = False
+    content_length: int = 0
+    chunked: bool = False
+    keep_alive: bool = True
+    keep_alive_1_0: bool = False
+    expects_continue: bool = False
+    seen: object = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, or None. ``name`` is lower-case."""
@@ -79,6 +81,21 @@ class HttpRequest:
             if key == name:
                 return value
         return None
+
+
+class HttpRequest:
+    """A complete request.
+
+    Whoever handles the request owns ``body`` and releases it exactly once. ``start_ns`` is CLOCK_MONOTONIC.
+    """
+
+    __slots__ = ("body", "head", "peer_is_local", "start_ns")
+
+    def __init__(self, head: Head, body: Body, start_ns: int, peer_is_local: bool = False) -> None:
+        self.head = head
+        self.body = body
+        self.start_ns = start_ns
+        self.peer_is_local = peer_is_local
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from .app import http_app
 from .asgi_call import AsgiCalls
 from .exchange import Answer, Cancel, HttpRequest
 from .http2 import Http2
+from .infer import infer
+from .infer_head import InferHead
 from .inference import infer_guarded
 from .limits import Limits
 from .listener import HttpDoor
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 _MODELS = "/v2/models/"
 _INFER = "/infer"
 _HEALTH = {"/v2/health/live": health.live, "/v2/health/ready": health.ready}
-_REMEMBERED = 1024
-_REMEMBERED_LENGTH = 256
 
 
 def infer_target(path: str) -> tuple[str, str] | None:
@@ -46,7 +46,6 @@ class Front:
         self._restrictions = Restrictions(rules)
         self._app = http_app(service, self._restrictions, self.limits)
         self._calls = AsgiCalls(self._app)
-        self._targets: dict[str, tuple[str, str] | None] = {}
 
     def door(self) -> HttpDoor:
         """A door that this front answers, with HTTP/2 by prior knowledge."""
@@ -54,31 +53,24 @@ class Front:
 
     def handle(self, request: HttpRequest, answer: Answer) -> Cancel | None:
         """Answer a request."""
-        path = request.path
-        if request.method == "POST":
-            target = self._target(path)
+        head = request.head
+        seen = head.seen
+        if type(seen) is InferHead:
+            return infer(self._service, seen, request, answer)
+        path = head.path
+        if head.method == "POST":
+            target = infer_target(path)
             if target is not None:
-                refused = self._restrictions.refusal("inference", request.headers)
+                refused = self._restrictions.refusal("inference", head.headers)
                 if refused is None:
                     return infer_guarded(self._service, target[0], target[1], request, answer)
                 request.body.release()
                 answer(refused)
                 return None
-        elif request.method == "GET":
+        elif head.method == "GET":
             probe = _HEALTH.get(path)
             if probe is not None:
                 request.body.release()
-                answer(self._restrictions.refusal("health", request.headers) or probe(self._service))
+                answer(self._restrictions.refusal("health", head.headers) or probe(self._service))
                 return None
         return self._calls.begin(request, answer)
-
-    def _target(self, path: str) -> tuple[str, str] | None:
-        targets = self._targets
-        target = targets.get(path)
-        if target is None:
-            target = infer_target(path)
-            if target is not None and len(path) <= _REMEMBERED_LENGTH:
-                if len(targets) >= _REMEMBERED:
-                    targets.clear()
-                targets[path] = target
-        return target

@@ -17,15 +17,19 @@ from .content_encoding import (
     SHORT_PACKED_BYTE_SIZE,
     UnknownEncoding,
     beside_the_loop,
-    chosen_encoding,
     compress,
     decompress,
     is_compressed,
 )
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
-from .infer_call import InferCall, InferSettings, Scratch, block_with, infer_settings
-from .infer_request import header_length, read_request
+from .infer_call import InferCall, Regions, Scratch, block_with, infer_settings
+from .infer_head import InferHead
+from .infer_plan import known_plan
+from .infer_request import read_request
 from .infer_response import failure, infer_reply, packed
+from .long_reply import LongReply
+from .long_request import LONG_BYTE_SIZE, LongScratch, read_long_request
+from .turns import in_turns
 
 if TYPE_CHECKING:
     from ..repository.version import ModelVersion
@@ -34,62 +38,66 @@ if TYPE_CHECKING:
 NO_DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
-def infer(service: Service, model_name: str, version_text: str, request: HttpRequest, answer: Answer) -> Cancel | None:
-    """Run one inference and answer with its outcome; ``version_text`` is empty for the newest version.
+def infer(service: Service, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+    """Run one inference and answer with its outcome.
 
     Takes the request's body over: it is released once the inference has ended, or at once where
     it does not begin.
     """
-    options = service.options
-    settings = infer_settings(options.http_max_input_size, options.http_header_forward_pattern)
     try:
-        version = service.find(model_name, version_text)
+        version = service.find(head.model, head.version)
         if version.signature.decoupled:
             raise unsupported(NO_DECOUPLED)
-        fields = dict(request.headers)
-        encoding = fields.get(b"content-encoding")
+        encoding = head.content_encoding
         if encoding is not None and is_compressed(encoding):
+            limit = service.options.http_max_input_size
             if len(request.body.view) > SHORT_PACKED_BYTE_SIZE:
-                return _Unpacking(service, version, request, fields, settings, answer).cancel
-            _put_in_place(request, service.arena, decompress(request.body.view, settings.max_input_size))
+                return _Unpacking(service, version, head, request, limit, answer).cancel
+            _put_in_place(request, service.arena, decompress(request.body.view, limit))
     except StatusError as error:
         _refuse(request, error, True, answer)
         return None
-    return _begin(service, version, request, fields, settings, answer)
+    return _begin(service, version, head, request, answer)
 
 
-def _begin(
-    service: Service,
-    version: ModelVersion,
-    request: HttpRequest,
-    fields: dict[bytes, bytes],
-    settings: InferSettings,
-    answer: Answer,
-) -> Cancel | None:
+def _begin(service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """Run an inference whose body is as it should be read."""
-    scratch = Scratch(service.arena)
+    scratch: Scratch | None = None
     plain = True
     try:
-        json_size = header_length(request, fields, len(request.body.view))
+        content = request.body
+        json_size = head.json_byte_size(len(content.view))
         plain = False
-        regions = service.regions if service.client_shm_allowed(request.peer_is_local) else NO_REGIONS
-        call = read_request(request, json_size, version.signature, regions, scratch, settings)
-        accepted = fields.get(b"accept-encoding")
-        exchange = _Exchange(version, call, answer, "identity" if accepted is None else chosen_encoding(accepted))
-        queued = Request(
-            call.body,
-            request.start_ns,
-            exchange.on_response,
-            partial(_let_go, request, scratch),
-            call.priority,
-            call.timeout_us,
-        )
-        service.submit(version, queued)
+        signature = version.signature
+        options = service.options
+        plan = None if options.http_header_forward_pattern else known_plan(content.view, json_size)
+        if plan is None:
+            if json_size > LONG_BYTE_SIZE:
+                return _LongReading(service, version, head, request, json_size, answer).cancel
+            scratch = Scratch(service.arena)
+            settings = infer_settings(options.http_max_input_size, options.http_header_forward_pattern)
+            call = read_request(request, json_size, signature, _regions(service, request), scratch, settings)
+            body = call.body
+        else:
+            call = plan.terms
+            body = plan.request_body(content, signature, _regions(service, request) if plan.uses_regions else NO_REGIONS)
+        exchange = _Exchange(version, call, answer, head.reply_encoding)
+        on_finish = content.release if scratch is None else partial(_let_go, request, scratch)
+        queued = Request(body, request.start_ns, exchange.on_response, on_finish, call.priority, call.timeout_us)
+        if plan is not None and plan.always_fits(signature, body):
+            service.submit_checked(version, queued)
+        else:
+            service.submit(version, queued)
     except StatusError as error:
-        scratch.release()
+        if scratch is not None:
+            scratch.release()
         _refuse(request, error, plain, answer)
         return None
     return partial(service.cancel, version, queued)
+
+
+def _regions(service: Service, request: HttpRequest) -> Regions:
+    return service.regions if service.client_shm_allowed(request.peer_is_local) else NO_REGIONS
 
 
 def _refuse(request: HttpRequest, error: StatusError, plain: bool, answer: Answer) -> None:
@@ -118,21 +126,15 @@ class _Unpacking:
     __slots__ = ("_arguments", "_cancel", "_gone")
 
     def __init__(
-        self,
-        service: Service,
-        version: ModelVersion,
-        request: HttpRequest,
-        fields: dict[bytes, bytes],
-        settings: InferSettings,
-        answer: Answer,
+        self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, limit: int, answer: Answer
     ) -> None:
-        self._arguments = (service, version, request, fields, settings, answer)
+        self._arguments = (service, version, head, request, answer)
         self._cancel: Cancel | None = None
         self._gone = False
-        beside_the_loop(partial(decompress, request.body.view, settings.max_input_size), self._done)
+        beside_the_loop(partial(decompress, request.body.view, limit), self._done)
 
     def _done(self, content: asyncio.Future[bytes]) -> None:
-        service, _, request, _, _, answer = self._arguments
+        service, _, _, request, answer = self._arguments
         error = content.exception()
         if self._gone:
             request.body.release()
@@ -153,6 +155,54 @@ class _Unpacking:
             self._cancel()
 
 
+class _LongReading:
+    """A request whose long JSON part is read in turns with the loop before it begins."""
+
+    __slots__ = ("_arguments", "_cancel", "_drop", "_scratch")
+
+    def __init__(
+        self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, json_size: int, answer: Answer
+    ) -> None:
+        self._arguments = (service, version, head, request, answer)
+        self._cancel: Cancel | None = None
+        self._scratch = LongScratch(service.arena)
+        options = service.options
+        settings = infer_settings(options.http_max_input_size, options.http_header_forward_pattern)
+        steps = read_long_request(request, json_size, version.signature, _regions(service, request), self._scratch, settings)
+        self._drop: Cancel | None = in_turns(steps, self._done)
+
+    def _done(self, outcome: asyncio.Future[InferCall]) -> None:
+        service, version, head, request, answer = self._arguments
+        scratch = self._scratch
+        self._drop = None
+        error = outcome.exception()
+        try:
+            if error is not None:
+                raise error if isinstance(error, StatusError) else internal("internal error")
+            call = outcome.result()
+            exchange = _Exchange(version, call, answer, head.reply_encoding)
+            on_finish = partial(_let_go, request, scratch)
+            queued = Request(call.body, request.start_ns, exchange.on_response, on_finish, call.priority, call.timeout_us)
+            service.submit(version, queued)
+        except StatusError as refusal:
+            scratch.release()
+            _refuse(request, refusal, False, answer)
+            if error is not None and error is not refusal:
+                raise error from None
+        else:
+            self._cancel = partial(service.cancel, version, queued)
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        if self._drop is not None:
+            self._drop()
+            self._drop = None
+            self._scratch.release()
+            self._arguments[3].body.release()
+        elif self._cancel is not None:
+            self._cancel()
+
+
 class _Exchange:
     """Waits for the one response of a request, and answers with it."""
 
@@ -168,20 +218,17 @@ class _Exchange:
 
     def on_response(self, response: Response) -> None:
         """Take a response; the final one brings the answer, unless it is only the end mark of an earlier one."""
-        mark_only = response.final and self._kept is not None and not response.outputs and response.error is None
-        if mark_only:
-            response.release()
-            assert self._kept is not None
-            response = self._kept
-        else:
+        kept = self._kept
+        if kept is None or response.outputs or response.error is not None or not response.final:
             self._count += 1
+            if kept is not None:
+                kept.release()
             if not response.final:
-                if self._kept is not None:
-                    self._kept.release()
                 self._kept = response
                 return
-            if self._kept is not None:
-                self._kept.release()
+        else:
+            response.release()
+            response = kept
         try:
             if self._count != 1:
                 raise internal(f"expected a single response, got {self._count}")
@@ -194,9 +241,28 @@ class _Exchange:
             response.release()
             self._answer(failure(internal("internal error"), plain=True))
             raise
-        if self._encoding == "identity" or reply.status != 200:
+        if type(reply) is LongReply:
+            in_turns(reply.steps(), partial(self._written, response))
+        elif self._encoding == "identity" or reply.status != 200:
             self._answer(reply)
-        elif sum([len(part) for part in reply.body]) <= SHORT_BYTE_SIZE:
+        else:
+            self._pack(reply)
+
+    def _written(self, response: Response, outcome: asyncio.Future[Reply]) -> None:
+        """Take a long reply that was written in turns with the loop."""
+        error = outcome.exception()
+        if error is not None:
+            response.release()
+            self._answer(failure(error if isinstance(error, StatusError) else internal("internal error"), plain=True))
+            if not isinstance(error, StatusError):
+                raise error
+        elif self._encoding == "identity":
+            self._answer(outcome.result())
+        else:
+            self._pack(outcome.result())
+
+    def _pack(self, reply: Reply) -> None:
+        if sum([len(part) for part in reply.body]) <= SHORT_BYTE_SIZE:
             self._answer(packed(reply, self._encoding, compress(reply.body, self._encoding)))
         else:
             beside_the_loop(partial(compress, reply.body, self._encoding), partial(self._packed, reply))

@@ -9,6 +9,7 @@ from msgspec import UNSET
 from ...shm.placement import Inline, Span
 from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
+from ..dispatch.validation import plain_batch_size
 from .exchange import Body
 from .infer_call import InferCall, Regions
 from .infer_envelope import Envelope, InputParameters, OutputParameters
@@ -27,10 +28,10 @@ class Plan:
 
     ``inputs`` are name, datatype and shape, then the region's name or "", and from where to where in the body, or
     offset and byte size in the region. ``spans`` are the regions of outputs likewise, by place in the list; a region
-    may be another one each time, so it is looked up each time.
+    may be another one each time, so it is looked up each time. ``terms`` is the request without its tensors.
     """
 
-    __slots__ = ("_call", "_inputs", "_spans", "end")
+    __slots__ = ("_inputs", "_looked_at", "_plain", "_spans", "end", "terms", "uses_regions")
 
     def __init__(
         self,
@@ -42,32 +43,48 @@ class Plan:
         self._inputs = inputs
         self._spans = spans
         # Without the first request's tensors: they would keep that request's whole body.
-        self._call = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters))
+        self.terms = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters))
         self.end = end
+        self.uses_regions = bool(spans) or any([region for _, _, _, region, _, _ in inputs])
+        self._looked_at: Signature | None = None
+        self._plain = False
 
-    def call(self, body: Body, signature: Signature, regions: Regions) -> InferCall:
-        """The request, with the tensors of ``body``. Raises StatusError for regions that are gone or other than they were."""
-        made = self._call
+    def request_body(self, body: Body, signature: Signature, regions: Regions) -> RequestBody:
+        """The request with the tensors of ``body``. Raises StatusError for regions that are gone or other than they were."""
         place = body.place
         tensors = [
             Tensor(name, datatype, shape, regions.span(region, at, to) if region else place(at, to) if to > at else Inline(_NOTHING))
             for name, datatype, shape, region, at, to in self._inputs
         ]
-        planned = made.body
+        planned = self.terms.body
         outputs = planned.outputs
         if self._spans:
             outputs = outputs.copy()
             for index, span in self._spans.items():
                 outputs[index] = WantedOutput(outputs[index].name, regions.span(*span))
-        batch_size = batch_size_of(tensors, signature)
-        return InferCall(
-            RequestBody("", batch_size, tensors, outputs, planned.parameters),
-            *(b"", made.form, made.forms, made.priority, made.timeout_us),
-            *(made.sequence_id, made.sequence_start, made.sequence_end),
-        )
+        return RequestBody("", batch_size_of(tensors, signature), tensors, outputs, planned.parameters)
+
+    def always_fits(self, signature: Signature, body: RequestBody) -> bool:
+        """Does every request of this plan pass the checks of ``signature`` as it is, because ``body``, which is one of them, does?
+
+        So it is where names, datatypes, shapes and byte sizes, the same each time, are all that is to be checked.
+        """
+        if self._looked_at is not signature:
+            self._looked_at = signature
+            plain = not self.uses_regions and not signature.reshapes_inputs
+            self._plain = plain and plain_batch_size(signature, body) == body.batch_size
+        return self._plain
 
 
 PLANS: dict[bytes, Plan] = {}
+
+
+def known_plan(view: memoryview, json_byte_size: int) -> Plan | None:
+    """The plan of a body whose first ``json_byte_size`` bytes were read before."""
+    if not 0 < json_byte_size <= PLANNED_BYTE_SIZE:
+        return None
+    plan = PLANS.get(bytes(view[:json_byte_size]))
+    return plan if plan is not None and plan.end == len(view) else None
 
 
 def keep_plan(text: bytes, envelope: Envelope, call: InferCall, end: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sized
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, UnsetType
 
 from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
@@ -24,27 +25,27 @@ from ...workers.contract.status import StatusError, internal, invalid, label, un
 from .exchange import HttpRequest
 from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm, Regions, Scratch
 from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
-from .infer_plan import PLANNED_BYTE_SIZE, PLANS, batch_size_of, keep_plan
-from .json_tensor import string_tensor_bytes, tensor_bytes
-from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, no_member, parse, quote, wrong_type
+from .infer_plan import PLANNED_BYTE_SIZE, batch_size_of, keep_plan
+from .json_tensor import NUMBERS, REFUSED, flat_numbers, flat_strings, string_tensor_bytes, tensor_bytes
+from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, depth_error, no_member, parse, quote, wrong_type
 from .raw_request import read_raw
 
 MAX_CORRELATION_ID = 128
 
 _MAX_UINT64 = 2**64 - 1
 _FAULTY_COUNT = 1000
-_OWN_DEPTH = 3
+OWN_DEPTH = 3
 """Levels that a request has around a tensor's data."""
 
 _RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"))
-_LENGTH = re.compile(rb"-?[0-9]{1,19}")
-_NO_LENGTH = re.compile(rb"-?[0-9]+")
 
+_FEW_ELEMENTS = 48
+_FEW_STRINGS = 128
 _DATA = msgspec.json.Decoder()
-_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 
 
-class _Irregular(Exception):
+class Irregular(Exception):
     """The typed decode may have read something otherwise than it should: read it member by member."""
 
 
@@ -56,28 +57,6 @@ def too_large(what: str, byte_size: int, limit: int) -> StatusError:
     )
 
 
-def header_length(request: HttpRequest, fields: Mapping[bytes, bytes], content_length: int) -> int:
-    """The length of a body's JSON part, 0 for a raw request: all of it unless a header says otherwise.
-
-    ``content_length`` is that of the decompressed body. Raises StatusError INVALID_ARG.
-    """
-    text = fields.get(b"inference-header-content-length")
-    if text is None:
-        return content_length
-    if len(fields) != len(request.headers):
-        given = [value for name, value in request.headers if name == b"inference-header-content-length"]
-        text = b", ".join(given)
-    got = text.decode("utf-8", "replace")
-    if not _LENGTH.fullmatch(text) and not _NO_LENGTH.fullmatch(text):
-        raise invalid(f"Unable to parse Inference-Header-Content-Length, got: {got}")
-    length = int(text) if len(text) <= 20 else _MAX_UINT64
-    if not -(2**31) <= length < 2**31:
-        raise invalid(f"Unable to parse Inference-Header-Content-Length, value is out of range [ {-(2**31)}, {2**31 - 1} ], got: {got}")
-    if not 0 <= length <= content_length:
-        raise invalid(f"inference header size should be in range (0, {content_length}), got: {got}")
-    return length
-
-
 def read_request(
     request: HttpRequest,
     json_size: int,
@@ -86,7 +65,7 @@ def read_request(
     scratch: Scratch,
     settings: InferSettings,
 ) -> InferCall:
-    """Read an inference request whose first ``json_size`` bytes (``header_length``) are JSON.
+    """Read an inference request whose first ``json_size`` bytes are JSON; what it says is kept where that may come again.
 
     Binary inputs refer to the request's body and decoded ones to ``scratch``: both must be kept until
     the inference has ended. Raises StatusError.
@@ -98,26 +77,47 @@ def read_request(
         if json_size > settings.max_input_size:
             raise too_large("request JSON size", json_size, settings.max_input_size)
         text = bytes(view[:json_size])
-        plan = PLANS.get(text)
-        if plan is not None and plan.end == len(view) and settings.forward is None:
-            return plan.call(request.body, signature, regions)
         if json_size > STEPWISE_BYTE_SIZE:
             check_containers(text)
-        reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
+        reading = Reading(request, json_size, len(view), signature, regions, scratch, settings)
         try:
             envelope = DECODER.decode(text)
             call = reading.typed(envelope, text)
             if json_size <= PLANNED_BYTE_SIZE and settings.forward is None:
                 keep_plan(text, envelope, call, len(view))
-        except (_Irregular, *_UNDECODABLE):
-            reading = _Reading(request, json_size, len(view), signature, regions, scratch, settings)
-            call = reading.document(parse(text, MAX_DEPTH + _OWN_DEPTH))
+        except StatusError as error:
+            raise depth_error(text, error) from None
+        except (Irregular, *UNDECODABLE):
+            reading = Reading(request, json_size, len(view), signature, regions, scratch, settings)
+            call = reading.document(parse(text, MAX_DEPTH + OWN_DEPTH))
     if settings.forward is not None:
-        _forward(request, settings.forward, call.body.parameters)
+        forward_headers(request, settings.forward, call.body.parameters)
     return call
 
 
-class _Reading:
+def is_regular(envelope: Envelope, text: bytes) -> bool:
+    """Whether a JSON part holds no members but those that the typed decode has read from it."""
+    members = 1
+    if envelope.id is not UNSET:
+        members += 1
+    if envelope.parameters is not UNSET:
+        members += 1 + len(envelope.parameters)
+    for item in envelope.inputs:
+        parameters = item.parameters
+        members += 3
+        if parameters is not UNSET:
+            members += 1 + sum([field is not UNSET for field in msgspec.structs.astuple(parameters)])
+        if item.data is not UNSET:
+            members += 1 + bytes(item.data).count(b'":')
+    if envelope.outputs is not UNSET:
+        members += 1
+        for output in envelope.outputs:
+            wishes = output.parameters
+            members += 1 if wishes is UNSET else 2 + sum([field is not UNSET for field in msgspec.structs.astuple(wishes)])
+    return text.count(b'":') == members
+
+
+class Reading:
     """One pass over a request: what has been read so far."""
 
     __slots__ = (
@@ -161,36 +161,18 @@ class _Reading:
         self.call = InferCall(_NO_BODY)
 
     def typed(self, envelope: Envelope, text: bytes) -> InferCall:
-        """Read what the typed decode gave. Raises _Irregular where ``text`` may hold more than that, besides StatusError."""
-        call = self.call
-        members = 1
+        """Read what the typed decode gave. Raises Irregular where ``text`` may hold more than that, besides StatusError."""
+        if not is_regular(envelope, text):
+            raise Irregular
         if envelope.id is not UNSET:
-            members += 1
             self.request_id = envelope.id
-            call.id_text = quote(envelope.id) if envelope.id else b""
-        if envelope.parameters is not UNSET:
-            members += 1 + len(envelope.parameters)
-        for item in envelope.inputs:
-            parameters = item.parameters
-            members += 3
-            if parameters is not UNSET:
-                members += 1 + sum([field is not UNSET for field in msgspec.structs.astuple(parameters)])
-            if item.data is not UNSET:
-                members += 1 + bytes(item.data).count(b'":')
-        outputs = () if envelope.outputs is UNSET else envelope.outputs
-        if envelope.outputs is not UNSET:
-            members += 1
-            for output in outputs:
-                wishes = output.parameters
-                members += 1 if wishes is UNSET else 2 + sum([field is not UNSET for field in msgspec.structs.astuple(wishes)])
-        if text.count(b'":') != members:
-            raise _Irregular
+            self.call.id_text = quote(envelope.id) if envelope.id else b""
         if envelope.parameters is not UNSET:
             self.take_parameters(envelope.parameters)
         for item in envelope.inputs:
             self.take_input(item)
         self.end_inputs()
-        for output in outputs:
+        for output in () if envelope.outputs is UNSET else envelope.outputs:
             self.take_output(output.name, output.parameters)
         return self.finished()
 
@@ -206,7 +188,7 @@ class _Reading:
                 raise internal("failed to get request params.: attempt to get members for non-object")
             self.take_parameters(members["parameters"])
         for item in _array(members, "inputs"):
-            self.take_input(_input_of(item))
+            self.take_input(input_of(item))
         self.end_inputs()
         for item in _array(members, "outputs") if "outputs" in members else ():
             self.take_output(_clean(_string(_member(item, "name"), "name")), _parameters_of(item, OutputParameters))
@@ -283,34 +265,25 @@ class _Reading:
     def decoded(self, item: Input, datatype: str) -> Placement:
         """The bytes of a tensor that came as JSON."""
         name = item.name
-        count = _json_count(name, item.shape)
+        count = json_count(name, item.shape)
         if not count:
             return Inline(_NOTHING)
+        if count >= _FEW_ELEMENTS and type(item.data) is msgspec.Raw:
+            content = _plain_elements(item.data, datatype, count, self.settings.max_input_size)
+            if content is not None:
+                return self.scratch.place(content)
         data: Any = _DATA.decode(item.data) if type(item.data) is msgspec.Raw else item.data
         if type(data) is not list:
             raise internal(f"Unable to parse 'data': {wrong_type('array')}")
-        if datatype in ("FP16", "BF16"):
-            raise invalid(f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input {name}")
-        if datatype not in DATATYPES:
-            raise invalid(f"invalid datatype for input {name}")
+        check_datatype(name, datatype)
         limit = self.settings.max_input_size
         if datatype == "BYTES":
             content = string_tensor_bytes(data)
             byte_size = len(content)
         else:
-            item_size = DATATYPES[datatype].byte_size
-            byte_size = count * item_size
-            if byte_size > MAX_COUNT:
-                raise invalid(
-                    f"byte size overflow for input '{name}': element count ({count}) * data type size ({item_size}) "
-                    f"exceeds maximum allowed size ({MAX_COUNT})"
-                )
+            byte_size = numbers_byte_size(name, datatype, count)
             content = b"" if byte_size > limit else tensor_bytes(data, datatype, count)
-        if byte_size > limit:
-            raise invalid(
-                f"JSON input '{name}' has a byte_size ({byte_size} bytes) that exceeds the maximum allowed value of {limit} bytes. "
-                "Use --http-max-input-size to increase the limit."
-            )
+        check_byte_size(name, byte_size, limit)
         return self.scratch.place(content)
 
     def end_inputs(self) -> None:
@@ -375,7 +348,55 @@ def _check_source(data: Any, size: Any, region: Any) -> None:
         )
 
 
-def _json_count(name: str, shape: tuple[int, ...]) -> int:
+def _plain_elements(array: msgspec.Raw, datatype: str, count: int, limit: int) -> bytes | None:
+    """The bytes of a flat array of elements that fit; None where it is anything else, or strings so few that this gains nothing."""
+    try:
+        if datatype == "BYTES":
+            if count < _FEW_STRINGS:
+                return None
+            strings = flat_strings(bytes(array)[1:-1]) if bytes(array).startswith(b"[") else None
+            return strings.tobytes() if strings is not None and len(strings) <= limit else None
+        if datatype not in NUMBERS or count * DATATYPES[datatype].byte_size > limit:
+            return None
+        values = flat_numbers(bytes(array), datatype)
+    except REFUSED:
+        return None
+    if len(values) != count:
+        return None
+    with np.errstate(over="ignore"):
+        return values.astype(DATATYPES[datatype].dtype, copy=False).tobytes()
+
+
+def check_datatype(name: str, datatype: str) -> None:
+    """Refuse an input whose datatype has no JSON form, or is none. Raises StatusError INVALID_ARG."""
+    if datatype in ("FP16", "BF16"):
+        raise invalid(f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input {name}")
+    if datatype not in DATATYPES:
+        raise invalid(f"invalid datatype for input {name}")
+
+
+def numbers_byte_size(name: str, datatype: str, count: int) -> int:
+    """How long ``count`` elements are. Raises StatusError INVALID_ARG where no size can say it."""
+    item_size = DATATYPES[datatype].byte_size
+    byte_size = count * item_size
+    if byte_size > MAX_COUNT:
+        raise invalid(
+            f"byte size overflow for input '{name}': element count ({count}) * data type size ({item_size}) "
+            f"exceeds maximum allowed size ({MAX_COUNT})"
+        )
+    return byte_size
+
+
+def check_byte_size(name: str, byte_size: int, limit: int) -> None:
+    """Refuse a tensor that came as JSON and is larger than a request may be. Raises StatusError INVALID_ARG."""
+    if byte_size > limit:
+        raise invalid(
+            f"JSON input '{name}' has a byte_size ({byte_size} bytes) that exceeds the maximum allowed value of {limit} bytes. "
+            "Use --http-max-input-size to increase the limit."
+        )
+
+
+def json_count(name: str, shape: tuple[int, ...]) -> int:
     """How many elements a JSON tensor must have."""
     if not shape:
         return 0
@@ -395,7 +416,7 @@ def _json_count(name: str, shape: tuple[int, ...]) -> int:
 # what the typed decode refuses: the same structs, from untyped values
 
 
-def _input_of(item: Any) -> Input:
+def input_of(item: Any) -> Input:
     """An input of a parsed document. Its parameters and data may still be of any type."""
     parameters = _parameters_of(item, InputParameters)
     data = item.get("data", UNSET) if type(item) is dict else UNSET
@@ -464,10 +485,10 @@ def _custom(name: str, value: Any) -> str | int | float | bool:
     raise invalid(f"parameter '{_clean(name)}' has invalid type. It should be either 'int', 'bool', or 'string'.")
 
 
-def _forward(request: HttpRequest, pattern: re.Pattern[str], parameters: Parameters) -> None:
+def forward_headers(request: HttpRequest, pattern: re.Pattern[str], parameters: Parameters) -> None:
     """Make a parameter of each header whose name matches. Raises StatusError INVALID_ARG for reserved names."""
-    names: Iterable[bytes] = request.original_names or [name for name, _ in request.headers]
-    for raw, (_, value) in zip(names, request.headers, strict=False):
+    names: Iterable[bytes] = request.head.original_names or [name for name, _ in request.head.headers]
+    for raw, (_, value) in zip(names, request.head.headers, strict=False):
         name = raw.decode("latin-1")
         if pattern.search(name):
             if name in _RESERVED or name.startswith("triton_"):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ...shm.placement import Span
+from ...shm.datatypes import element_count
+from ...shm.placement import Inline, Span
 from ...workers.contract.messages import Parameters, Tensor
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import Response
@@ -16,6 +17,7 @@ from .exchange import Reply
 from .infer_call import InferCall
 from .json_tensor import json_array
 from .json_text import quote, write
+from .long_reply import SHORT_BYTE_SIZE, LongArray, LongReply, unequal
 
 if TYPE_CHECKING:
     from ..repository.version import ModelVersion
@@ -30,8 +32,8 @@ def failure(error: StatusError, *, plain: bool = False) -> Reply:
     return Reply(http_status(error.code), (PLAIN_TYPE if plain else JSON_TYPE,), (b'{"error":' + quote(error.message) + b"}",))
 
 
-def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> Reply:
-    """The reply with a response's outputs, each in the form that the request asked for.
+def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> Reply | LongReply:
+    """The reply with a response's outputs, each in the form that the request asked for; or what makes it, where that takes long.
 
     The response is released by the reply's ``on_sent``, or at once where nothing of it is left to
     send. Raises StatusError, and then the response is not released.
@@ -42,33 +44,58 @@ def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> R
     form = call.form
     forms = call.forms
     objects: list[bytes] = []
+    arrays: dict[int, LongArray] | None = None
+    brief = not call.id_text and not response.parameters
     for tensor in response.outputs:
         if forms is not None:
             form = forms.get(tensor.name, call.form)
-        if form.in_region:
+        if form.binary and not form.classes:
+            place = tensor.place
+            content = place.content if type(place) is Inline else response.read(tensor)
+            objects.append(_binary_object(tensor.name, tensor.datatype, tensor.shape, len(content)))
+            if len(content):
+                tail.append(content)
+        elif form.in_region:
             if type(tensor.place) is not Span:
                 raise internal(f"output '{tensor.name}' was not written to its shared memory region")
             objects.append(_region_object(tensor.name, tensor.datatype, tensor.shape))
         elif form.classes:
+            brief = False
             objects.append(_classes_object(version, tensor, response.read(tensor), form.classes, tail if form.binary else None))
-        elif form.binary:
-            content = response.read(tensor)
-            objects.append(_binary_object(tensor.name, tensor.datatype, tensor.shape, len(content)))
-            if len(content):
-                tail.append(content)
         else:
-            objects.append(_json_object(tensor, response.read(tensor)))
-    text = b"".join(
+            brief = False
+            content = response.read(tensor)
+            if len(content) > SHORT_BYTE_SIZE:
+                arrays = arrays or {}
+                arrays[len(objects)] = LongArray(_json_head(tensor), tensor, content)
+                objects.append(b"")
+            else:
+                objects.append(_json_object(tensor, content))
+    members = _model_members(version.name, version.version)
+    if brief:
+        text, headers = _brief_part(members, *objects)
+        if tail:
+            return Reply(200, headers, (text, *tail), response.release)
+        response.release()
+        return Reply(200, _JSON_HEADERS, (text,))
+    lead = b"".join(
         (
             b'{"id":' + call.id_text + b"," if call.id_text else b"{",
-            _model_members(version.name, version.version),
+            members,
             b',"parameters":' + _parameters(response.parameters) if response.parameters else b"",
             b',"outputs":[',
-            b",".join(objects),
-            b"]}",
         )
     )
-    return _reply(text, tail, response.release)
+    if arrays is not None:
+        return LongReply(lead, objects, arrays, response, lambda text: _reply(text, tail, response.release))
+    return _reply((b"".join((lead, b",".join(objects), b"]}")),), tail, response.release)
+
+
+@lru_cache(maxsize=2048)
+def _brief_part(members: bytes, *objects: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """The JSON part of a reply that has no other members and no data in it, and the headers for tensors behind it."""
+    text = b"{%b,\"outputs\":[%b]}" % (members, b",".join(objects))
+    return text, (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % len(text)))
 
 
 def packed(reply: Reply, encoding: str, content: bytes) -> Reply:
@@ -78,11 +105,11 @@ def packed(reply: Reply, encoding: str, content: bytes) -> Reply:
     return Reply(reply.status, (*reply.headers, (b"Content-Encoding", encoding.encode())), (content,))
 
 
-def _reply(text: bytes, tail: list[bytes | memoryview], release: Callable[[], None]) -> Reply:
+def _reply(text: tuple[bytes, ...], tail: list[bytes | memoryview], release: Callable[[], None]) -> Reply:
     if tail:
-        return Reply(200, (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % len(text))), (text, *tail), release)
+        return Reply(200, (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % sum(map(len, text)))), (*text, *tail), release)
     release()
-    return Reply(200, _JSON_HEADERS, (text,))
+    return Reply(200, _JSON_HEADERS, text)
 
 
 @lru_cache(maxsize=1024)
@@ -117,19 +144,21 @@ def _classes_object(version: ModelVersion, tensor: Tensor, content: memoryview, 
     return _binary_object(tensor.name, "BYTES", shape, len(classes))
 
 
-def _json_object(tensor: Tensor, content: memoryview) -> bytes:
+def _json_head(tensor: Tensor) -> bytes:
     if tensor.datatype in ("FP16", "BF16"):
         raise invalid(f"sending {tensor.datatype} data via JSON is not supported. Please use the binary data format for output")
-    expected = 1 if tensor.shape else 0
-    for dim in tensor.shape:
-        expected *= dim
+    return _head(tensor.name, tensor.datatype, tensor.shape) + b',"data":'
+
+
+def _json_object(tensor: Tensor, content: memoryview) -> bytes:
+    head = _json_head(tensor)
     try:
         text, count = json_array(content, tensor.datatype)
     except ValueError:
-        count = -1
-    if count != expected:
-        raise internal(f"output tensor shape does not match size of output for '{tensor.name}'")
-    return _head(tensor.name, tensor.datatype, tensor.shape) + b',"data":' + text + b"}"
+        raise unequal(tensor) from None
+    if count != element_count(tensor.shape):
+        raise unequal(tensor)
+    return head + text + b"}"
 
 
 def _parameters(parameters: Parameters) -> bytes:

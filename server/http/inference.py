@@ -14,9 +14,10 @@ from ...workers.contract.status import StatusError
 from .body import Growing
 from .endpoint import Disconnected, Guard, scope_peer_is_local, send_reply, version_text
 from .errors import JSON_TYPE, error_body, error_reply, plain_error_reply
-from .exchange import Answer, Body, Cancel, HttpRequest, Reply
+from .exchange import Answer, Body, Cancel, Head, HttpRequest, Reply
 from .head import Malformed
 from .infer import infer
+from .infer_head import infer_head
 from .limits import Limits
 from .restriction import Restrictions
 
@@ -34,7 +35,8 @@ def infer_guarded(service: Service, model: str, version: str, request: HttpReque
         request.body.release()
         answer(error_reply(failure, plain=True))
         return None
-    return infer(service, model, version, request, answer)
+    head = request.head.seen = infer_head(request.head, model, version)
+    return infer(service, head, request, answer)
 
 
 class InferenceApp:
@@ -63,16 +65,9 @@ class InferenceApp:
         start_ns = time.monotonic_ns()
         arena = self._service.arena
         body = await _received(receive, Growing(arena, self._limits))
-        request = HttpRequest(
-            method=scope["method"],
-            path=scope["path"],
-            headers=scope["headers"],
-            body=body,
-            start_ns=start_ns,
-            original_names=[name for name, _ in scope["headers"]],
-            query=scope["query_string"].decode("latin-1"),
-            peer_is_local=scope_peer_is_local(scope),
-        )
+        headers = scope["headers"]
+        head = Head(scope["method"], scope["path"], headers, [name for name, _ in headers], scope["query_string"].decode("latin-1"))
+        request = HttpRequest(head, body, start_ns, scope_peer_is_local(scope))
         answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def answer(reply: Reply) -> None:

@@ -16,10 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ...workers.contract.status import StatusError, internal, invalid
+from ...workers.contract.status import Code, StatusError, internal, invalid
 
 MAX_DEPTH = 100
 """Arrays and objects within each other, at most: more is refused before anything is built of it."""
+
+DECODED_DEPTH = 500
+"""What nests deeper is not blamed on the tensor that it may be the data of. Far within what a decoder's stack allows, which differs
+from one Python to the next."""
 
 DEPTH_MESSAGE = f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"
 
@@ -75,9 +79,13 @@ _OPEN_ARRAY, _CLOSE_ARRAY = ord("["), ord("]")
 _OPEN_OBJECT, _CLOSE_OBJECT = ord("{"), ord("}")
 
 
-def syntax_error(reason: str, offset: int) -> StatusError:
-    """The error of a body that is not JSON; ``offset`` counts bytes."""
-    return internal(f"failed to parse the request JSON buffer: {reason} at {offset}")
+class NotJson(StatusError):
+    """A body is not JSON: ``why``, and from where on; ``offset`` counts bytes."""
+
+    def __init__(self, why: str, offset: int) -> None:
+        super().__init__(Code.INTERNAL, f"failed to parse the request JSON buffer: {why} at {offset}")
+        self.why = why
+        self.offset = offset
 
 
 def wrong_type(kind: str) -> str:
@@ -101,31 +109,45 @@ def parse(text: bytes | memoryview, max_depth: int = MAX_DEPTH) -> Any:
     """
     whole = bytes(text)
     if len(whole) > STEPWISE_BYTE_SIZE:
-        return _read_long(whole.partition(b"\0")[0], max_depth)
+        return parse_long(whole.partition(b"\0")[0], max_depth)
     return _Reader(whole + b"\0", max_depth).document()
 
 
-def check_containers(text: bytes) -> None:
-    """Refuse what would take far more memory than it is long, before it is built. Raises StatusError INVALID_ARG."""
-    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
-        _brackets(text)
+def depth_error(text: bytes, error: StatusError) -> StatusError:
+    """What to say of a document that was refused with ``error``: the plain text about depth where it is very deep, else ``error``."""
+    if error.message.endswith(DEPTH_MESSAGE) and _depth(text) > DECODED_DEPTH:
+        return invalid(DEPTH_MESSAGE)
+    return error
 
 
-def _brackets(text: bytes) -> np.ndarray[Any, np.dtype[np.int8]]:
+def _depth(text: bytes) -> int:
+    return int(np.cumsum(_brackets(text), dtype=np.int32).max(initial=0))
+
+
+def check_containers(text: bytes, brackets: int = 0) -> None:
+    """Refuse what would take far more memory than it is long, before it is built. Raises StatusError INVALID_ARG.
+
+    ``brackets`` counts those that open and close what was cut out of the text.
+    """
+    if text.count(b"[") + text.count(b"{") + brackets > MAX_CONTAINERS:
+        _brackets(text, brackets)
+
+
+def _brackets(text: bytes, more: int = 0) -> np.ndarray[Any, np.dtype[np.int8]]:
     """Where a document's arrays and objects open (1) and close (-1). Raises StatusError INVALID_ARG for too many."""
     brackets = np.frombuffer(_NO_BRACKETS.sub(b"", text), np.uint8)
-    if len(brackets) > 2 * MAX_CONTAINERS:
+    if len(brackets) + more > 2 * MAX_CONTAINERS:
         raise invalid(f"JSON holds more than {MAX_CONTAINERS} arrays and objects")
     return np.where(brackets & 0x5F == _OPEN_ARRAY, np.int8(1), np.int8(-1))
 
 
-def _read_long(text: bytes, max_depth: int) -> Any:
-    """What ``parse`` does, by the standard library's scanner."""
-    if text.count(b"[") + text.count(b"{") > max_depth and np.cumsum(_brackets(text), dtype=np.int32).max(initial=0) > max_depth:
+def parse_long(text: bytes, max_depth: int = MAX_DEPTH) -> Any:
+    """What ``parse`` does for long documents, by the standard library's scanner; no zero byte ends the document."""
+    if text.count(b"[") + text.count(b"{") > max_depth and _depth(text) > max_depth:
         raise invalid(DEPTH_MESSAGE)
     mark = len(_BYTE_ORDER_MARK) if text.startswith(_BYTE_ORDER_MARK) else 0
     if _BLANK.fullmatch(text, mark):
-        raise syntax_error(EMPTY, len(text))
+        raise NotJson(EMPTY, len(text))
     source = text[mark:].decode("utf-8", "surrogateescape")
     exact = _EXTREME_NUMBER.search(text) is not None
     try:
@@ -137,10 +159,10 @@ def _read_long(text: bytes, max_depth: int) -> Any:
         )
     except json.JSONDecodeError as error:
         offset = mark + len(source[: error.pos].encode("utf-8", "surrogateescape"))
-        raise syntax_error(_REASONS.get(error.msg, INVALID_VALUE), offset) from None
+        raise NotJson(_REASONS.get(error.msg, INVALID_VALUE), offset) from None
     lone = _NO_LONE_SURROGATE.match(text)
     if lone is not None and lone.end() < len(text):
-        raise syntax_error(BAD_SURROGATE, lone.end())
+        raise NotJson(BAD_SURROGATE, lone.end())
     return document
 
 
@@ -182,10 +204,10 @@ class _Reader:
 
     def document(self) -> Any:
         if self._next() == _END:
-            raise syntax_error(EMPTY, self._at)
+            raise NotJson(EMPTY, self._at)
         root = self._value()
         if self._next() != _END:
-            raise syntax_error(NOT_ALONE, self._at)
+            raise NotJson(NOT_ALONE, self._at)
         return root
 
     def _next(self) -> int:
@@ -234,7 +256,7 @@ class _Reader:
                 return self._close(stack)
             if after_value:
                 if here != _COMMA:
-                    raise syntax_error(NO_COMMA_IN_ARRAY, self._at)
+                    raise NotJson(NO_COMMA_IN_ARRAY, self._at)
                 self._at += 1
                 self._next()
             self._take_runs(container)
@@ -243,14 +265,14 @@ class _Reader:
             return self._close(stack)
         if after_value:
             if here != _COMMA:
-                raise syntax_error(NO_COMMA_IN_OBJECT, self._at)
+                raise NotJson(NO_COMMA_IN_OBJECT, self._at)
             self._at += 1
             here = self._next()
         if here != _QUOTE:
-            raise syntax_error(NO_NAME, self._at)
+            raise NotJson(NO_NAME, self._at)
         name = self._string()
         if self._next() != _COLON:
-            raise syntax_error(NO_COLON, self._at)
+            raise NotJson(NO_COLON, self._at)
         self._at += 1
         self._next()
         stack[-1] = (container, name)
@@ -272,7 +294,7 @@ class _Reader:
     def _word(self, word: bytes, value: bool | None) -> bool | None:
         for letter in word:
             if self._text[self._at] != letter:
-                raise syntax_error(INVALID_VALUE, self._at)
+                raise NotJson(INVALID_VALUE, self._at)
             self._at += 1
         return value
 
@@ -285,10 +307,10 @@ class _Reader:
         end = match.end()
         # the pattern stops before a point or an exponent that nothing follows
         if text[end] == ord(".") and not match["double"]:
-            raise syntax_error("Miss fraction part in number.", end + 1)
+            raise NotJson("Miss fraction part in number.", end + 1)
         if text[end] in b"eE" and not re.search(rb"[eE]", match["double"]):
             end += 1 + (text[end + 1] in b"+-")
-            raise syntax_error("Miss exponent in number.", end)
+            raise NotJson("Miss exponent in number.", end)
         self._at = end
         digits = match.group()
         if not match["double"] and len(digits) <= 20:
@@ -297,7 +319,7 @@ class _Reader:
                 return value
         double = float(digits)
         if double in (_INFINITY, -_INFINITY):
-            raise syntax_error(TOO_BIG, start)
+            raise NotJson(TOO_BIG, start)
         return double
 
     def _odd_number(self) -> float:
@@ -309,7 +331,7 @@ class _Reader:
         elif self._take(b"I") and self._take(b"n") and self._take(b"f"):
             if self._text[self._at] != ord("i") or all(self._take(letter) for letter in (b"i", b"n", b"i", b"t", b"y")):
                 return sign * _INFINITY
-        raise syntax_error(INVALID_VALUE, self._at)
+        raise NotJson(INVALID_VALUE, self._at)
 
     def _take(self, letter: bytes) -> bool:
         if self._text[self._at] != letter[0]:
@@ -337,9 +359,9 @@ class _Reader:
                 self._at += 1
                 return
             if here == _END:
-                raise syntax_error(NO_QUOTE, self._at)
+                raise NotJson(NO_QUOTE, self._at)
             if here != ord("\\"):
-                raise syntax_error(BAD_ESCAPE, self._at)
+                raise NotJson(BAD_ESCAPE, self._at)
             yield self._escape()
 
     def _escape(self) -> bytes:
@@ -348,17 +370,17 @@ class _Reader:
         if letter != ord("u"):
             plain = _SHORT_ESCAPES.get(letter)
             if plain is None:
-                raise syntax_error(BAD_ESCAPE, start)
+                raise NotJson(BAD_ESCAPE, start)
             self._at += 2
             return plain
         code = self._hex(start, start + 2)
         self._at = start + 6
         if 0xD800 <= code <= 0xDBFF:
             if self._text[start + 6 : start + 8] != b"\\u":
-                raise syntax_error(BAD_SURROGATE, start)
+                raise NotJson(BAD_SURROGATE, start)
             low = self._hex(start, start + 8)
             if not 0xDC00 <= low <= 0xDFFF:
-                raise syntax_error(BAD_SURROGATE, start)
+                raise NotJson(BAD_SURROGATE, start)
             self._at = start + 12
             code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
         return chr(code).encode("utf-8", "surrogatepass")
@@ -366,7 +388,7 @@ class _Reader:
     def _hex(self, escape: int, start: int) -> int:
         match = _HEX.match(self._text, start)
         if match is None:
-            raise syntax_error("Incorrect hex digit after \\u escape in string.", escape)
+            raise NotJson("Incorrect hex digit after \\u escape in string.", escape)
         return int(match.group(), 16)
 
 
@@ -396,13 +418,21 @@ _ESCAPES = {
 }
 
 
+_LONG_STRING = 512
+
+
+def _has_escaped(raw: bytes) -> bool:
+    codes = np.frombuffer(raw, np.uint8)
+    return bool(((codes < 0x20) | (codes == _QUOTE) | (codes == ord("\\"))).any())
+
+
 def quote(text: str | bytes | memoryview) -> bytes:
     """A string as JSON: quotation marks, backslashes and control characters escaped, everything else as it is.
 
     Bytes need not be UTF-8; surrogate escapes of a str become the bytes they stand for.
     """
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
-    if _ESCAPED.search(raw) is not None:
+    if _has_escaped(raw) if len(raw) > _LONG_STRING else _ESCAPED.search(raw) is not None:
         raw = _ESCAPED.sub(lambda match: _ESCAPES[match.group()], raw)
     return b'"' + raw + b'"'
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import heapq
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ...workers.contract.status import unavailable
+from .. import descriptors
+from .acceptor import Acceptor
 from .connection import Connection
-from .exchange import Answer, Cancel, HttpRequest
+from .exchange import Answer, Cancel, Head, HttpRequest
 from .limits import Limits
+from .tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from ...shm.arena import Arena
     from .http2 import Http2
+    from .tls import Tls
 
 _READ_BYTE_SIZE = 64 * 1024
-_BACKLOG = 1024
+_SEALED_BYTE_SIZE = 256 * 1024
+_LEAVE_AT_ONCE = 32
 
 
 Handle = Callable[[HttpRequest, Answer], Cancel | None]
@@ -51,13 +56,22 @@ class HttpDoor:
         self.now = 0.0
         self.read_buffer = bytearray(_READ_BYTE_SIZE)
         self.read_view = memoryview(self.read_buffer)
-        self._connections: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self.sealed_view = memoryview(b"")
+        self.known_heads: dict[bytes, Head] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self._connections: dict[Connection | TlsStream, None] = {}  # in the order they came
+        self._leaving: set[Connection] = set()
+        self._nobody_idle = False
+        self._most = self.limits.connections
+        self._acceptor: Acceptor | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
 
-    async def start(self, address: str, port: int, reuse_port: bool, tls: ssl.SSLContext | None = None) -> None:
-        """Listen on ``address:port`` (0: a free port). Raises UNAVAILABLE where the port cannot be had."""
+    async def start(self, address: str, port: int, reuse_port: bool, tls: Tls | None = None) -> None:
+        """Listen on ``address:port`` (0: a free port), over TLS where that is given.
+
+        Raises UNAVAILABLE where the port cannot be had.
+        """
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -66,23 +80,26 @@ class HttpDoor:
             if reuse_port:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listening.bind((address, port))
-            listening.listen(_BACKLOG)
-            listening.setblocking(False)
-            self._server = await loop.create_server(lambda: Connection(self), sock=listening, backlog=_BACKLOG, ssl=tls)
+            accept = (lambda: Connection(self)) if tls is None else (lambda: TlsStream(self, Connection(self), tls))
+            self._acceptor = Acceptor(listening, accept, self._make_room)
         except (OSError, OverflowError) as failure:
             listening.close()
             if isinstance(failure, OSError) and failure.errno == errno.EMFILE:
                 raise
             raise unavailable(f"Socket '{address}:{port}' already in use ") from failure
+        if tls is not None:
+            self.sealed_view = memoryview(bytearray(_SEALED_BYTE_SIZE))
+            self._watch = loop.create_task(tls.watch())
+        # The other half is for regions, workers and models.
+        self._most = min(self.limits.connections, descriptors.limit() // 2)
         self.now = loop.time()
         self._sweep = loop.call_later(self.limits.sweep_s, self._sweep_connections)
 
     @property
     def port(self) -> int:
         """The port it listens on."""
-        assert self._server is not None
-        name = self._server.sockets[0].getsockname()
-        return int(name[1])
+        assert self._acceptor is not None
+        return self._acceptor.port
 
     @property
     def connection_count(self) -> int:
@@ -91,8 +108,22 @@ class HttpDoor:
 
     @property
     def crowded(self) -> bool:
-        """More connections are open than the limits allow."""
-        return self.connection_count > self.limits.connections
+        """More connections are open than the limits allow, those that were told to leave not counted."""
+        return self._staying > self._most
+
+    @property
+    def full(self) -> bool:
+        """So many more connections are open than the limits allow that new ones are not even asked what they want."""
+        return self._staying > self._most + self.limits.spare_connections
+
+    @property
+    def _staying(self) -> int:
+        return self.connection_count - len(self._leaving)
+
+    @property
+    def waiting_byte_size(self) -> int:
+        """Bytes of request bodies that may wait on each connection behind the request that is being answered."""
+        return self.limits.waiting_byte_size // (self.connection_count + 1)
 
     async def stop_accepting(self) -> None:
         """Refuse new connections, close idle ones, and let each of the others answer what it is at, then close it.
@@ -100,8 +131,8 @@ class HttpDoor:
         A connection that the kernel had accepted already is reset.
         """
         self.exiting = True
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for connection in list(self._connections):
             connection.close_if_idle()
         if self.http2 is not None:
@@ -112,6 +143,8 @@ class HttpDoor:
         await self.stop_accepting()
         if self._sweep is not None:
             self._sweep.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         for connection in list(self._connections):
             connection.abort()
         if self.http2 is not None:
@@ -124,20 +157,40 @@ class HttpDoor:
 
     # what connections ask
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Connection | TlsStream) -> bool:
         """Count a new connection in; False where the door is closing."""
-        self._connections.add(connection)
+        if self._staying >= self._most:
+            self._make_room()
+        self._connections[connection] = None
         return not self.exiting
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Connection | TlsStream) -> None:
         """A connection has ended, or was handed over."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
+        if type(connection) is Connection:
+            self._leaving.discard(connection)
         if not self._connections:
             self._emptied.set()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been idle for longest: whoever comes now wants something, a health probe perhaps."""
+        if self._nobody_idle:
+            return
+        before = self.now - self.limits.reclaim_idle_s
+        idle = (
+            one for one in self._connections if type(one) is Connection and one.heard <= before and one.idle and one not in self._leaving
+        )
+        leaving = heapq.nsmallest(_LEAVE_AT_ONCE, idle, key=lambda one: one.heard)
+        # Looking through all of them again for each that comes would cost more than it is worth.
+        self._nobody_idle = not leaving
+        for connection in leaving:
+            self._leaving.add(connection)
+            connection.close_if_idle()
 
     def _sweep_connections(self) -> None:
         loop = asyncio.get_running_loop()
         self.now = loop.time()
+        self._nobody_idle = False
         for connection in list(self._connections):
             connection.sweep(self.now)
             if self.exiting:

@@ -21,11 +21,11 @@ def metrics_door(render: Callable[[], bytes]) -> HttpDoor:
 
     def handle(request: HttpRequest, answer: Answer) -> None:
         request.body.release()
-        if request.method != "GET":
+        if request.head.method != "GET":
             answer(not_allowed(plain=True))
             return
         try:
-            page = render() if request.path in _PATHS else b""
+            page = render() if request.head.path in _PATHS else b""
         except Exception:
             _logger.exception("the metrics page failed")
             answer(Reply(500, (JSON_TYPE,), (error_body("internal error"),)))

@@ -33,7 +33,11 @@ class Bench:
         self.soon: list[Callable[[], None]] = []
         self.responses: list[Response] = []
         self.given_back = 0
-        self.dispatcher = Dispatcher(self.sent.append, self.soon.append, self._set_alarm, lambda: self.now_ns)
+        self.wakings = 0
+        self.dispatcher = Dispatcher(self.sent.append, self.soon.append, self._set_alarm, lambda: self.now_ns, self._stay_awake)
+
+    def _stay_awake(self) -> None:
+        self.wakings += 1
 
     def _set_alarm(self, at_ns: int | None) -> None:
         self.alarm_ns = at_ns
@@ -162,6 +166,17 @@ def test_a_slow_model_gets_no_batch_ahead_of_time() -> None:
     scheduler.instances[0].execution_ns = 100_000_000
     bench.submit(scheduler, bench.request(), bench.request())
     assert sizes(bench.sent) == [[1]]
+
+
+@pytest.mark.parametrize(("count", "execution_ns", "wakings"), [(1, 0, 2), (8, 999_999, 2), (9, 0, 0), (1, 2_000_000, 0)])
+def test_the_loop_is_to_stay_awake_for_few_requests_of_tiny_models(count: int, execution_ns: int, wakings: int) -> None:
+    bench = Bench()
+    scheduler = bench.scheduler(BatchPolicy(max_batch_size=16))
+    scheduler.instances[0].execution_ns = execution_ns
+    bench.submit(scheduler, *[bench.request() for _ in range(count)])
+    bench.turn()
+    bench.finish(bench.sent[0])
+    assert bench.wakings == wakings
 
 
 def test_a_full_queue_refuses() -> None:
@@ -389,6 +404,7 @@ class Storm(RuleBasedStateMachine):
         held = 0 if self.scheduler.order is None else sum(len(held) for held in self.scheduler.order._held.values())
         assert len(self.bench.responses) + held + self.scheduler.in_flight == len(self.accepted)
         assert self.scheduler.statistics.pending_count == len(self.scheduler.queue)
+        assert self.bench.dispatcher.in_flight == self.scheduler.in_flight
         assert [id(request) for request in self.finished] == [id(request) for request in self.bench.answered()]
         if self.scheduler.order is not None:
             assert self.bench.answered() == self.accepted[: len(self.bench.responses)]

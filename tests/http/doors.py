@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -93,6 +95,12 @@ class Client:
     def abort(self) -> None:
         self.writer.transport.abort()
 
+    def reset(self) -> None:
+        """End the connection as a client that died does."""
+        own = self.writer.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
 
 @asynccontextmanager
 async def a_client(door: HttpDoor) -> AsyncIterator[Client]:
@@ -136,13 +144,13 @@ class Recorder:
     def __call__(self, request: HttpRequest, answer: Answer) -> Cancel | None:
         content = bytes(request.body.view)
         request.body.release()
-        self.seen.append((request.method, request.path, request.query, content))
-        self.headers.append(request.headers)
+        self.seen.append((request.head.method, request.head.path, request.head.query, content))
+        self.headers.append(request.head.headers)
         if self.at_once:
             answer(Reply(200, (), (content,)))
             return None
         self.held.append((request, answer, content))
-        return lambda: self.cancelled.append(request.path)
+        return lambda: self.cancelled.append(request.head.path)
 
     def answer_next(self) -> None:
         _, answer, content = self.held.pop(0)
@@ -155,14 +163,16 @@ class QuietTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written = b""
+        self.unsent = 0
         self.closed = False
+        self.aborted = False
         self.reading = True
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
@@ -180,7 +190,7 @@ class QuietTransport(asyncio.Transport):
         self.closed = True
 
     def abort(self) -> None:
-        self.closed = True
+        self.closed = self.aborted = True
 
     def is_closing(self) -> bool:
         return self.closed

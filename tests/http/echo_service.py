@@ -10,8 +10,8 @@ from typing import Any
 
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.dispatch.validation import validate
-from tensorfarm.server.http.exchange import Body, HttpRequest, InlineBody, Reply
-from tensorfarm.server.http.infer import infer
+from tensorfarm.server.http.exchange import Body, Head, HttpRequest, InlineBody, Reply
+from tensorfarm.server.http.inference import infer_guarded
 from tensorfarm.shm.arena import Arena, create_memory
 from tensorfarm.shm.datatypes import DATATYPES, element_count
 from tensorfarm.shm.placement import Inline, Lease, Span
@@ -72,6 +72,7 @@ class EchoService:
     max_input_size: int = 64 * 1024 * 1024
     forward_pattern: str = ""
     submitted: list[Request] = field(default_factory=list)
+    unchecked: int = 0
     released: int = 0
     cancelled: int = 0
     refuse: Exception | None = None
@@ -117,6 +118,12 @@ class EchoService:
             request.on_finish()
         request.on_response(Response(request, outputs, result.parameters, on_release=self._count_release))
 
+    def submit_checked(self, version: Any, request: Request) -> None:
+        body = request.body
+        self.unchecked += 1
+        self.submit(version, request)
+        assert request.body is body, "this request was not as the checks leave it"
+
     def cancel(self, version: Any, request: Request) -> None:
         self.cancelled += 1
 
@@ -138,14 +145,14 @@ def http_request(content: bytes | Body, headers: Mapping[str, str] | None = None
     """A POST with that body."""
     body = CountedBody(content) if isinstance(content, bytes) else content
     fields = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    return HttpRequest("POST", "/v2/models/m/infer", fields, body, 0, [name.encode() for name in headers or {}])
+    return HttpRequest(Head("POST", "/v2/models/m/infer", fields, [name.encode() for name in headers or {}]), body, 0)
 
 
 def post(service: EchoService, model: str, content: bytes | Body, headers: Mapping[str, str] | None = None, version: str = "") -> Reply:
     """Send one inference and return its reply; fails unless it is answered once and its body released once."""
     request = http_request(content, headers)
     replies: list[Reply] = []
-    infer(service, model, version, request, replies.append)  # type: ignore[arg-type]
+    infer_guarded(service, model, version, request, replies.append)  # type: ignore[arg-type]
     assert len(replies) == 1
     if isinstance(request.body, CountedBody):
         assert request.body.releases == 1

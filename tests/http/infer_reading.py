@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from tensorfarm.server.http.infer_call import InferCall, Scratch, infer_settings
+from tensorfarm.server.http.infer_plan import known_plan
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.shm.datatypes import DATATYPES
 from tensorfarm.shm.placement import Inline
@@ -16,6 +19,8 @@ from tensorfarm.workers.contract.signature import Signature
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from .echo_service import EchoService, echo_signature, http_request, spec
+
+T = TypeVar("T")
 
 TYPES = echo_signature("types", [spec(f"I{name}", name, -1, optional=True) for name in DATATYPES])
 LIMIT = 64 * 1024 * 1024
@@ -35,6 +40,9 @@ def read(
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     request = http_request(text + tail, headers)
     service = EchoService({}, regions_by_name={"r": 7})
+    plan = None if forward else known_plan(request.body.view, len(text))
+    if plan is not None:
+        return replace(plan.terms, body=plan.request_body(request.body, signature, service.regions))
     return read_request(request, len(text), signature, service.regions, scratch or Scratch(), infer_settings(limit, forward))
 
 
@@ -76,3 +84,12 @@ SOURCES = "Input must set only one of the following fields: 'data', 'binary_data
 
 def absent(name: str) -> str:
     return f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
+
+
+def finish(steps: Generator[None, None, T]) -> T:
+    """What work in steps makes in the end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as made:
+            return made.value  # type: ignore[no-any-return]

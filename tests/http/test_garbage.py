@@ -9,7 +9,7 @@ from typing import Any
 
 from tensorfarm.server.dispatch.request import Request
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest
-from tensorfarm.server.http.infer import infer
+from tensorfarm.server.http.inference import infer_guarded
 
 from .doors import a_client, a_door, run
 from .echo_service import EchoService, echo_signature, spec
@@ -30,7 +30,7 @@ def test_a_request_leaves_no_cycle() -> None:
     service = LateService({"m": echo_signature("m", [spec("IN", "INT8", -1)])})
 
     def handle(request: HttpRequest, answer: Answer) -> Cancel | None:
-        return infer(service, "m", "", request, answer)  # type: ignore[arg-type]
+        return infer_guarded(service, "m", "", request, answer)  # type: ignore[arg-type]
 
     async def scenario() -> int:
         async with a_door(handle) as door, a_client(door) as client:

@@ -14,9 +14,10 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 
-from tensorfarm.server.http import inference
+from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.front import Front
+from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
 from tensorfarm.server.service import Service
@@ -27,15 +28,15 @@ from tests.http.small_service import SmallService
 CANCELLED: list[str] = []
 
 
-def infer(service: object, model: str, version: str, request: HttpRequest, answer: Answer) -> Cancel | None:
+def infer(service: object, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """A stand-in for inference: answers what it was asked; the model "slow" never ends."""
     kind = {InlineBody: "inline", ArenaBody: "arena"}[type(request.body)]
     total = sum(request.body.view)
     request.body.release()
-    if model == "slow":
-        return lambda: CANCELLED.append(model)
-    header = (request.header(b"inference-header-content-length") or b"").decode()
-    body = json.dumps([model, version, kind, total, header, request.peer_is_local]).encode()
+    if head.model == "slow":
+        return lambda: CANCELLED.append(head.model)
+    length = (request.head.header(b"inference-header-content-length") or b"").decode()
+    body = json.dumps([head.model, head.version, kind, total, length, request.peer_is_local]).encode()
     headers = ((b"Content-Type", b"application/json"), (b"Inference-Header-Content-Length", b"5"))
     answer(Reply(200, headers, (body[:5], memoryview(body)[5:])))
     return None
@@ -43,7 +44,8 @@ def infer(service: object, model: str, version: str, request: HttpRequest, answe
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "infer", infer)
+    for module in (inference, front):
+        monkeypatch.setattr(module, "infer", infer)
     CANCELLED.clear()
 
 
@@ -214,6 +216,8 @@ def test_connections_end_with_their_client() -> None:
     """A client that closes after its reply, or within its request, leaves no connection behind, nor its descriptor."""
 
     async def scenario(door: HttpDoor, arena: Arena) -> None:
+        (await connected(door)).abort()  # the loop keeps a descriptor from its first connection on
+        await until(lambda: door.connection_count == 0)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(5):
             client = await connected(door)
@@ -264,7 +268,7 @@ def test_body_without_room_is_refused() -> None:
         client = await connected(door)
         stream = client.ask("POST", "/v2/models/add/infer", ended=False)
         await client.send_body(stream, bytes(arena.capacity_byte_size + 1))
-        assert (await client.reply(stream))[0] == 503
+        assert (await client.reply(stream))[0] == 413
         assert arena.used_byte_size == 0
         client.abort()
 
@@ -275,11 +279,12 @@ def test_reply_that_nobody_takes_gives_its_memory_back(monkeypatch: pytest.Monke
     """A client whose window stays shut cannot hold a reply for longer than over HTTP/1.1."""
     sent = asyncio.Event()
 
-    def big(service: object, model: str, version: str, request: HttpRequest, answer: Answer) -> None:
+    def big(service: object, head: InferHead, request: HttpRequest, answer: Answer) -> None:
         request.body.release()
         answer(Reply(200, (), (bytes(1 << 20),), sent.set))
 
-    monkeypatch.setattr(inference, "infer", big)
+    for module in (inference, front):
+        monkeypatch.setattr(module, "infer", big)
 
     async def scenario(door: HttpDoor, arena: Arena) -> None:
         client = await connected(door)

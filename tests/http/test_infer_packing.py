@@ -12,7 +12,7 @@ import pytest
 
 from tensorfarm.server.http import infer as infer_module
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
-from tensorfarm.server.http.infer import infer
+from tensorfarm.server.http.inference import infer_guarded
 
 from .doors import a_client, a_door, an_arena, run, until
 from .echo_service import EchoService, echo_signature, spec
@@ -29,11 +29,11 @@ def post(content: bytes, *headers: bytes) -> bytes:
 
 def served(service: EchoService) -> Callable[[HttpRequest, Answer], Cancel | None]:
     def handle(request: HttpRequest, answer: Answer) -> Cancel | None:
-        if request.method == "GET":
+        if request.head.method == "GET":
             request.body.release()
             answer(Reply(200))
             return None
-        return infer(service, "m", "", request, answer)  # type: ignore[arg-type]
+        return infer_guarded(service, "m", "", request, answer)  # type: ignore[arg-type]
 
     return handle
 
@@ -92,7 +92,7 @@ def test_a_client_that_goes_while_its_body_is_undone(monkeypatch: pytest.MonkeyP
             async with a_door(served(service), arena) as door, a_client(door) as client:
                 await client.send(post(gzip.compress(LONG, 0), b"Content-Encoding: gzip"))
                 await until(lambda: arena.used_byte_size > 0)
-                client.abort()
+                client.reset()
                 await until(lambda: not door.connection_count)
                 go_on.set()
                 await until(lambda: arena.used_byte_size == 0)

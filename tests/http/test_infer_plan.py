@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tensorfarm.shm.placement import Span
 from tensorfarm.workers.contract.messages import WantedOutput
 from tensorfarm.workers.contract.status import StatusError
 
-from .echo_service import EchoService, echo_signature, http_request, spec
+from .echo_service import EchoService, echo_signature, http_request, post, spec
 from .infer_reading import LIMIT, TYPES, content_of, inputs, read, refusal, tensor
 
 TWO = inputs(
@@ -93,7 +94,12 @@ def test_regions_are_looked_up_each_time() -> None:
     service = EchoService({}, regions_by_name={"in": 1, "out": 2})
 
     def again() -> InferCall:
-        return read_request(http_request(text + b"ab"), len(text), TYPES, service.regions, Scratch(), infer_settings(LIMIT, ""))
+        request = http_request(text + b"ab")
+        plan = infer_plan.known_plan(request.body.view, len(text))
+        if plan is not None:
+            assert plan.uses_regions
+            return replace(plan.terms, body=plan.request_body(request.body, TYPES, service.regions))
+        return read_request(request, len(text), TYPES, service.regions, Scratch(), infer_settings(LIMIT, ""))
 
     for first, second in ((1, 2), (1, 2), (5, 6)):
         service.regions_by_name = {"in": first, "out": second}
@@ -160,3 +166,54 @@ def test_a_plan_keeps_nothing_of_the_body() -> None:
     assert len(infer_plan.PLANS) == 1
     del body, content
     assert gone() is None
+
+
+# the checks against the model
+
+
+def packed(request: dict[str, Any], tail: bytes) -> tuple[bytes, dict[str, str]]:
+    text = json.dumps(request).encode()
+    return text + tail, {"Inference-Header-Content-Length": str(len(text))}
+
+
+def test_a_repeated_request_that_only_its_sizes_could_spoil_is_checked_once() -> None:
+    service = EchoService({"m": echo_signature("m", [spec("IINT32", "INT32", 2)])})
+    for value in (b"abcdefgh", b"ABCDEFGH", b"12345678"):
+        reply = post(service, "m", *packed(inputs(tensor(shape=[2], binary_data_size=8), parameters={"binary_data_output": True}), value))
+        assert reply.status == 200 and bytes(reply.body[1]) == value
+    # The first one makes the plan, so it is not read from it.
+    assert service.unchecked == 2
+
+
+def test_another_model_checks_for_itself() -> None:
+    """The same JSON part fits one model and not the other, whoever came first."""
+    request = packed(inputs(tensor(shape=[2], binary_data_size=8)), bytes(8))
+    fits, too_wide = (echo_signature(f"m{width}", [spec("IINT32", "INT32", width)]) for width in (2, 3))
+    service = EchoService({"fits": fits, "wide": too_wide})
+    statuses = [post(service, name, *request).status for name in ("fits", "fits", "wide", "fits", "wide", "wide", "fits")]
+    assert statuses == [200, 200, 400, 200, 400, 400, 200]
+
+
+def test_content_is_checked_each_time() -> None:
+    """A BYTES tensor of the same size is well-formed one time and not the next."""
+    service = EchoService({"m": echo_signature("m", [spec("IBYTES", "BYTES", 1)])})
+    request = inputs(tensor("IBYTES", "BYTES", [1], binary_data_size=6))
+    good, bad = b"\2\0\0\0hi", b"\3\0\0\0hi"
+    assert [post(service, "m", *packed(request, value)).status for value in (good, good, bad, good, bad)] == [200, 200, 400, 200, 400]
+    assert not service.unchecked
+
+
+def test_a_batch_beyond_the_maximum_is_refused_each_time() -> None:
+    service = EchoService({"m": echo_signature("m", [spec("IINT32", "INT32", 1, batching=True)], max_batch_size=2)})
+    request = packed(inputs(tensor(shape=[3, 1], binary_data_size=12)), bytes(12))
+    assert [post(service, "m", *request).status for _ in range(3)] == [400, 400, 400]
+    assert not service.unchecked
+
+
+def test_regions_are_held_each_time() -> None:
+    service = EchoService({"m": echo_signature("m", [spec("IINT32", "INT32", 1)])}, regions_by_name={"r": 7})
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    request = inputs(tensor(shape=[1], **place), outputs=[{"name": "OINT32", "parameters": place}])
+    for _ in range(3):
+        post(service, "m", json.dumps(request).encode())
+    assert len(service.submitted) == 3 and not service.unchecked

@@ -13,7 +13,8 @@ import pytest
 from tensorfarm.server.http.errors import NO_MEMORY
 from tensorfarm.server.http.exchange import ArenaBody
 from tensorfarm.server.http.infer_call import IN_BINARY, IN_JSON, Scratch, infer_settings
-from tensorfarm.server.http.infer_request import header_length, read_request
+from tensorfarm.server.http.infer_head import infer_head
+from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.server.http.json_text import MAX_CONTAINERS
 from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.messages import WantedOutput
@@ -124,7 +125,7 @@ def test_syntax_error() -> None:
 
 def length(value: str | None, size: int = 72, **more: str) -> int:
     request = http_request(b"", {**({} if value is None else {"Inference-Header-Content-Length": value}), **more})
-    return header_length(request, dict(request.headers), size)
+    return infer_head(request.head, "m", "").json_byte_size(size)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, 72), ("0", 0), ("72", 72), ("072", 72), ("5", 5)])
@@ -159,9 +160,9 @@ def test_header_length_beyond_the_body(value: str) -> None:
 
 def test_header_length_twice() -> None:
     request = http_request(b"")
-    request.headers = [(b"inference-header-content-length", b"1"), (b"inference-header-content-length", b"2")]
+    request.head.headers = [(b"inference-header-content-length", b"1"), (b"inference-header-content-length", b"2")]
     with pytest.raises(StatusError, match="got: 1, 2"):
-        header_length(request, dict(request.headers), 72)
+        infer_head(request.head, "m", "").json_byte_size(72)
 
 
 # parameters

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tensorfarm.server.dispatch.request import Response
 from tensorfarm.server.http.errors import NO_MEMORY
 from tensorfarm.server.http.exchange import Reply
-from tensorfarm.server.http.infer import infer
 from tensorfarm.server.http.infer_call import IN_BINARY, InferCall
 from tensorfarm.server.http.infer_response import infer_reply
+from tensorfarm.server.http.inference import infer_guarded
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Inline
 from tensorfarm.workers.contract.messages import RequestBody, Result, Tensor
@@ -317,7 +317,7 @@ def waiting() -> tuple[EchoService, list[Any], list[Reply], Any, CountedBody]:
     to.submit = lambda version, request: requests.append(request)  # type: ignore[method-assign]
     replies: list[Reply] = []
     body = CountedBody(b'{"inputs":[],"parameters":{"priority":3,"timeout":9}}')
-    cancel = infer(to, "types", "", http_request(body), replies.append)  # type: ignore[arg-type]
+    cancel = infer_guarded(to, "types", "", http_request(body), replies.append)  # type: ignore[arg-type]
     return to, requests, replies, cancel, body
 
 
@@ -379,7 +379,7 @@ def test_full_arena_refuses_what_was_unpacked(size: int) -> None:
             held = arena.reserve(1 << 20)
             replies: list[Reply] = []
             request = http_request(gzip.compress(bytes(size)), {"Content-Encoding": "gzip"})
-            infer(service(arena=arena), "raw", "", request, replies.append)  # type: ignore[arg-type]
+            infer_guarded(service(arena=arena), "raw", "", request, replies.append)  # type: ignore[arg-type]
             await until(lambda: bool(replies))
             assert isinstance(request.body, CountedBody) and request.body.releases == 1
             held.release()

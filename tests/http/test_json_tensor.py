@@ -138,6 +138,19 @@ def test_data_nested_too_deep(data: str) -> None:
     assert refusal(text.encode()) == (Code.INVALID_ARG, "Unable to parse 'data': JSON nesting depth exceeds maximum allowed limit (100)")
 
 
+@pytest.mark.parametrize(("depth", "prefix"), [(102, True), (497, True), (498, False), (700, False), (990, False), (5000, False)])
+def test_who_is_blamed_for_too_deep_a_nesting(depth: int, prefix: bool) -> None:
+    """The depth decides, not how much of its stack Python has left."""
+    text = f'{{"inputs":[{{"name":"IINT32","datatype":"INT32","shape":[1],"data":{"[" * depth}1{"]" * depth}}}]}}'
+    message = "JSON nesting depth exceeds maximum allowed limit (100)"
+
+    def deeper(frames: int) -> tuple[Code, str]:
+        return refusal(text.encode()) if not frames else deeper(frames - 1)
+
+    for frames in (0, 200):
+        assert deeper(frames) == (Code.INVALID_ARG, f"Unable to parse 'data': {message}" if prefix else message)
+
+
 @pytest.mark.parametrize("text", [b"[" * 250_000, b'{"x":' + b"[" * 500 + b"]" * 500 + b',"inputs":[]}', b'{"id":' * 250_000])
 def test_bodies_nested_too_deep(text: bytes) -> None:
     assert refusal(text) == (Code.INVALID_ARG, "JSON nesting depth exceeds maximum allowed limit (100)")

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from tensorfarm.server.http import inference
+from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.exchange import Answer, HttpRequest, Reply
 from tensorfarm.server.http.front import Front, infer_target
+from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.metrics_page import metrics_door
 from tensorfarm.server.http.model_repository import file_content
 from tensorfarm.server.http.peer import peer_is_local
@@ -30,11 +31,11 @@ TOO_HUGE = (
 )
 
 
-def infer(service: object, model: str, version: str, request: HttpRequest, answer: Answer) -> None:
+def infer(service: object, head: InferHead, request: HttpRequest, answer: Answer) -> None:
     """A stand-in for inference: says what it was asked."""
     content = bytes(request.body.view)
     request.body.release()
-    answer(Reply(200, ((b"Content-Type", b"application/json"),), (json.dumps([model, version, len(content)]).encode(),)))
+    answer(Reply(200, ((b"Content-Type", b"application/json"),), (json.dumps([head.model, head.version, len(content)]).encode(),)))
 
 
 @asynccontextmanager
@@ -281,7 +282,8 @@ ROUTES: list[Asked] = [
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "infer", infer)
+    for module in (inference, front):
+        monkeypatch.setattr(module, "infer", infer)
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "kind", "content"), ROUTES, ids=lambda value: str(value)[:60])

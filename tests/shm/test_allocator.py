@@ -61,6 +61,23 @@ def test_a_block_is_freed_once_and_at_its_start() -> None:
     assert allocator.used_byte_size == 0
 
 
+def test_a_block_grows_where_it_lies_while_there_is_room() -> None:
+    allocator = Allocator(8 * PAGE)
+    first, second = allocator.reserve(PAGE), allocator.reserve(PAGE)
+    assert not allocator.extend(first, PAGE + 1)
+    assert allocator.extend(first, PAGE) and allocator.extend(first, 0)
+    assert allocator.extend(second, 3 * PAGE - 1)
+    assert allocator.used_byte_size == 4 * PAGE
+    assert not allocator.extend(second, 8 * PAGE)
+    assert allocator.reserve(1) == 4 * PAGE
+    allocator.free(first)
+    assert allocator.free(second) == 3 * PAGE
+    with pytest.raises(KeyError):
+        allocator.extend(second, PAGE)
+    last = allocator.reserve(4 * PAGE)
+    assert last == 0 and not allocator.extend(last, 5 * PAGE)
+
+
 class Arena(RuleBasedStateMachine):
     """Blocks never overlap, everything freed can be had again in one piece, and the counts are right."""
 
@@ -99,11 +116,24 @@ class Arena(RuleBasedStateMachine):
         offset = sorted(self.taken)[pick % len(self.taken)]
         assert self.allocator.free(offset) == self.taken.pop(offset)
 
+    @precondition(lambda self: self.taken)
+    @rule(pick=st.integers(0, 1000), byte_size=st.one_of(st.integers(0, 6 * PAGE), st.integers(0, 70 * PAGE)))
+    def extend(self, pick: int, byte_size: int) -> None:
+        offset = sorted(self.taken)[pick % len(self.taken)]
+        end = min([other for other in self.taken if other > offset], default=self.CAPACITY)
+        size = max(self.taken[offset], -(-byte_size // PAGE) * PAGE)
+        fits = offset + size <= end
+        assert self.allocator.extend(offset, byte_size) is fits
+        if fits:
+            self.taken[offset] = size
+
     @rule(offset=st.integers(-PAGE, 65 * PAGE))
     def free_what_is_none(self, offset: int) -> None:
         if offset not in self.taken:
             with pytest.raises(KeyError):
                 self.allocator.free(offset)
+            with pytest.raises(KeyError):
+                self.allocator.extend(offset, PAGE)
 
     @invariant()
     def nothing_overlaps(self) -> None:

@@ -126,6 +126,27 @@ def test_a_second_release_does_not_take_somebody_elses_block(memory: int) -> Non
     assert arena.reserve(PAGE).offset != second.offset
 
 
+def test_a_block_that_grows_keeps_its_place_and_its_bytes(memory: int) -> None:
+    arena = Arena(0, memory, SIZE)
+    block = arena.reserve(100)
+    early = block.view
+    early[:] = bytes(range(100))
+    assert block.extend(3 * PAGE)
+    assert (block.offset, block.byte_size, len(block.view), arena.used_byte_size) == (0, 3 * PAGE, 3 * PAGE, 3 * PAGE)
+    early[0] = 7
+    assert bytes(block.view[:100]) == bytes((7, *range(1, 100)))
+    behind = arena.reserve(PAGE)
+    assert behind.offset == 3 * PAGE
+    assert not block.extend(3 * PAGE + 1)
+    assert (block.byte_size, len(block.view)) == (3 * PAGE, 3 * PAGE)
+    assert block.extend(10)
+    assert block.byte_size == 3 * PAGE
+    behind.release()
+    assert block.extend(SIZE)
+    block.release()
+    assert arena.used_byte_size == 0
+
+
 def test_pages_above_the_resident_part_are_given_back_at_once(memory: int) -> None:
     arena = Arena(0, memory, 16 * PAGE)
     low, across, high = arena.reserve(8 * PAGE), arena.reserve(16 * PAGE), arena.reserve(40 * PAGE)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,48 +89,6 @@ def test_slow_reader(server: Server) -> None:
         reply = slow.receive()
         assert reply.status == 200
         assert len(reply.body) == int(reply.header("inference-header-content-length") or 0) + 16 * MIB
-
-
-def test_many_idle_connections(server: Server) -> None:
-    """A thousand clients that say nothing, or half a request, do not keep a probe waiting."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
-    idle: list[Connection] = []
-    try:
-        for number in range(1000):
-            connection = Connection(server.http_port)
-            idle.append(connection)
-            if number % 2:
-                connection.send(b"POST /v2/models/plain/infer HTTP/1.1\r\nHost: x\r\nContent-Le")
-        server.live()
-        began = time.monotonic()
-        assert server.live()
-        assert time.monotonic() - began < 0.1
-        assert server.ask("POST", PLAIN_PATH, PLAIN_BODY).status == 200
-    finally:
-        for connection in idle:
-            connection.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_descriptors_run_out(server: Server) -> None:
-    """With no descriptor left, open connections are served, and new ones as soon as there is one again."""
-    used = len(os.listdir(f"/proc/{server.pid}/fd"))
-    with Connection(server.http_port) as kept:
-        kept.send(request_bytes("GET", "/v2/health/live"))
-        assert kept.receive().status == 200
-        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used + 8, hard))
-        crowd = [Connection(server.http_port) for _ in range(24)]
-        for connection in crowd:
-            connection.send(request_bytes("GET", "/v2/health/live"))
-        kept.send(request_bytes("POST", PLAIN_PATH, PLAIN_BODY))
-        assert kept.receive().status == 200
-        for connection in crowd:
-            connection.close()
-        wait_until(server.live, "new connections to be served")
-        assert server.ask("POST", PLAIN_PATH, PLAIN_BODY).status == 200
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def test_log_that_nobody_reads(repository: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from google.protobuf import text_format
 
 from tensorfarm.workers.backends.onnxruntime import backend, open_session, options_of
 from tensorfarm.workers.backends.onnxruntime_options import SessionOptions, boolean, default_max_batch_size, session_options
-from tensorfarm.workers.backends.onnxruntime_threads import usable_core_count
 from tensorfarm.workers.contract.configuration import ModelConfig
+from tensorfarm.workers.contract.cores import usable_core_count
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from .onnx_source import INSTANCE, add_sub, source

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..contract.cores import usable_core_count
 from ..contract.status import invalid
 from .onnxruntime_completion import DEFAULT_MAX_BATCH_SIZE
-from .onnxruntime_threads import usable_core_count
 
 _GRAPH_LEVELS = {-1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 _GPU_ACCELERATORS = ("tensorrt", "cuda")

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import struct
+
 from .status import Code, StatusError, invalid, label
 
 
 class CutString(StatusError):
     """The last element of a BYTES input ends beyond it: a fault that the original leaves to its backends to find."""
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def _are(view: memoryview, end: int, count: int) -> bool:
+    """Whether the elements are as they should be: the quick way, of which a long tensor takes a while as it is."""
+    length_at = _LENGTH.unpack_from
+    at = found = 0
+    try:
+        while at < end and found < count:
+            (length,) = length_at(view, at)
+            at += 4 + length
+            found += 1
+    except struct.error:
+        return False
+    return at == end and found == count
 
 
 def check_strings(name: str, model: str, view: memoryview, count: int, request_id: str) -> None:
@@ -15,6 +34,8 @@ def check_strings(name: str, model: str, view: memoryview, count: int, request_i
     Raises StatusError INVALID_ARG; a CutString for an element that ends beyond the buffer.
     """
     end = len(view)
+    if _are(view, end, count):
+        return
     at = 0
     found = 0
     cut: StatusError | None = None

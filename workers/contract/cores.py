@@ -1,4 +1,4 @@
-"""How many processor cores a worker may use."""
+"""How many processor cores this process may use."""
 
 from __future__ import annotations
 
