@@ -108,10 +108,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     # a part that is not measured now stays as it was
     kept = KEPT.exists() and arguments.what == "publish" and len(parts) < len(PARTS)
     results = msgspec.structs.replace(read(KEPT), facts=gather()) if kept else Results(gather())
-    if results.facts.busy_share > BUSY_SHARE:
-        console.print(
-            f"[yellow]the machine is busy:[/] other work takes {results.facts.busy_share:.0%} of its CPU, so the figures will be off"
-        )
+    if (busy := results.facts.busy_share) > BUSY_SHARE:
+        console.print(f"[yellow]the machine is busy:[/] other work takes {busy:.0%} of its CPU, so the figures will be off")
     failures: list[str] = []
     remarks: list[str] = []
     publishing = arguments.what == "publish"

@@ -75,8 +75,8 @@ class Server:
         self._arena_fd = create_memory(self._sizes[0])
         arena = Arena(0, self._arena_fd, self._sizes[1])
         self._regions = RegionRegistry()
-        busy_poll = BusyPoll(busy_poll_us(options), self._loop.call_soon)
-        self._dispatcher = Dispatcher(self._send, self._loop.call_soon, self._set_alarm, stay_awake=busy_poll.stay_awake)
+        self._busy_poll = BusyPoll(busy_poll_us(options), self._loop.call_soon)
+        self._dispatcher = Dispatcher(self._send, self._loop.call_soon, self._set_alarm, stay_awake=self._busy_poll.stay_awake)
         self._alarm = Alarm(self._loop, self._dispatcher.alarm)
         self.lifecycle = Lifecycle(options, self._dispatcher, book, log)
         self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings)
@@ -169,7 +169,7 @@ class Server:
         options = self._options
         try:
             if options.allow_http:
-                self._http = Front(self.service, options.http_restricted_api).door()
+                self._http = Front(self.service, options.http_restricted_api).door(self._busy_poll.stay_awake)
                 await self._http.start(options.http_address, options.http_port, options.reuse_http_port, self._tls)
                 over = " over TLS" if self._tls is not None else ""
                 self._log.info(f"Started HTTPService{over} at {options.http_address}:{self._http.port}")

@@ -67,6 +67,10 @@ class Connection:
         """Write bytes as they are."""
         self._socket.sendall(content)
 
+    def end(self) -> None:
+        """Say that nothing more will be sent; replies can still be read."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def _fill(self) -> bool:
         chunk = self._socket.recv(1 << 20)
         self._buffer += chunk

@@ -187,6 +187,8 @@ class Connection(asyncio.BufferedProtocol):
             if body.complete:
                 self._end_body(body)
                 self._run()
+            else:
+                door.moving()
         elif self._stash:
             self._feed(self._stash + door.read_buffer[:nbytes])
         else:
@@ -472,9 +474,11 @@ class Connection(asyncio.BufferedProtocol):
             transport.write(head if head_only or not size else b"".join((head, *reply.body)))
         else:
             transport.writelines([head, *reply.body])
-            if on_sent is not None and transport.get_write_buffer_size():
-                self._on_sent = on_sent
-                return
+            if transport.get_write_buffer_size():
+                self._door.moving()
+                if on_sent is not None:
+                    self._on_sent = on_sent
+                    return
         if on_sent is not None:
             on_sent()
 
@@ -504,6 +508,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._transport.can_write_eof():
             self._transport.write_eof()
+            self._set_reading(True)
         else:
             self._transport.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from . import health
@@ -47,9 +47,10 @@ class Front:
         self._app = http_app(service, self._restrictions, self.limits)
         self._calls = AsgiCalls(self._app)
 
-    def door(self) -> HttpDoor:
+    def door(self, stay_awake: Callable[[], None] = lambda: None) -> HttpDoor:
         """A door that this front answers, with HTTP/2 by prior knowledge."""
-        return HttpDoor(self.handle, self._service.arena, Http2(self._app, self.limits), self.limits, self._calls.close)
+        http2 = Http2(self._app, self.limits)
+        return HttpDoor(self.handle, self._service.arena, http2, self.limits, self._calls.close, stay_awake)
 
     def handle(self, request: HttpRequest, answer: Answer) -> Cancel | None:
         """Answer a request."""

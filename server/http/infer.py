@@ -125,9 +125,7 @@ class _Unpacking:
 
     __slots__ = ("_arguments", "_cancel", "_gone")
 
-    def __init__(
-        self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, limit: int, answer: Answer
-    ) -> None:
+    def __init__(self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, limit: int, answer: Answer) -> None:
         self._arguments = (service, version, head, request, answer)
         self._cancel: Cancel | None = None
         self._gone = False

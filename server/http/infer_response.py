@@ -94,7 +94,7 @@ def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> R
 @lru_cache(maxsize=2048)
 def _brief_part(members: bytes, *objects: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     """The JSON part of a reply that has no other members and no data in it, and the headers for tensors behind it."""
-    text = b"{%b,\"outputs\":[%b]}" % (members, b",".join(objects))
+    text = b'{%b,"outputs":[%b]}' % (members, b",".join(objects))
     return text, (_BINARY_TYPE, (_JSON_LENGTH, b"%d" % len(text)))
 
 

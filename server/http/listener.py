@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _READ_BYTE_SIZE = 64 * 1024
 _SEALED_BYTE_SIZE = 256 * 1024
 _LEAVE_AT_ONCE = 32
+_FEW_CONNECTIONS = 8
 
 
 Handle = Callable[[HttpRequest, Answer], Cancel | None]
@@ -36,7 +37,7 @@ class HttpDoor:
 
     ``handle`` answers the requests; ``arena`` takes bodies above ``limits.inline_byte_size`` (None:
     they are refused); ``http2`` serves connections that begin with HTTP/2's preface (None: they are
-    refused as malformed). ``on_close`` ends what ``handle`` has left running.
+    refused as malformed). ``on_close`` ends what ``handle`` has left running; ``stay_awake`` is told that more is about to come.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class HttpDoor:
         http2: Http2 | None = None,
         limits: Limits | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
+        stay_awake: Callable[[], None] = lambda: None,
     ) -> None:
+        self._stay_awake = stay_awake
         self.handle = handle
         self.arena = arena
         self.http2 = http2
@@ -156,6 +159,11 @@ class HttpDoor:
             await self._emptied.wait()
 
     # what connections ask
+
+    def moving(self) -> None:
+        """Part of a large body has come or gone, and the rest is on its way: with few clients, the loop is not to sleep meanwhile."""
+        if len(self._connections) <= _FEW_CONNECTIONS:
+            self._stay_awake()
 
     def admit(self, connection: Connection | TlsStream) -> bool:
         """Count a new connection in; False where the door is closing."""

@@ -22,11 +22,12 @@ Steps = Generator[None, None, T]
 
 
 class _Job:
-    __slots__ = ("outcome", "steps")
+    __slots__ = ("dropped", "outcome", "steps")
 
     def __init__(self, steps: Steps[Any], outcome: asyncio.Future[Any]) -> None:
         self.steps = steps
         self.outcome = outcome
+        self.dropped = False
 
     def go_on(self) -> bool:
         """Run pieces until the turn is over; False once there are none left."""
@@ -56,14 +57,10 @@ class _Turns:
         if len(self._jobs) == 1:
             loop.call_soon(self._turn, loop)
 
-    def drop(self, job: _Job) -> None:
-        job.outcome.cancel()
-        job.steps.close()
-
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         # It stays in the queue meanwhile: a job that comes now must not ask for a turn of its own.
         job = self._jobs[0]
-        goes_on = not job.outcome.done() and job.go_on()
+        goes_on = not job.dropped and job.go_on()
         self._jobs.popleft()
         if goes_on:
             self._jobs.append(job)
@@ -84,17 +81,20 @@ def in_turns(steps: Steps[T], done: Callable[[asyncio.Future[T]], None]) -> Call
     if turns is None:
         turns = _TURNS[loop] = _Turns()
     outcome: asyncio.Future[T] = loop.create_future()
-
-    def unless_cancelled(outcome: asyncio.Future[T]) -> None:
-        if not outcome.cancelled():
-            done(outcome)
-
-    outcome.add_done_callback(unless_cancelled)
     job = _Job(steps, outcome)
-    turns.add(job, loop)
+
+    def heard(outcome: asyncio.Future[T]) -> None:
+        # it may be dropped after its last piece too
+        if not job.dropped:
+            done(outcome)
+        elif not outcome.cancelled():
+            outcome.exception()
 
     def cancel() -> None:
-        if not outcome.done():
-            turns.drop(job)
+        job.dropped = True
+        outcome.cancel()
+        steps.close()
 
+    outcome.add_done_callback(heard)
+    turns.add(job, loop)
     return cancel

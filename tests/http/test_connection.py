@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, Reply
+from tensorfarm.server.http.limits import Limits
 from tensorfarm.workers.contract.status import Code, StatusError
 from tests.http.doors import BRISK, PATIENCE_S, Recorder, a_client, a_door, an_arena, replies_in, run, until
 
@@ -31,6 +32,30 @@ def test_pipelined_replies_keep_the_order() -> None:
                 assert recorder.held[0][0].head.path == f"/{number}"
                 recorder.answer_next()
                 assert (await client.reply())[0] == 200
+
+    run(scenario)
+
+
+def test_a_last_reply_is_followed_by_reading_over_what_still_comes() -> None:
+    """The door is closing and holds a client back: with its reply it must be read again, else it is reset before it sees it."""
+    recorder = Recorder(at_once=False)
+
+    async def scenario() -> None:
+        limits = Limits(linger_s=2 * PATIENCE_S)
+        async with a_door(recorder, limits=limits) as door, a_client(door) as client:
+            client.writer.transport.set_write_buffer_limits(high=0)
+            with pytest.raises(TimeoutError):
+                while True:
+                    client.writer.write(post(60_000) + b"x" * 60_000)
+                    await asyncio.wait_for(client.writer.drain(), 0.3)
+            door.exiting = True
+            recorder.answer_next()
+            await asyncio.wait_for(client.writer.drain(), PATIENCE_S)
+            status, headers, _ = await client.reply()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await client.rest() == b""
+            client.abort()
+            await until(lambda: door.connection_count == 0)
 
     run(scenario)
 

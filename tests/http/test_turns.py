@@ -107,3 +107,25 @@ def test_cancelling_what_has_ended_does_nothing() -> None:
 
     run(scenario)
     assert heard == ["a"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cancelled_between_its_last_piece_and_its_outcome(fails: bool) -> None:
+    heard: list[object] = []
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: heard.append(context))
+
+        def last() -> Generator[None, None, None]:
+            yield
+            loop.call_soon(lambda: cancel())
+            if fails:
+                raise ValueError("no")
+
+        cancel = in_turns(last(), heard.append)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    run(scenario)
+    assert heard == []

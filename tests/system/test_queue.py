@@ -129,3 +129,22 @@ def test_clients_that_leave_the_queue(server: Server, second: int) -> None:
     ran = _metric(server, "nv_inference_exec_count", "spin") - before
     assert ran <= 3, "at most one request had been handed to the worker when its client left"
     assert _metric(server, "nv_inference_request_failure", "spin", reason="CANCELED") >= 5
+
+
+def test_clients_that_say_no_more(server: Server, second: int) -> None:
+    """Who ends its side right behind its request gets the reply, queued or not; who does so while it waits has given up."""
+    holder = _hold(server, "spin", second)
+    body = compact({"inputs": [{"name": "INPUT0", "shape": [1], "datatype": "INT64", "data": [second // 20]}]})
+    with Connection(server.http_port) as patient, Connection(server.http_port) as impatient:
+        for connection in (patient, impatient):
+            connection.send(request_bytes("POST", "/v2/models/spin/infer", body))
+            if connection is patient:
+                connection.end()
+        wait_until(lambda: _pending(server, "spin") >= 1, "the requests to wait")
+        time.sleep(0.3)
+        impatient.end()
+        assert impatient.closed_by_server()
+        assert not holder.done
+        assert patient.receive().status == 200
+        assert patient.closed_by_server()
+    assert holder.result().status == 200
