@@ -38,7 +38,7 @@ def _general() -> Iterator[Group]:
     g.add(
         "busy-poll-us",
         INTEGER,
-        read.at_least(0, read.integer),
+        read.between(0, 10_000, "--busy-poll-us must be between 0 and 10000"),
         None,
         "How many microseconds the server process looks for more work before it sleeps, while few requests are in flight to models that "
         "take less than a millisecond: lower latency for a lone client, at the cost of processor time. 0: not at all. Default: 100, on "

@@ -144,9 +144,13 @@ class RegionRegistry:
         return held.fd, held.region.offset, held.region.byte_size
 
     def hold(self, numbers: Iterable[int]) -> None:
-        """A request that uses these regions is in flight."""
-        for number in numbers:
-            self._by_number[number].users += 1
+        """A request that uses these regions is in flight. Raises NOT_FOUND, and then none of them is held."""
+        try:
+            used = [self._by_number[number] for number in numbers]
+        except KeyError:
+            raise not_found("a shared memory region of the request was unregistered before it was used") from None
+        for held in used:
+            held.users += 1
 
     def release(self, numbers: Iterable[int]) -> None:
         """That request has ended."""

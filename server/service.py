@@ -108,8 +108,8 @@ class Service:
         self._dispatcher.submit(version.scheduler, request)
 
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
-        request.regions = regions
         self.regions.hold(regions)
+        request.regions = regions
         inner = request.on_finish
 
         def on_finish() -> None:

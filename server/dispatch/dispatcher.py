@@ -90,8 +90,7 @@ class Dispatcher:
                 self._batches[batch.number] = batch
                 scheduler.statistics.pending_count -= len(batch.requests)
                 self._send(batch)
-                if self.in_flight <= FEW_REQUESTS and batch.instance.execution_ns < TINY_NS:
-                    self._stay_awake()
+                self._expect(batch)
             for request, error in decision.expired:
                 scheduler.statistics.pending_count -= 1
                 self._fail(scheduler, request, error, FailureReason.REJECTED)
@@ -106,6 +105,11 @@ class Dispatcher:
                     watcher()
         if rewound:
             self._set_alarm(min(self._wakes.values(), default=None))
+
+    def _expect(self, batch: PlannedBatch) -> None:
+        """A batch was sent or has come back: its answer, or the client's next request, is near."""
+        if self.in_flight <= FEW_REQUESTS and batch.instance.execution_ns < TINY_NS:
+            self._stay_awake()
 
     def when_idle(self, scheduler: Scheduler, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` once, when nothing waits or runs in a scheduler any more."""
@@ -131,8 +135,7 @@ class Dispatcher:
             return
         scheduler = batch.scheduler
         scheduler.done(batch, done.compute_end_ns - done.compute_start_ns)
-        if self.in_flight <= FEW_REQUESTS and batch.instance.execution_ns < TINY_NS:
-            self._stay_awake()
+        self._expect(batch)
         self.in_flight -= len(batch.requests)
         end_ns = self._clock_ns()
         batch_size = inference_count = 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 from .body import Chunked, KnownLength
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body
 from .exchange import Answer, Body, Cancel, Head, HttpRequest, InlineBody, Reply
-from .head import HeadReader, Malformed, json_byte_size
+from .head import HeadReader, Malformed, announced_json_byte_size
 from .peer import peer_is_local
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
         if head.chunked:
             self._body = Chunked(door.arena, door.limits)
         else:
-            self._body = KnownLength(door.arena, head.content_length, door.limits, json_byte_size(head))
+            self._body = KnownLength(door.arena, head.content_length, door.limits, announced_json_byte_size(head))
             self._room = self._body.room
         if head.expects_continue:
             self._continue()

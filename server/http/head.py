@@ -279,7 +279,7 @@ class HeadReader:
         return target if target.startswith("/") else "/" + target
 
 
-def json_byte_size(head: Head) -> int:
+def announced_json_byte_size(head: Head) -> int:
     """How much of an inference request's body comes before its tensors; 0 where no header says so."""
     value = head.header(b"inference-header-content-length")
     return int(value) if value is not None and value.isdigit() and len(value) <= 10 else 0

@@ -187,6 +187,11 @@ class _LongReading:
             _refuse(request, refusal, False, answer)
             if error is not None and error is not refusal:
                 raise error from None
+        except Exception:
+            # Nobody above hears of it, and the client waits.
+            scratch.release()
+            _refuse(request, internal("internal error"), False, answer)
+            raise
         else:
             self._cancel = partial(service.cancel, version, queued)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from msgspec import UNSET
 
-from ...shm.placement import Inline, Span
+from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ..dispatch.validation import plain_batch_size
@@ -22,11 +22,14 @@ PLANNED_BYTE_SIZE = 4096
 PLAN_COUNT = 2048
 """How many JSON parts are kept; one more, and all are forgotten."""
 
+PLANNED_ITEM_COUNT = 64
+"""JSON parts with more inputs, dims, outputs and parameters together are not kept: as objects they are many times as large."""
+
 
 class Plan:
     """What a JSON part says that has no tensor in it; ``end`` is where the last binary one behind it ends.
 
-    ``inputs`` are name, datatype and shape, then the region's name or "", and from where to where in the body, or
+    ``inputs`` are name, datatype and shape, then the region's name or None, and from where to where in the body, or
     offset and byte size in the region. ``spans`` are the regions of outputs likewise, by place in the list; a region
     may be another one each time, so it is looked up each time. ``terms`` is the request without its tensors.
     """
@@ -35,7 +38,7 @@ class Plan:
 
     def __init__(
         self,
-        inputs: list[tuple[str, str, tuple[int, ...], str, int, int]],
+        inputs: list[tuple[str, str, tuple[int, ...], str | None, int, int]],
         spans: dict[int, tuple[str, int, int]],
         call: InferCall,
         end: int,
@@ -45,7 +48,7 @@ class Plan:
         # Without the first request's tensors: they would keep that request's whole body.
         self.terms = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters))
         self.end = end
-        self.uses_regions = bool(spans) or any([region for _, _, _, region, _, _ in inputs])
+        self.uses_regions = bool(spans) or any([region is not None for _, _, _, region, _, _ in inputs])
         self._looked_at: Signature | None = None
         self._plain = False
 
@@ -53,7 +56,7 @@ class Plan:
         """The request with the tensors of ``body``. Raises StatusError for regions that are gone or other than they were."""
         place = body.place
         tensors = [
-            Tensor(name, datatype, shape, regions.span(region, at, to) if region else place(at, to) if to > at else Inline(_NOTHING))
+            Tensor(name, datatype, shape, place(at, to) if region is None and at < to else _elsewhere(region, at, to, regions))
             for name, datatype, shape, region, at, to in self._inputs
         ]
         planned = self.terms.body
@@ -91,16 +94,19 @@ def keep_plan(text: bytes, envelope: Envelope, call: InferCall, end: int) -> Non
     """Keep what ``text`` says, where every request with it says the same: no id, no tensor in JSON."""
     if envelope.id is not UNSET:
         return
-    inputs = []
+    body = call.body
+    if len(body.parameters) + len(body.outputs) + sum([1 + len(tensor.shape) for tensor in body.inputs]) > PLANNED_ITEM_COUNT:
+        return
+    inputs: list[tuple[str, str, tuple[int, ...], str | None, int, int]] = []
     at = len(text)
-    for item, tensor in zip(envelope.inputs, call.body.inputs, strict=True):
+    for item, tensor in zip(envelope.inputs, body.inputs, strict=True):
         if item.data is not UNSET or item.parameters is UNSET:
             return
         if type(tensor.place) is Span:
             inputs.append((tensor.name, tensor.datatype, tensor.shape, *_region_part(item.parameters)))
         else:
             stop = at + int(item.parameters.binary_data_size or 0)
-            inputs.append((tensor.name, tensor.datatype, tensor.shape, "", at, stop))
+            inputs.append((tensor.name, tensor.datatype, tensor.shape, None, at, stop))
             at = stop
     spans = {
         index: _region_part(output.parameters)
@@ -110,6 +116,11 @@ def keep_plan(text: bytes, envelope: Envelope, call: InferCall, end: int) -> Non
     if len(PLANS) >= PLAN_COUNT:
         PLANS.clear()
     PLANS[text] = Plan(inputs, spans, call, end)
+
+
+def _elsewhere(region: str | None, at: int, to: int, regions: Regions) -> Placement:
+    """The place of a tensor that is not in the body: in a region, or nowhere because it is empty. Raises StatusError."""
+    return Inline(_NOTHING) if region is None else regions.span(region, at, to)
 
 
 def _region_part(parameters: InputParameters | OutputParameters) -> tuple[str, int, int]:

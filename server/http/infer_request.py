@@ -95,6 +95,10 @@ def read_request(
     return call
 
 
+_SPACED_MEMBER = re.compile(rb'"[ \t\n\r]+:')
+"""A member with a blank before its colon, which counting those without would overlook."""
+
+
 def is_regular(envelope: Envelope, text: bytes) -> bool:
     """Whether a JSON part holds no members but those that the typed decode has read from it."""
     members = 1
@@ -114,7 +118,7 @@ def is_regular(envelope: Envelope, text: bytes) -> bool:
         for output in envelope.outputs:
             wishes = output.parameters
             members += 1 if wishes is UNSET else 2 + sum([field is not UNSET for field in msgspec.structs.astuple(wishes)])
-    return text.count(b'":') == members
+    return text.count(b'":') == members and not _SPACED_MEMBER.search(text)
 
 
 class Reading:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...shm.datatypes import element_count
 from ...shm.placement import Inline, Span
-from ...workers.contract.messages import Parameters, Tensor
+from ...workers.contract.messages import Tensor
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import Response
 from .classification import classify
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _BINARY_TYPE = (b"Content-Type", b"application/octet-stream")
 _JSON_HEADERS = (JSON_TYPE,)
 _JSON_LENGTH = b"Inference-Header-Content-Length"
+
+_BRIEF_COUNT = 8
+"""The JSON parts of replies with more outputs are not kept: they are long, and made anew in little time beside the rest."""
 
 
 def failure(error: StatusError, *, plain: bool = False) -> Reply:
@@ -45,7 +48,7 @@ def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> R
     forms = call.forms
     objects: list[bytes] = []
     arrays: dict[int, LongArray] | None = None
-    brief = not call.id_text and not response.parameters
+    brief = not call.id_text and not response.parameters and len(response.outputs) <= _BRIEF_COUNT
     for tensor in response.outputs:
         if forms is not None:
             form = forms.get(tensor.name, call.form)
@@ -82,7 +85,7 @@ def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> R
         (
             b'{"id":' + call.id_text + b"," if call.id_text else b"{",
             members,
-            b',"parameters":' + _parameters(response.parameters) if response.parameters else b"",
+            b',"parameters":' + write(response.parameters) if response.parameters else b"",
             b',"outputs":[',
         )
     )
@@ -159,7 +162,3 @@ def _json_object(tensor: Tensor, content: memoryview) -> bytes:
     if count != element_count(tensor.shape):
         raise unequal(tensor)
     return head + text + b"}"
-
-
-def _parameters(parameters: Parameters) -> bytes:
-    return write(parameters)

@@ -1,4 +1,4 @@
-"""Inference through the ASGI app: what HTTP/2 clients reach; HTTP/1.1 goes straight from the connection to ``infer``."""
+"""Inference by a path's model and version; and through the ASGI app, which is what HTTP/2 clients reach."""
 
 from __future__ import annotations
 

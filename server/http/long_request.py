@@ -11,7 +11,7 @@ from ...shm.arena import ArenaFull
 from ...shm.datatypes import DATATYPES
 from ...shm.placement import Inline, Placement
 from ...workers.contract.signature import Signature
-from ...workers.contract.status import Code, StatusError, unavailable
+from ...workers.contract.status import Code, StatusError, invalid, unavailable
 from .errors import NO_MEMORY
 from .exchange import HttpRequest
 from .infer_call import InferCall, InferSettings, Regions, Scratch
@@ -39,6 +39,9 @@ from .turns import Steps
 
 LONG_BYTE_SIZE = 64 * 1024
 """Longer JSON parts are read in steps."""
+
+REST_BYTE_SIZE = 1024 * 1024
+"""The most JSON that is read in one step: what is left of a document when the data of its large tensors is cut out, or cannot be."""
 
 
 class LongScratch(Scratch):
@@ -89,6 +92,8 @@ def read_long_request(
         raise too_large("request JSON size", json_size, settings.max_input_size)
     view = request.body.view
     document = yield from cut_document(view, json_size)
+    if (json_size if document is None else len(document.rest)) > REST_BYTE_SIZE:
+        raise invalid(f"request JSON apart from the data of its tensors exceeds the maximum allowed size of {REST_BYTE_SIZE} bytes")
     if document is None:
         return read_request(request, json_size, signature, regions, scratch, settings)
     brackets = sum([array.brackets - 2 for array in document.arrays])

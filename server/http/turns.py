@@ -22,11 +22,12 @@ Steps = Generator[None, None, T]
 
 
 class _Job:
-    __slots__ = ("dropped", "outcome", "steps")
+    __slots__ = ("done", "dropped", "outcome", "steps")
 
-    def __init__(self, steps: Steps[Any], outcome: asyncio.Future[Any]) -> None:
+    def __init__(self, steps: Steps[Any], outcome: asyncio.Future[Any], done: Callable[[asyncio.Future[Any]], None]) -> None:
         self.steps = steps
         self.outcome = outcome
+        self.done = done
         self.dropped = False
 
     def go_on(self) -> bool:
@@ -66,6 +67,9 @@ class _Turns:
             self._jobs.append(job)
         if self._jobs:
             loop.call_soon(self._turn, loop)
+        if not goes_on and not job.dropped:
+            # In the turn of the last piece: what it has looked up still holds.
+            job.done(job.outcome)
 
 
 _TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
@@ -80,21 +84,11 @@ def in_turns(steps: Steps[T], done: Callable[[asyncio.Future[T]], None]) -> Call
     turns = _TURNS.get(loop)
     if turns is None:
         turns = _TURNS[loop] = _Turns()
-    outcome: asyncio.Future[T] = loop.create_future()
-    job = _Job(steps, outcome)
-
-    def heard(outcome: asyncio.Future[T]) -> None:
-        # it may be dropped after its last piece too
-        if not job.dropped:
-            done(outcome)
-        elif not outcome.cancelled():
-            outcome.exception()
+    job = _Job(steps, loop.create_future(), done)
 
     def cancel() -> None:
         job.dropped = True
-        outcome.cancel()
         steps.close()
 
-    outcome.add_done_callback(heard)
     turns.add(job, loop)
     return cancel

@@ -405,6 +405,7 @@ class Storm(RuleBasedStateMachine):
         assert len(self.bench.responses) + held + self.scheduler.in_flight == len(self.accepted)
         assert self.scheduler.statistics.pending_count == len(self.scheduler.queue)
         assert self.bench.dispatcher.in_flight == self.scheduler.in_flight
+        assert sum(level.size for level in self.scheduler.queue._levels) == len(self.scheduler.queue)
         assert [id(request) for request in self.finished] == [id(request) for request in self.bench.answered()]
         if self.scheduler.order is not None:
             assert self.bench.answered() == self.accepted[: len(self.bench.responses)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tensorfarm.server.http import head as module
 from tensorfarm.server.http.exchange import Head
-from tensorfarm.server.http.head import HeadReader, Malformed, json_byte_size
+from tensorfarm.server.http.head import HeadReader, Malformed, announced_json_byte_size
 from tensorfarm.server.http.limits import Limits
 
 POST = b"POST /v2/models/m/infer?a=b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nX-Who: me \r\nInference-Header-Content-Length: 3\r\n\r\n"
@@ -41,7 +41,7 @@ def test_a_head_that_comes_again_is_the_same_one_on_every_connection() -> None:
     assert end == len(POST)
     assert (one.method, one.path, one.query, one.content_length) == ("POST", "/v2/models/m/infer", "a=b", 5)
     assert one.header(b"x-who") == b"me" and one.original_names[2] == b"X-Who"
-    assert json_byte_size(one) == 3
+    assert announced_json_byte_size(one) == 3
 
 
 def test_each_has_its_own_time() -> None:

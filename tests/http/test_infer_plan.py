@@ -15,6 +15,7 @@ from tensorfarm.server.http import infer_plan
 from tensorfarm.server.http.exchange import InlineBody
 from tensorfarm.server.http.infer_call import IN_BINARY, IN_REGION, InferCall, Scratch, infer_settings
 from tensorfarm.server.http.infer_request import read_request
+from tensorfarm.server.http.inference import infer_guarded
 from tensorfarm.shm.placement import Span
 from tensorfarm.workers.contract.messages import WantedOutput
 from tensorfarm.workers.contract.status import StatusError
@@ -217,3 +218,22 @@ def test_regions_are_held_each_time() -> None:
     for _ in range(3):
         post(service, "m", json.dumps(request).encode())
     assert len(service.submitted) == 3 and not service.unchecked
+
+
+def test_who_may_not_use_regions_does_not_get_them_from_a_plan() -> None:
+    service = EchoService({"m": echo_signature("m", [spec("IINT32", "INT32", 1)])}, regions_by_name={"r": 7}, remote_shm=False)
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    text = json.dumps(inputs(tensor(shape=[1], **place), outputs=[{"name": "OINT32", "parameters": place}])).encode()
+    statuses = []
+    for local in (True, True, False, True, False):
+        request = http_request(text)
+        request.peer_is_local = local
+        infer_guarded(service, "m", "", request, lambda reply: statuses.append(reply.status))  # type: ignore[arg-type]
+    assert statuses == [200, 200, 404, 200, 404]
+
+
+def test_a_part_of_many_small_items_is_not_kept() -> None:
+    """As objects it is many times as large as its text."""
+    request = inputs(tensor(shape=[1], binary_data_size=4), parameters={str(number): 1 for number in range(70)})
+    read(request, bytes(4))
+    assert not infer_plan.PLANS

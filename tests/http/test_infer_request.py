@@ -439,3 +439,11 @@ def test_full_arena_is_not_evaded() -> None:
         request = inputs(tensor("IUINT8", "UINT8", [100_000], data=[1] * 100_000))
         assert refusal(request, scratch=Scratch(arena)) == (Code.UNAVAILABLE, NO_MEMORY)
         held.release()
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\n \r"])
+def test_the_first_of_two_equal_members_counts_however_they_are_spaced(blank: str) -> None:
+    """As in the original's document reader; a client and a proxy that disagree must not be told apart by blanks."""
+    rest = '"inputs":[{"name":"IINT32","datatype":"INT32","shape":[1],"data":[1]}]}'
+    assert read(f'{{"id"{blank}:"a","id":"b",{rest}'.encode()).id_text == b'"a"'
+    assert read(f'{{"parameters":{{"priority"{blank}:1,"priority":2}},{rest}'.encode()).priority == 1

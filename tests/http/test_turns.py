@@ -110,22 +110,37 @@ def test_cancelling_what_has_ended_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_cancelled_between_its_last_piece_and_its_outcome(fails: bool) -> None:
-    heard: list[object] = []
+def test_an_outcome_is_heard_of_in_the_turn_of_the_last_piece(fails: bool) -> None:
+    """Nothing else may come between: what the last piece has looked up, a region perhaps, still holds."""
+    log: list[str] = []
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda loop, context: heard.append(context))
 
         def last() -> Generator[None, None, None]:
             yield
-            loop.call_soon(lambda: cancel())
+            loop.call_soon(log.append, "else")
             if fails:
                 raise ValueError("no")
 
-        cancel = in_turns(last(), heard.append)
-        for _ in range(10):
+        in_turns(last(), lambda outcome: log.append(str(outcome.exception())))
+        while len(log) < 2:
             await asyncio.sleep(0)
 
     run(scenario)
-    assert heard == []
+    assert log == ["no" if fails else "None", "else"]
+
+
+def test_a_listener_that_fails_costs_nobody_else_a_turn() -> None:
+    reported: list[object] = []
+
+    def failing(outcome: asyncio.Future[str]) -> None:
+        raise RuntimeError(outcome.result())
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(str(context.get("exception"))))
+        in_turns(pieces([], "a", 1), failing)
+        assert await outcome_of(pieces([], "b", 3)) == "b"
+
+    run(scenario)
+    assert reported == ["a"]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from tensorfarm.server import server
 from tensorfarm.server.busy_poll import BusyPoll
+from tensorfarm.server.command_line import parse
 
 
 class Turns:
@@ -48,3 +52,16 @@ def test_a_window_of_nothing_never_polls() -> None:
     turns = Turns(0)
     turns.poll.stay_awake()
     assert not turns.soon
+
+
+@pytest.mark.parametrize(("given", "cores", "expected_us"), [(None, 1, 0), (None, 2, 100), (None, 64, 100), (0, 2, 0), (30, 1, 30)])
+def test_a_single_core_is_left_to_the_workers(monkeypatch: pytest.MonkeyPatch, given: int | None, cores: int, expected_us: int) -> None:
+    monkeypatch.setattr(server, "usable_core_count", lambda: cores)
+    flags = [] if given is None else [f"--busy-poll-us={given}"]
+    assert server.busy_poll_us(parse([*flags, "--model-repository=models"])) == expected_us
+
+
+def test_polling_for_ever_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--busy-poll-us=10001"])
+    assert "--busy-poll-us must be between 0 and 10000" in "".join(capsys.readouterr())

@@ -155,6 +155,17 @@ def test_a_region_in_use_goes_with_its_last_request(registry: RegionRegistry, cl
     assert registry.span("r", 0, 1).region != number
 
 
+def test_a_region_that_has_gone_is_not_held_and_nothing_else_either(registry: RegionRegistry, client: ShmObject) -> None:
+    """Between a look-up and its use somebody may unregister."""
+    for name in ("a", "b"):
+        registry.register_system(name, client.key, 0, 10)
+    numbers = tuple(registry.span(name, 0, 1).region for name in ("a", "b"))
+    registry.unregister_system("b")
+    refusal(Code.NOT_FOUND, registry.hold, numbers)
+    registry.unregister_system("a")
+    assert registry.system_status(None) == []
+
+
 def test_the_end_drops_everything_even_what_is_in_use(client: ShmObject) -> None:
     before = descriptors()
     registry = RegionRegistry()
