@@ -1,7 +1,7 @@
 """Request bodies as they arrive: where their bytes go, and how chunked ones are taken apart.
 
-A body with a known length is received straight into its final place: ordinary memory when it is
-small, the arena when it is not. One of unknown length grows, and moves to the arena once it is big.
+A large body with a known length is received straight into its final place in the arena. A small one, and one of unknown
+length, grows in ordinary memory; the latter moves to the arena once it is big.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\x
 _SIZE_AND_END = 16 + 2
 _TENSOR_ALIGNMENT = 64
 _GROWTH = 4
+_CROWDED = 4
 _NO_TRAILERS = frozenset(
     (b"content-length", b"transfer-encoding", b"host", b"authorization", b"connection", b"content-encoding", b"expect")
 )
@@ -49,11 +50,12 @@ def _enlarged(arena: Arena | None, block: Block, filled: int, byte_size: int) ->
 
 
 class KnownLength:
-    """A body of ``byte_size`` bytes; ``room`` is the memory that its next bytes belong in.
+    """A body of ``byte_size`` bytes; ``room`` is the memory that its next bytes belong in, None for a small one: ``feed`` it.
 
     ``json_byte_size`` is the size of what comes before the first binary tensor, which is laid on a
     boundary of 64 bytes in the arena: a model reads only aligned tensors in place. A large body begins in a
-    part of its memory and gets the rest as it arrives: a header alone must not take the arena from everybody else.
+    part of its memory and gets the rest as it arrives: a header alone must not take the arena from everybody else. Many headers
+    must not either, so that part is small where much is in use. A small body takes no memory before it comes.
     Raises Malformed where there is no room for it, then or later.
     """
 
@@ -65,16 +67,18 @@ class KnownLength:
         self._content = bytearray()
         self._lead = 0
         self._end = byte_size
-        if byte_size <= limits.inline_byte_size:
-            self._content = bytearray(byte_size)
-            self.room = memoryview(self._content)
-        else:
+        self.room: memoryview | None = None
+        if byte_size > limits.inline_byte_size:
             self._lead = -json_byte_size % _TENSOR_ALIGNMENT
             self._end += self._lead
             if arena is None or self._end > arena.capacity_byte_size:
                 raise Malformed(413, "request body is too large")
-            free = arena.capacity_byte_size - arena.used_byte_size
-            self._block = reserve(arena, min(self._end, max(limits.claim_byte_size, free // limits.claim_share)))
+            capacity, used = arena.capacity_byte_size, arena.used_byte_size
+            if used < capacity // _CROWDED:
+                claim = max(limits.claim_byte_size, (capacity - used) // limits.claim_share)
+            else:
+                claim = limits.crowded_claim_byte_size
+            self._block = reserve(arena, min(self._end, claim))
             self.room = self._block.view[self._lead :]
         self.byte_size = byte_size
         self._filled = 0
@@ -88,8 +92,14 @@ class KnownLength:
         """Bytes that have come so far."""
         return self._filled
 
+    @property
+    def unfilled_byte_size(self) -> int:
+        """Bytes of the arena that wait for what has not come."""
+        return len(self.room) if self.room is not None else 0
+
     def received(self, count: int) -> None:
         """``count`` bytes were read into ``room``. Raises Malformed."""
+        assert self.room is not None
         self._filled += count
         self.room = self.room[count:]
         if not self.room and self._filled < self.byte_size:
@@ -105,14 +115,21 @@ class KnownLength:
 
     def feed(self, view: memoryview, start: int, end: int) -> int:
         """Copy the body's bytes out of ``view[start:end]``; returns where they stop. Raises Malformed."""
-        count = min(end - start, len(self.room))
-        self.room[:count] = view[start : start + count]
+        room = self.room
+        if room is None:
+            count = min(end - start, self.byte_size - self._filled)
+            self._content += view[start : start + count]
+            self._filled += count
+            return start + count
+        count = min(end - start, len(room))
+        room[:count] = view[start : start + count]
         self.received(count)
         return start + count
 
     def take(self) -> Body:
         """The complete body; the caller owns it now."""
-        self.room.release()
+        if self.room is not None:
+            self.room.release()
         if self._block is None:
             return InlineBody(self._content)
         block, self._block = self._block, None
@@ -120,7 +137,8 @@ class KnownLength:
 
     def abandon(self) -> None:
         """Give the memory of an incomplete body back."""
-        self.room.release()
+        if self.room is not None:
+            self.room.release()
         if self._block is not None:
             self._block.release()
             self._block = None
@@ -142,6 +160,11 @@ class Growing:
     def byte_size(self) -> int:
         """Bytes so far."""
         return self._filled
+
+    @property
+    def unfilled_byte_size(self) -> int:
+        """Bytes of the arena that wait for what has not come."""
+        return self._block.byte_size - self._filled if self._block is not None else 0
 
     def expect(self, byte_size: int) -> None:
         """So many more bytes were announced. Raises Malformed 413 where no body can be that large."""
@@ -278,6 +301,11 @@ class Chunked:
     def received_byte_size(self) -> int:
         """Bytes of content that have come so far."""
         return self._content.byte_size
+
+    @property
+    def unfilled_byte_size(self) -> int:
+        """Bytes of the arena that wait for what has not come."""
+        return self._content.unfilled_byte_size
 
     def take(self) -> Body:
         """The complete body; the caller owns it now."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
-from ...workers.contract.status import Code, StatusError, invalid
+from ...workers.contract.status import Code, StatusError, invalid, unavailable
 
 ACCEPTED = (b"Accept-Encoding", b"gzip, deflate")
 """The reply header that tells a client whose encoding is unknown what would be understood."""
@@ -26,9 +27,15 @@ SHORT_PACKED_BYTE_SIZE = 1024
 SHORT_BYTE_SIZE = 16 * 1024
 """A reply up to this size is compressed at once."""
 
+MOST_WAITING = 512
+"""Jobs that may wait for a thread. To undo 64 MiB, the most that is allowed unless a flag says otherwise, takes 0.2 s: behind so many
+of that kind, the last waits 50 s in two threads, which is about as long as clients have patience."""
+
 _POOL = ThreadPoolExecutor(2, "compression")
 
 T = TypeVar("T")
+Wanted = Callable[[], bool]
+"""Is the outcome still wanted? Asked, from any thread, before each piece of the work."""
 _WEIGHT = re.compile(r"q=(?P<weight>[0-9]*\.?[0-9]+|[0-9]+\.)")
 
 
@@ -37,6 +44,14 @@ class UnknownEncoding(StatusError):
 
     def __init__(self) -> None:
         super().__init__(Code.UNSUPPORTED, "Unsupported compression type")
+
+
+class Unwanted(Exception):
+    """Work has stopped because nobody wants its outcome any more."""
+
+
+def _always() -> bool:
+    return True
 
 
 def is_compressed(encoding: bytes) -> bool:
@@ -48,19 +63,26 @@ def is_compressed(encoding: bytes) -> bool:
     return False
 
 
-def decompress(body: memoryview, limit: int) -> bytes:
+def decompress(body: memoryview, limit: int, wanted: Wanted = _always) -> bytes:
     """Undo gzip or zlib, whichever it is; what follows the first stream is ignored, a stream may end early.
 
-    Raises StatusError INVALID_ARG: nothing there, no such format, or more than ``limit`` bytes.
+    Raises StatusError INVALID_ARG: nothing there, no such format, or more than ``limit`` bytes. Raises Unwanted.
     """
     if not len(body):
         raise invalid("nothing to be decompressed")
     stream = zlib.decompressobj(_EITHER_FORMAT)
     parts: list[bytes] = []
-    size = 0
-    rest: bytes | memoryview = body
+    size = at = 0
+    rest: bytes | memoryview = b""
     try:
         while not stream.eof:
+            if not wanted():
+                raise Unwanted
+            if not rest:
+                # In pieces, because zlib copies all that is left of its input at each step.
+                rest = body[at : at + _STEP]
+                at += len(rest)
+            ended = not rest
             part = stream.decompress(rest, min(_STEP, limit + 1 - size))
             rest = stream.unconsumed_tail
             size += len(part)
@@ -70,7 +92,7 @@ def decompress(body: memoryview, limit: int) -> bytes:
                     f"Decompressed data size exceeds the maximum allowed value of {limit} bytes. "
                     "Use --http-max-input-size to increase the limit."
                 )
-            if not rest and not part:
+            if ended and not part:
                 break
     except zlib.error:
         raise invalid("unable to decompress the request body") from None
@@ -94,12 +116,58 @@ def chosen_encoding(accepted: bytes) -> str:
     return best
 
 
-def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
-    """Compress a body given in parts; ``encoding`` is ``gzip`` or ``deflate``."""
+def compress(parts: Sequence[bytes | memoryview], encoding: str, wanted: Wanted = _always) -> bytes:
+    """Compress a body given in parts; ``encoding`` is ``gzip`` or ``deflate``. Raises Unwanted."""
     stream = zlib.compressobj(_LEVEL, wbits=_WINDOWS[encoding])
-    return b"".join([*map(stream.compress, parts), stream.flush()])
+    pieces: list[bytes] = []
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), _STEP):
+            if not wanted():
+                raise Unwanted
+            pieces.append(stream.compress(view[start : start + _STEP]))
+    return b"".join([*pieces, stream.flush()])
 
 
-def beside_the_loop(work: Callable[[], T], done: Callable[[asyncio.Future[T]], None]) -> None:
-    """Run ``work`` in a thread of its own and call ``done`` with its outcome on the loop: long bodies must not stop all others."""
-    asyncio.get_running_loop().run_in_executor(_POOL, work).add_done_callback(done)
+class Beside(Generic[T]):
+    """``work`` in a thread of its own, because long bodies must not stop all others; then ``done`` with its outcome, on the loop.
+
+    Jobs begin in the order they came. Raises StatusError UNAVAILABLE where ``MOST_WAITING`` of them wait already.
+    """
+
+    __slots__ = ("_done", "_loop", "_outcome", "_wanted", "_work")
+
+    _places = threading.BoundedSemaphore(MOST_WAITING)
+
+    def __init__(self, work: Callable[[Wanted], T], done: Callable[[Future[T]], None]) -> None:
+        if not self._places.acquire(blocking=False):
+            raise unavailable("too many compressed bodies wait for a thread; try again later")
+        self._work: Callable[[Wanted], T] | None = work
+        self._done: Callable[[Future[T]], None] | None = done
+        self._wanted = True
+        self._loop = asyncio.get_running_loop()
+        self._outcome = _POOL.submit(self._run)
+        self._outcome.add_done_callback(self._ended)
+
+    def cancel(self) -> bool:
+        """Nobody wants the outcome any more. True: the work had not begun, now never will, and nothing is called.
+
+        False: it is under way or over. It stops soon, and ``done`` is called, perhaps with Unwanted: until then it may read its input.
+        """
+        self._wanted = False
+        if not self._outcome.cancel():
+            return False
+        self._places.release()
+        # The pool knows this object until a thread comes by; what it was to work on is free at once.
+        self._work = self._done = None
+        return True
+
+    def _run(self) -> T:
+        self._places.release()
+        work, self._work = self._work, None
+        assert work is not None
+        return work(lambda: self._wanted)
+
+    def _ended(self, outcome: Future[T]) -> None:
+        if self._done is not None and not outcome.cancelled() and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._done, outcome)

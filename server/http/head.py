@@ -225,19 +225,20 @@ class HeadReader:
         method = parser.get_method()
         self._method = _METHODS.get(method) or method.decode("latin-1")
         keep_alive = parser.should_keep_alive()
-        if not keep_alive or self._connection_named:
-            version = parser.get_http_version()
-            if version == "1.0":
-                if keep_alive:
-                    # llhttp lets one of two contradicting wishes win, and not the safe one
-                    keep_alive = not any(name == b"connection" and _closes(value) for name, value in self._headers)
-                self._keep_alive_1_0 = keep_alive
-                if self._chunked:
-                    raise Malformed(400, "malformed HTTP request: Transfer-Encoding in HTTP/1.0")
-                if not self._hosts:
-                    self._hosts.append(b"")
-            elif version != "1.1":
-                raise Malformed(400, "malformed HTTP request: version")
+        version = parser.get_http_version()
+        if version == "1.0":
+            if keep_alive:
+                # llhttp lets one of two contradicting wishes win, and not the safe one; and it listens to Proxy-Connection
+                keep_alive = self._connection_named and not any(name == b"connection" and _closes(value) for name, value in self._headers)
+            self._keep_alive_1_0 = keep_alive
+            # RFC 9110, 10.1.1: who speaks HTTP/1.0 does not know interim replies
+            self._expects_continue = False
+            if self._chunked:
+                raise Malformed(400, "malformed HTTP request: Transfer-Encoding in HTTP/1.0")
+            if not self._hosts:
+                self._hosts.append(b"")
+        elif version != "1.1":
+            raise Malformed(400, "malformed HTTP request: version")
         self._keep_alive = keep_alive
         self._complete = True
 

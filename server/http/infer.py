@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,8 @@ from .content_encoding import (
     ACCEPTED,
     SHORT_BYTE_SIZE,
     SHORT_PACKED_BYTE_SIZE,
+    Beside,
     UnknownEncoding,
-    beside_the_loop,
     compress,
     decompress,
     is_compressed,
@@ -44,6 +45,15 @@ def infer(service: Service, head: InferHead, request: HttpRequest, answer: Answe
     Takes the request's body over: it is released once the inference has ended, or at once where
     it does not begin.
     """
+    if head.reply_encoding != "identity":
+        packing = _Packing(head.reply_encoding, answer)
+        cancel = _unpacked(service, head, request, packing)
+        return None if cancel is None else partial(packing.cancel, cancel)
+    return _unpacked(service, head, request, answer)
+
+
+def _unpacked(service: Service, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+    """Run an inference once its body is as it should be read."""
     try:
         version = service.find(head.model, head.version)
         if version.signature.decoupled:
@@ -81,7 +91,7 @@ def _begin(service: Service, version: ModelVersion, head: InferHead, request: Ht
         else:
             call = plan.terms
             body = plan.request_body(content, signature, _regions(service, request) if plan.uses_regions else NO_REGIONS)
-        exchange = _Exchange(version, call, answer, head.reply_encoding)
+        exchange = _Exchange(version, call, answer)
         on_finish = content.release if scratch is None else partial(_let_go, request, scratch)
         queued = Request(body, request.start_ns, exchange.on_response, on_finish, call.priority, call.timeout_us)
         if plan is not None and plan.always_fits(signature, body):
@@ -121,36 +131,96 @@ def _put_in_place(request: HttpRequest, arena: Arena | None, content: bytes) -> 
 
 
 class _Unpacking:
-    """A request whose long compressed body is undone in another thread before it begins."""
+    """A request whose long compressed body is undone in another thread before it begins. Raises StatusError UNAVAILABLE."""
 
-    __slots__ = ("_arguments", "_cancel", "_gone")
+    __slots__ = ("_arguments", "_cancel", "_gone", "_job")
 
     def __init__(self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, limit: int, answer: Answer) -> None:
         self._arguments = (service, version, head, request, answer)
         self._cancel: Cancel | None = None
         self._gone = False
-        beside_the_loop(partial(decompress, request.body.view, limit), self._done)
+        self._job: Beside[bytes] | None = Beside(partial(decompress, request.body.view, limit), self._done)
 
-    def _done(self, content: asyncio.Future[bytes]) -> None:
+    def _done(self, content: Future[bytes]) -> None:
         service, _, _, request, answer = self._arguments
-        error = content.exception()
+        # It knows the content, which may be large.
+        self._job = None
         if self._gone:
             request.body.release()
-        elif error is not None:
+            return
+        error = content.exception()
+        if error is not None:
             _refuse(request, error if isinstance(error, StatusError) else internal("internal error"), True, answer)
+            return
+        try:
+            _put_in_place(request, service.arena, content.result())
+        except StatusError as full:
+            _refuse(request, full, True, answer)
         else:
-            try:
-                _put_in_place(request, service.arena, content.result())
-            except StatusError as full:
-                _refuse(request, full, True, answer)
-            else:
-                self._cancel = _begin(*self._arguments)
+            self._cancel = _begin(*self._arguments)
 
     def cancel(self) -> None:
         """The client has gone."""
+        job, self._job = self._job, None
+        if job is None:
+            if self._cancel is not None:
+                self._cancel()
+        elif job.cancel():
+            self._arguments[3].body.release()
+        else:
+            self._gone = True
+
+
+class _Packing:
+    """An answer that compresses the reply to an inference before it passes it on."""
+
+    __slots__ = ("_answer", "_encoding", "_gone", "_job", "_reply")
+
+    def __init__(self, encoding: str, answer: Answer) -> None:
+        self._answer = answer
+        self._encoding = encoding
+        self._gone = False
+        self._job: Beside[bytes] | None = None
+        self._reply: Reply
+
+    def __call__(self, reply: Reply) -> None:
+        if self._gone or reply.status != 200:
+            self._answer(reply)
+        elif sum([len(part) for part in reply.body]) <= SHORT_BYTE_SIZE:
+            self._answer(packed(reply, self._encoding, compress(reply.body, self._encoding)))
+        else:
+            try:
+                self._job = Beside(partial(compress, reply.body, self._encoding), self._done)
+            except StatusError:
+                # Too many wait. The inference is done, and every client understands a reply as it is.
+                self._answer(reply)
+            else:
+                self._reply = reply
+
+    def _done(self, content: Future[bytes]) -> None:
+        self._job = None
+        reply = self._reply
+        error = None if self._gone else content.exception()
+        if self._gone or error is not None:
+            _let_reply_go(reply)
+        if error is not None:
+            self._answer(failure(internal("internal error"), plain=True))
+            raise error
+        if not self._gone:
+            self._answer(packed(reply, self._encoding, content.result()))
+
+    def cancel(self, inference: Cancel) -> None:
+        """The client has gone: cancels the inference, and what is done with its reply."""
         self._gone = True
-        if self._cancel is not None:
-            self._cancel()
+        inference()
+        if self._job is not None and self._job.cancel():
+            self._job = None
+            _let_reply_go(self._reply)
+
+
+def _let_reply_go(reply: Reply) -> None:
+    if reply.on_sent is not None:
+        reply.on_sent()
 
 
 class _LongReading:
@@ -178,7 +248,7 @@ class _LongReading:
             if error is not None:
                 raise error if isinstance(error, StatusError) else internal("internal error")
             call = outcome.result()
-            exchange = _Exchange(version, call, answer, head.reply_encoding)
+            exchange = _Exchange(version, call, answer)
             on_finish = partial(_let_go, request, scratch)
             queued = Request(call.body, request.start_ns, exchange.on_response, on_finish, call.priority, call.timeout_us)
             service.submit(version, queued)
@@ -209,13 +279,12 @@ class _LongReading:
 class _Exchange:
     """Waits for the one response of a request, and answers with it."""
 
-    __slots__ = ("_answer", "_call", "_count", "_encoding", "_kept", "_version")
+    __slots__ = ("_answer", "_call", "_count", "_kept", "_version")
 
-    def __init__(self, version: ModelVersion, call: InferCall, answer: Answer, encoding: str) -> None:
+    def __init__(self, version: ModelVersion, call: InferCall, answer: Answer) -> None:
         self._version = version
         self._call = call
         self._answer = answer
-        self._encoding = encoding
         self._kept: Response | None = None
         self._count = 0
 
@@ -246,10 +315,8 @@ class _Exchange:
             raise
         if type(reply) is LongReply:
             in_turns(reply.steps(), partial(self._written, response))
-        elif self._encoding == "identity" or reply.status != 200:
-            self._answer(reply)
         else:
-            self._pack(reply)
+            self._answer(reply)
 
     def _written(self, response: Response, outcome: asyncio.Future[Reply]) -> None:
         """Take a long reply that was written in turns with the loop."""
@@ -259,22 +326,5 @@ class _Exchange:
             self._answer(failure(error if isinstance(error, StatusError) else internal("internal error"), plain=True))
             if not isinstance(error, StatusError):
                 raise error
-        elif self._encoding == "identity":
+        else:
             self._answer(outcome.result())
-        else:
-            self._pack(outcome.result())
-
-    def _pack(self, reply: Reply) -> None:
-        if sum([len(part) for part in reply.body]) <= SHORT_BYTE_SIZE:
-            self._answer(packed(reply, self._encoding, compress(reply.body, self._encoding)))
-        else:
-            beside_the_loop(partial(compress, reply.body, self._encoding), partial(self._packed, reply))
-
-    def _packed(self, reply: Reply, content: asyncio.Future[bytes]) -> None:
-        if content.exception() is None:
-            self._answer(packed(reply, self._encoding, content.result()))
-            return
-        if reply.on_sent is not None:
-            reply.on_sent()
-        self._answer(failure(internal("internal error"), plain=True))
-        content.result()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import heapq
+import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ...workers.contract.status import unavailable
@@ -19,11 +20,13 @@ from .tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from ...shm.arena import Arena
-    from .http2 import Http2
+    from .http2 import Http2, Http2Connection
     from .tls import Tls
 
+_logger = logging.getLogger(__name__)
+
 _READ_BYTE_SIZE = 64 * 1024
-_SEALED_BYTE_SIZE = 256 * 1024
+_SEALED_BYTE_SIZE = 64 * 1024
 _LEAVE_AT_ONCE = 32
 _FEW_CONNECTIONS = 8
 
@@ -63,9 +66,12 @@ class HttpDoor:
         self.known_heads: dict[bytes, Head] = {}
         self._watch: asyncio.Task[None] | None = None
         self._connections: dict[Connection | TlsStream, None] = {}  # in the order they came
-        self._leaving: set[Connection] = set()
+        self._leaving: set[Connection | Http2Connection] = set()
+        if http2 is not None:
+            http2.on_end = self._leaving.discard
         self._nobody_idle = False
         self._most = self.limits.connections
+        self._spare = self.limits.spare_connections
         self._acceptor: Acceptor | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
@@ -93,8 +99,10 @@ class HttpDoor:
         if tls is not None:
             self.sealed_view = memoryview(bytearray(_SEALED_BYTE_SIZE))
             self._watch = loop.create_task(tls.watch())
-        # The other half is for regions, workers and models.
-        self._most = min(self.limits.connections, descriptors.limit() // 2)
+        # The rest is for the other door, regions, workers and models.
+        share = descriptors.limit() // 2
+        self._most = min(self.limits.connections, share)
+        self._spare = min(self.limits.spare_connections, share // 8)
         self.now = loop.time()
         self._sweep = loop.call_later(self.limits.sweep_s, self._sweep_connections)
 
@@ -117,7 +125,7 @@ class HttpDoor:
     @property
     def full(self) -> bool:
         """So many more connections are open than the limits allow that new ones are not even asked what they want."""
-        return self._staying > self._most + self.limits.spare_connections
+        return self._staying > self._most + self._spare
 
     @property
     def _staying(self) -> int:
@@ -186,7 +194,9 @@ class HttpDoor:
             return
         before = self.now - self.limits.reclaim_idle_s
         idle = (
-            one for one in self._connections if type(one) is Connection and one.heard <= before and one.idle and one not in self._leaving
+            one
+            for one in self._every_connection()
+            if not isinstance(one, TlsStream) and one.heard <= before and one.idle and one not in self._leaving
         )
         leaving = heapq.nsmallest(_LEAVE_AT_ONCE, idle, key=lambda one: one.heard)
         # Looking through all of them again for each that comes would cost more than it is worth.
@@ -195,12 +205,23 @@ class HttpDoor:
             self._leaving.add(connection)
             connection.close_if_idle()
 
+    def _every_connection(self) -> Iterator[Connection | TlsStream | Http2Connection]:
+        """Those of HTTP/1.1, those that shake hands, then those of HTTP/2."""
+        yield from self._connections
+        if self.http2 is not None:
+            yield from self.http2.connections
+
     def _sweep_connections(self) -> None:
         loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(self.limits.sweep_s, self._sweep_connections)
         self.now = loop.time()
         self._nobody_idle = False
-        for connection in list(self._connections):
-            connection.sweep(self.now)
-            if self.exiting:
-                connection.close_if_idle()
-        self._sweep = loop.call_later(self.limits.sweep_s, self._sweep_connections)
+        for connection in list(self._every_connection()):
+            try:
+                connection.sweep(self.now)
+                if self.exiting:
+                    connection.close_if_idle()
+            except Exception:
+                # The others' time limits do not depend on this one.
+                _logger.exception("a connection's time limits cannot be told, it is ended")
+                connection.abort()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from .. import descriptors
 from .endpoint import not_allowed
 from .errors import JSON_TYPE, error_body
 from .exchange import Answer, HttpRequest, Reply
+from .limits import Limits
 from .listener import HttpDoor
 
 _logger = logging.getLogger(__name__)
 
 _PATHS = frozenset(("/metrics", "/metrics/"))
+_CONNECTIONS = 256
 _HEADERS = ((b"Content-Type", b"text/plain; charset=utf-8"),)
 
 
@@ -32,4 +35,6 @@ def metrics_door(render: Callable[[], bytes]) -> HttpDoor:
             return
         answer(Reply(200, _HEADERS, (page,)))
 
-    return HttpDoor(handle)
+    # Few ask for metrics: this port has no claim to the descriptors that the other one shares with regions, workers and models.
+    most = min(_CONNECTIONS, descriptors.limit() // 16)
+    return HttpDoor(handle, limits=Limits(connections=most, spare_connections=most // 8))

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from .listener import HttpDoor
     from .tls import Tls
 
+# OpenSSL never gives back what a memory BIO has grown to: no more goes through one at a time than this, two records' worth.
+_SLICE_BYTE_SIZE = 32 * 1024
 _PIECE_BYTE_SIZE = 256 * 1024
 # Far more than one piece and what TLS itself has to say: whoever gets there makes us answer and reads nothing.
 _UNSENT_BYTE_SIZE = 1024 * 1024
+
+_NOTHING = memoryview(b"")
 
 _ADVICE = error_body("this port speaks TLS: use https")
 _PLAIN_REPLY = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (
@@ -37,7 +41,8 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
 
     Until then, and where the handshake fails, it is itself one of the door's connections. Writing goes in pieces, each
     encrypted only when the one before has left, so that the connection's own rules for slow clients hold. `write_eof` ends
-    our side (close_notify, then the socket's end); what the client still sends after that is read over.
+    our side (close_notify, then the socket's end); what the client still sends after that is read over. What a connection
+    keeps while it is idle does not depend on what it has sent or received: OpenSSL gets and gives two records at a time.
     """
 
     def __init__(self, door: HttpDoor, connection: Connection, tls: Tls) -> None:
@@ -49,6 +54,7 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
         self._tls: ssl.SSLObject
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        self._sealed = _NOTHING  # what has come and OpenSSL has not got yet
         self._shaking = True
         self._refused = False
         self._since = door.now
@@ -101,11 +107,27 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
                 # It only times how long the client goes on.
                 protocol.buffer_updated(0)
             return
-        self._incoming.write(self._door.sealed_view[:nbytes])
+        sealed = self._door.sealed_view[:nbytes]
+        self._sealed = memoryview(b"".join((self._sealed, sealed))) if self._sealed else sealed
         if self._shaking:
             self._shake()
         else:
             self._deliver()
+        self._end_turn(nbytes == len(self._door.sealed_view))
+
+    def _end_turn(self, more: bool) -> None:
+        """Keep what is left, since the door's buffer is everybody's; where more is likely to have come, let everybody else go first.
+
+        libuv reads up to 32 times on end while it gets all that it has asked for.
+        """
+        if self._closing or self._ending or self._refused:
+            self._sealed = _NOTHING
+            return
+        if self._sealed:
+            self._sealed = memoryview(bytes(self._sealed))
+        if more and self._reading and not self._large:
+            self._socket.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
 
     def eof_received(self) -> bool:
         if self._shaking or self._ended:
@@ -127,6 +149,7 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._clear_backlog()
+        self._sealed = _NOTHING
         if self._shaking:
             self._door.forget(self)
         else:
@@ -137,14 +160,17 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
     # handshake
 
     def _shake(self) -> None:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._send_records()
-            return
-        except ssl.SSLError as failure:
-            self._refuse(failure)
-            return
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                if not self._feed():
+                    self._send_records()
+                    return
+            except ssl.SSLError as failure:
+                self._refuse(failure)
+                return
         self._send_records()
         self._shaking = False
         self._door.forget(self)
@@ -163,6 +189,15 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
         self._socket.write_eof()
 
     # what comes in
+
+    def _feed(self) -> bool:
+        """Give OpenSSL the next of what has come; False where there is nothing."""
+        sealed = self._sealed
+        if not sealed:
+            return False
+        self._incoming.write(sealed[:_SLICE_BYTE_SIZE])
+        self._sealed = sealed[_SLICE_BYTE_SIZE:]
+        return True
 
     def _deliver(self) -> None:
         """Decrypt what has come and hand it on, as far as it is wanted."""
@@ -184,7 +219,7 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
 
     @property
     def _unread(self) -> bool:
-        return self._incoming.pending > 0 or self._tls.pending() > 0
+        return self._incoming.pending > 0 or self._tls.pending() > 0 or len(self._sealed) > 0
 
     def _deliver_some(self) -> bool:
         """Hand on one buffer's worth; False where no whole record is left. Raises SSLError."""
@@ -198,6 +233,8 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
             try:
                 count = self._tls.read(room - filled, view[filled:] if filled else view)
             except ssl.SSLWantReadError:
+                if self._feed():
+                    continue
                 more = False
                 break
             if not count:
@@ -223,6 +260,16 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
         else:
             self.close()
 
+    @property
+    def _large(self) -> bool:
+        """What comes is part of a large body: it only has to be decrypted."""
+        protocol = self._protocol
+        return isinstance(protocol, asyncio.BufferedProtocol) and protocol.get_buffer(-1) is not self._door.read_view
+
+    def _read_on(self) -> None:
+        if self._reading and not self._closing:
+            self._socket.resume_reading()
+
     def _deliver_later(self) -> None:
         if not self._closing and not self._ended:
             self._deliver()
@@ -240,8 +287,7 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
         self._flushing = True
         try:
             while self._backlog and not self._socket_full:
-                self._encrypt_piece()
-                self._send_records()
+                self._send_piece()
         except ssl.SSLError:
             self.abort()
         finally:
@@ -256,17 +302,26 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
             else:
                 self._protocol.resume_writing()
 
-    def _encrypt_piece(self) -> None:
+    def _send_piece(self) -> None:
+        """Encrypt a piece, slice by slice, and send it. Raises SSLError."""
         backlog = self._backlog
-        while backlog and self._outgoing.pending < _PIECE_BYTE_SIZE:
+        records: list[bytes] = []
+        byte_size = 0
+        while backlog and byte_size < _PIECE_BYTE_SIZE:
             view = backlog[0]
             # OpenSSL would take all of it at once.
-            count = self._tls.write(view[:_PIECE_BYTE_SIZE])
-            self._backlog_byte_size -= count
+            count = self._tls.write(view[:_SLICE_BYTE_SIZE])
+            byte_size += count
+            if self._outgoing.pending >= _SLICE_BYTE_SIZE:
+                records.append(self._outgoing.read())
             if count < len(view):
                 backlog[0] = view[count:]
             else:
                 backlog.popleft()
+        self._backlog_byte_size -= byte_size
+        if records:
+            self._socket.writelines(records)
+        self._send_records()
 
     def _clear_backlog(self) -> None:
         self._backlog.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 
@@ -43,6 +44,42 @@ def test_a_known_body_grows_in_place() -> None:
         assert isinstance(taken, ArenaBody)
         assert taken.view == CONTENT
         taken.release()
+
+
+def test_many_announced_bodies_leave_room() -> None:
+    """The first take a part each, up to a quarter of the arena; those after them next to nothing."""
+    with an_arena(64 << 20) as arena:
+        bodies = [KnownLength(arena, 32 << 20, Limits()) for _ in range(500)]
+        assert bodies[0].unfilled_byte_size == 1 << 20
+        assert bodies[-1].unfilled_byte_size == 64 << 10
+        assert arena.used_byte_size < arena.capacity_byte_size * 3 // 4
+        last = bodies[-1]
+        feed(last, CONTENT)
+        assert last.received_byte_size == len(CONTENT)
+        assert last.unfilled_byte_size == (1 << 20) - len(CONTENT)
+        for body in bodies:
+            body.abandon()
+
+
+def test_a_small_body_takes_memory_as_it_comes() -> None:
+    """What is only announced costs nothing."""
+    content = CONTENT[:65_536]
+    body = KnownLength(None, len(content), Limits())
+    assert body.room is None
+    for at in range(0, len(content), 1000):
+        assert sys.getsizeof(body._content) <= 2 * at + 1000
+        assert not body.complete
+        feed(body, content[at : at + 1000])
+    assert body.complete
+    assert body.take().view == content
+
+
+def test_a_small_body_ends_where_it_says() -> None:
+    """What is behind it belongs to the next request."""
+    body = KnownLength(None, 10, Limits())
+    assert body.feed(memoryview(CONTENT), 0, 4) == 4
+    assert body.feed(memoryview(CONTENT), 4, 100) == 10
+    assert body.take().view == CONTENT[:10]
 
 
 def test_a_known_body_moves_out_of_the_way() -> None:

@@ -101,6 +101,20 @@ def test_continue_comes_before_the_body() -> None:
     run(scenario)
 
 
+def test_http_1_0_knows_no_continue() -> None:
+    """Its Expect is read over (RFC 9110, 10.1.1), also where the connection goes on."""
+
+    async def scenario() -> None:
+        async with a_door(Recorder()) as door, a_client(door) as client:
+            for connection in (b"keep-alive", b"close"):
+                await client.send(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nConnection: %b\r\nContent-Length: 3\r\n\r\n" % connection)
+                await client.send(b"abc")
+                assert (await client.reply())[::2] == (200, b"abc")
+            assert await client.rest() == b""
+
+    run(scenario)
+
+
 def test_head_and_http_1_0() -> None:
     """HEAD gets the headers of the reply alone; HTTP/1.0 is closed unless it asks to go on."""
 
@@ -367,14 +381,14 @@ def test_tensors_of_a_big_body_are_aligned() -> None:
 
 
 def test_announced_bodies_do_not_take_the_arena() -> None:
-    """Clients that only say how much they will send leave room for one that sends."""
+    """Clients that only say how much they will send leave room for one that sends, however many they are."""
 
     async def scenario() -> None:
         with an_arena(1 << 24) as arena:
             async with a_door(Recorder(), arena) as door, contextlib.AsyncExitStack() as stack:
-                for _ in range(8):
+                for _ in range(60):
                     await (await stack.enter_async_context(a_client(door))).send(post(1 << 23))
-                await until(lambda: door.connection_count == 8 and arena.used_byte_size >= 8 << 20)
+                await until(lambda: arena.used_byte_size >= (4 << 20) + 56 * (64 << 10))
                 async with a_client(door) as honest:
                     content = bytes(range(256)) * (2 << 12)
                     await honest.send(post(len(content)) + content)

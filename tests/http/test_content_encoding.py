@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import random
+import threading
 import tracemalloc
+import weakref
 import zlib
+from concurrent.futures import Future
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.http.content_encoding import UnknownEncoding, chosen_encoding, compress, decompress, is_compressed
+from tensorfarm.server.http import content_encoding
+from tensorfarm.server.http.content_encoding import (
+    Beside,
+    UnknownEncoding,
+    Unwanted,
+    Wanted,
+    chosen_encoding,
+    compress,
+    decompress,
+    is_compressed,
+)
 from tensorfarm.workers.contract.status import Code, StatusError
 
 ACCEPTED = [
@@ -104,3 +119,53 @@ def test_a_bomb_is_not_inflated() -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("work", ["decompress", "compress"])
+def test_stops_soon_once_it_is_unwanted(work: str) -> None:
+    content = random.Random(1).randbytes(8 << 20)
+    answers = iter([True, True, True, False])
+    with pytest.raises(Unwanted):
+        if work == "compress":
+            compress([content], "gzip", lambda: next(answers))
+        else:
+            decompress(memoryview(gzip.compress(content, 1)), 16 << 20, lambda: next(answers))
+    assert list(answers) == []
+
+
+@pytest.mark.parametrize("size", [(256 << 10) - 30, 256 << 10, (256 << 10) + 1, 3_000_000])
+def test_long_streams(size: int) -> None:
+    """Of what does not get smaller, and of what gets much smaller."""
+    for content in (random.Random(2).randbytes(size), bytes(size)):
+        whole = compress([content[:1000], memoryview(content)[1000:]], "deflate")
+        assert decompress(memoryview(whole), size) == content
+        assert content.startswith(decompress(memoryview(whole)[:-100], size))
+
+
+def test_work_that_never_begins_holds_nothing() -> None:
+    class Body:
+        def undo(self, wanted: Wanted) -> bytes:
+            raise AssertionError("it was cancelled")
+
+    free = threading.Event()
+    busy = [content_encoding._POOL.submit(free.wait, 20) for _ in range(2)]
+
+    async def scenario() -> None:
+        body = Body()
+        known = weakref.ref(body)
+        outcomes: list[Future[bytes]] = []
+        job = Beside(body.undo, outcomes.append)
+        del body
+        assert known() is not None
+        assert job.cancel()
+        assert known() is None
+        free.set()
+        await asyncio.wrap_future(content_encoding._POOL.submit(lambda: None))
+        assert outcomes == []
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        free.set()
+        for job in busy:
+            job.result()

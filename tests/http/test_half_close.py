@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from tensorfarm.server.http import connection as module
 from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
-from tests.http.doors import Recorder, a_client, a_door, an_arena, replies_in, run, until
+from tests.http.doors import QuietTransport, Recorder, a_client, a_door, an_arena, replies_in, run, until
 
 GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -91,6 +94,31 @@ def test_a_body_that_took_its_time_ends_now() -> None:
                 assert [(status, len(body)) for status, body in replies_in(await client.rest())] == [(200, 100_000)]
 
     run(scenario)
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(0.0, True), (1.0, False)])
+def test_an_end_that_could_not_be_seen_ends_now(monkeypatch: pytest.MonkeyPatch, seconds: float, waits: bool) -> None:
+    """While a reply has not left nothing is read, the client's end neither: the time counts from when it could be seen."""
+    ahead = 0.0
+    real = time.monotonic
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: real() + ahead))
+    recorder = Recorder(at_once=False)
+    transport = QuietTransport()
+    connection = Connection(HttpDoor(recorder))
+    connection.connection_made(transport)
+    content = GET % 1 + GET % 2
+    connection.get_buffer(-1)[: len(content)] = content
+    connection.buffer_updated(len(content))
+    connection.pause_writing()
+    recorder.answer_next()
+    assert not transport.reading
+    ahead = 10.0
+    connection.resume_writing()
+    assert transport.reading
+    assert len(recorder.held) == 1
+    ahead += seconds
+    assert connection.eof_received() is waits
+    connection.connection_lost(None)
 
 
 @pytest.mark.parametrize("rest", [b"GET /2 HTTP/1.1\r\nHo", POST % 10 + b"12345", POST % 90_000 + bytes(70_000)])

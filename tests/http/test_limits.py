@@ -113,6 +113,58 @@ def test_a_slow_body_arrives() -> None:
     assert len(recorder.seen[0][3]) == 409_600
 
 
+def test_a_body_that_claims_much_must_bring_more() -> None:
+    """One part in 256 of what it holds and has not filled, each half minute: 32 KiB for 8 MiB."""
+    limits = Limits(claim_byte_size=8 << 20)
+    for part, stays in ((4096, False), (32_768, True)):
+        with an_arena(64 << 20) as arena:
+            client = Clocked(Recorder(), arena, limits)
+            client.send(POST % (8 << 20))
+            for _ in range(10):
+                client.after(29)
+                client.send(bytes(part))
+            assert client.statuses == ([] if stays else [408])
+            client.connection.connection_lost(None)
+
+
+def test_a_body_behind_a_long_request_has_its_time_too() -> None:
+    """It could have come: its memory is given back at once, and the client told after the reply before."""
+    recorder = Recorder(at_once=False)
+    with an_arena() as arena:
+        client = Clocked(recorder, arena)
+        client.send(GET % 1 + POST % 500_000 + bytes(5000))
+        assert client.after(31)
+        assert arena.used_byte_size > 0
+        client.after(1)
+        assert arena.used_byte_size == 0
+        assert client.statuses == []
+        recorder.answer_next()
+        assert client.statuses == [200, 408]
+
+
+def test_a_body_that_we_do_not_let_come_has_all_its_time() -> None:
+    """We do not read while a reply has not left; we have not said 100 yet; then it begins."""
+    recorder = Recorder(at_once=False)
+    with an_arena() as arena:
+        held_back = Clocked(recorder, arena, Limits(stalled_reply_s=0.0))
+        held_back.send(GET % 1 + POST % 500_000)
+        held_back.connection.pause_writing()
+        recorder.answer_next()
+        assert not held_back.transport.reading
+        assert held_back.after(1000)
+        held_back.connection.resume_writing()
+        assert held_back.transport.reading
+        unasked = Clocked(recorder, arena)
+        unasked.send(GET % 1 + (POST % 500_000).replace(b"Host", b"Expect: 100-continue\r\nHost"))
+        assert unasked.after(1000)
+        recorder.answer_next()
+        assert unasked.statuses == [200, 100]
+        for client in (held_back, unasked):
+            assert client.after(30)
+            client.after(1)
+            assert client.statuses[-1] == 408
+
+
 def test_chunk_lines_are_no_progress() -> None:
     """A body of chunks that never come to anything ends like any other that stops."""
     with an_arena() as arena:
@@ -182,6 +234,45 @@ def test_a_refused_client_has_five_seconds_to_go() -> None:
     assert client.transport.aborted
 
 
+def test_a_refused_client_has_thirty_seconds_in_all() -> None:
+    """However steadily it sends on."""
+    client = Clocked(Recorder())
+    client.send(b"nonsense\r\n\r\n")
+    client.transport.closed = False
+    for _ in range(7):
+        assert client.after(4)
+        assert client.send(b"x") == 1
+    assert client.after(2)
+    assert not client.after(1)
+    assert client.transport.aborted
+
+
+def test_a_last_reply_is_not_cut_while_it_is_taken() -> None:
+    """The time to go begins when the reply has left; until then the client only has to take it, and sending is not taking."""
+    for takes in (True, False):
+        recorder = Recorder(at_once=False)
+        client = Clocked(recorder)
+        client.send(GET % 1 + b"GET /2")
+        client.door.exiting = True
+        client.transport.unsent = 1 << 20
+        client.connection.pause_writing()
+        recorder.answer_next()
+        assert client.statuses == [200]
+        client.transport.closed = False
+        for _ in range(20):
+            client.after(4)
+            client.connection.close_if_idle()
+            client.send(b"x")
+            client.transport.unsent -= 4096 * takes
+        assert client.transport.aborted is not takes
+        assert client.transport.closed is not takes
+        if takes:
+            client.connection.resume_writing()
+            assert client.after(5)
+            assert not client.after(1)
+        client.connection.connection_lost(None)
+
+
 SLOW = {
     "nothing at all": (b"", []),
     "half a head": (b"GET / HTTP/1.1\r\nHo", [408]),
@@ -206,6 +297,11 @@ def test_slow_clients_are_closed(name: str) -> None:
 
 
 # memory
+
+
+def test_a_connection_has_few_attributes() -> None:
+    """CPython lets objects share the names of fewer than 30; beyond that each costs more memory and time."""
+    assert len(vars(Clocked(Recorder()).connection)) < 30
 
 
 def test_what_waits_on_a_connection_is_bounded() -> None:
@@ -286,6 +382,24 @@ def test_idle_connections_make_room() -> None:
             assert (await newcomer.reply())[0] == 200
 
     run(scenario)
+
+
+def test_refused_clients_that_do_not_go_make_room() -> None:
+    """Like idle ones, whatever they still send."""
+    door = HttpDoor(Recorder(), None, None, Limits(connections=2))
+    refused = [Clocked(Recorder(), door=door) for _ in range(2)]
+    for client in refused:
+        client.send(b"nonsense\r\n\r\n")
+        client.transport.closed = False
+    for _ in range(2):
+        # they share a clock: 4 s in all, each time
+        assert all([client.after(2) for client in refused])
+        for client in refused:
+            client.send(b"x")
+    assert not any(client.transport.closed for client in refused)
+    newcomer = Clocked(Recorder(), door=door)
+    assert all(client.transport.closed for client in refused)
+    assert not newcomer.transport.closed
 
 
 def test_a_crowd_at_work_does_not_keep_a_probe_out() -> None:

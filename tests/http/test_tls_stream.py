@@ -7,20 +7,23 @@ import contextlib
 import json
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from tensorfarm.server.http import front, inference
+from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.front import Front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.tls import Tls
+from tensorfarm.server.http.tls_stream import TlsStream
 from tensorfarm.server.service import Service
 from tests.certificates import Authority, Pair
 from tests.http.doors import BRISK, PATIENCE_S, Recorder, an_arena, replies_in, run, until
@@ -113,6 +116,90 @@ def test_records_in_pieces(authority: Authority, tls: Tls) -> None:
                 while content.count(b"HTTP/1.1 200") < 2 or not content.endswith(b"z" * 70_000):
                     content += cast(bytes, await until_done(lambda: session.read(65_536), 100))
                 assert replies_in(content) == [(200, b"y" * 300), (200, b"z" * 70_000)]
+
+    run(scenario)
+
+
+class Watched:
+    """A stream's TLS; knows how much has waited in its memory, which OpenSSL never gives back."""
+
+    def __init__(self, stream: TlsStream) -> None:
+        self._stream = stream
+        self._tls = stream._tls
+        self.most_incoming = self.most_outgoing = 0
+
+    def read(self, *arguments: Any) -> object:
+        self.most_incoming = max(self.most_incoming, self._stream._incoming.pending)
+        return self._tls.read(*arguments)
+
+    def write(self, *arguments: Any) -> object:
+        count = self._tls.write(*arguments)
+        self.most_outgoing = max(self.most_outgoing, self._stream._outgoing.pending)
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tls, name)
+
+
+def test_large_bodies_leave_no_large_buffers_behind(authority: Authority, tls: Tls) -> None:
+    """Idle connections would keep them."""
+
+    async def scenario() -> None:
+        recorder = Recorder(at_once=False)
+        body = bytes(range(256)) * (16 * 1024)
+        with an_arena(64 * MIB) as arena:
+            async with a_tls_door(recorder, tls, arena) as door, a_tls_client(door, authority.client(), 8 * MIB) as client:
+                await until(lambda: any(type(one) is Connection for one in door._connections))
+                (connection,) = door._connections
+                stream = cast(TlsStream, cast(Connection, connection)._transport)
+                watched = Watched(stream)
+                stream._tls = cast(ssl.SSLObject, watched)
+                # What comes behind the first request has to be kept for a while.
+                await client.send(post(body) + post(b"x" * 60_000) * 20)
+                for wanted in (body, *([b"x" * 60_000] * 20)):
+                    await until(lambda: bool(recorder.held))
+                    recorder.answer_next()
+                    assert (await client.reply())[2] == wanted
+                assert 0 < watched.most_incoming <= 64 * 1024
+                assert 0 < watched.most_outgoing <= 64 * 1024
+
+    run(scenario)
+
+
+def test_a_turn_of_the_loop_takes_no_more_than_without_tls(authority: Authority, tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much has come: what has to be parsed is taken 64 KiB at a time, and then everybody else has a turn."""
+    taken = [0]
+    real = Connection.buffer_updated
+
+    def counted(self: Connection, nbytes: int) -> None:
+        taken[-1] += nbytes
+        real(self, nbytes)
+
+    monkeypatch.setattr(Connection, "buffer_updated", counted)
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 60_000 + b"0\r\n\r\n"
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+
+        def turn() -> None:
+            if taken[-1]:
+                taken.append(0)
+            loop.call_soon(turn)
+
+        recorder = Recorder()
+        async with a_tls_door(recorder, tls) as door:
+            with await asyncio.to_thread(blocking, door, authority.client()) as client:
+                await until(lambda: any(type(one) is Connection for one in door._connections))
+                turn()
+                # The loop waits here until all of it, or all that the sockets hold, has come.
+                sending = threading.Thread(target=client.sendall, args=(request,))
+                sending.start()
+                sending.join(2)
+                await until(lambda: bool(recorder.seen))
+                sending.join()
+        assert len(recorder.seen[0][3]) == 60_000
+        assert sum(taken) == len(request)
+        assert max(taken) <= 96 * 1024
 
     run(scenario)
 
