@@ -51,9 +51,10 @@ def draw_http(http: Http, path: Path) -> None:
         _frame(axis, title, "clients, one request at a time each")
         axis.set_xscale("log", base=2)
         axis.set_xticks(levels, [str(level) for level in levels])
-    axes[0].legend(frameon=False, fontsize=8)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, fontsize=9, loc="lower center", ncols=len(labels))
     figure.suptitle("add_sub INT32[1,16] over HTTP", fontsize=11)
-    _save(figure, path)
+    _save(figure, path, below=0.06)
 
 
 def draw_sizes(sizes: Sizes, path: Path) -> None:
@@ -101,11 +102,12 @@ def _frame(axis: Any, title: str, below: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, below: float = 0.0) -> None:
+    """Write a picture; ``below`` is the share of its height that is left free for a legend."""
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, below, 1, 1))
     # without the version in it: the same figures give the same file
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     pyplot.close(figure)
