@@ -101,10 +101,7 @@ class RequestQueue:
         self._waiting.remove(request.order)
         level = self._level_of(request)
         level.size -= 1
-        # Heads go at once, so that a request which is put back later cannot meet its own blank.
-        for lane in (level.waiting, level.delayed):
-            while lane and lane[0].order not in self._waiting:
-                lane.popleft()
+        self._drop_heads(level)
         return True
 
     def take(self, requests: list[Request]) -> None:
@@ -114,9 +111,14 @@ class RequestQueue:
             waiting.remove(request.order)
             self._level_of(request).size -= 1
         for level in self._levels:
-            for lane in (level.waiting, level.delayed):
-                while lane and lane[0].order not in waiting:
-                    lane.popleft()
+            self._drop_heads(level)
+
+    def _drop_heads(self, level: _Level) -> None:
+        """Drop the blanks at the heads at once, so that a request which is put back later cannot meet its own."""
+        waiting = self._waiting
+        for lane in (level.waiting, level.delayed):
+            while lane and lane[0].order not in waiting:
+                lane.popleft()
 
     def scan(self) -> Iterator[Request]:
         """The waiting requests, next one first."""

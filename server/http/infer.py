@@ -243,10 +243,7 @@ class _LongReading:
         service, version, head, request, answer = self._arguments
         scratch = self._scratch
         self._drop = None
-        error = outcome.exception()
         try:
-            if error is not None:
-                raise error if isinstance(error, StatusError) else internal("internal error")
             call = outcome.result()
             exchange = _Exchange(version, call, answer)
             on_finish = partial(_let_go, request, scratch)
@@ -255,8 +252,6 @@ class _LongReading:
         except StatusError as refusal:
             scratch.release()
             _refuse(request, refusal, False, answer)
-            if error is not None and error is not refusal:
-                raise error from None
         except Exception:
             # Nobody above hears of it, and the client waits.
             scratch.release()
@@ -320,11 +315,13 @@ class _Exchange:
 
     def _written(self, response: Response, outcome: asyncio.Future[Reply]) -> None:
         """Take a long reply that was written in turns with the loop."""
-        error = outcome.exception()
-        if error is not None:
+        try:
+            reply = outcome.result()
+        except StatusError as error:
             response.release()
-            self._answer(failure(error if isinstance(error, StatusError) else internal("internal error"), plain=True))
-            if not isinstance(error, StatusError):
-                raise error
-        else:
-            self._answer(outcome.result())
+            reply = failure(error, plain=True)
+        except Exception:
+            response.release()
+            self._answer(failure(internal("internal error"), plain=True))
+            raise
+        self._answer(reply)

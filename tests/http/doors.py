@@ -16,6 +16,7 @@ from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.http2 import Http2
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
+from tensorfarm.server.http.tls import Tls
 from tensorfarm.shm.arena import Arena, create_memory
 
 T = TypeVar("T")
@@ -54,10 +55,11 @@ async def a_door(
     arena: Arena | None = None,
     limits: Limits | None = None,
     http2: Http2 | None = None,
+    tls: Tls | None = None,
 ) -> AsyncIterator[HttpDoor]:
     """A door on a free loopback port."""
     door = HttpDoor(handle, arena, http2, limits)
-    await door.start("127.0.0.1", 0, False)
+    await door.start("127.0.0.1", 0, False, tls)
     try:
         yield door
     finally:

@@ -24,6 +24,7 @@ from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
 from tensorfarm.server.http.tls import Tls
 from tests.certificates import Authority
+from tests.http import doors
 from tests.http.doors import BRISK, PATIENCE_S, QuietTransport, Recorder, a_client, run, until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -89,13 +90,8 @@ class Talk:
 
 @asynccontextmanager
 async def a_door(app: App, limits: Limits, tls: Tls | None = None) -> AsyncIterator[HttpDoor]:
-    door = HttpDoor(Recorder(), None, Http2(app, limits), limits)
-    await door.start("127.0.0.1", 0, False, tls)
-    try:
+    async with doors.a_door(Recorder(), None, limits, Http2(app, limits), tls) as door:
         yield door
-    finally:
-        await asyncio.wait_for(door.close(), PATIENCE_S)
-        assert door.connection_count == 0
 
 
 async def talk(door: HttpDoor, stack: AsyncExitStack) -> Talk:

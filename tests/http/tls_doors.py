@@ -15,7 +15,7 @@ from tensorfarm.server.http.tls import Tls, TlsFiles
 from tensorfarm.server.log import Log
 from tensorfarm.shm.arena import Arena
 from tests.certificates import Pair
-from tests.http.doors import PATIENCE_S, Client
+from tests.http.doors import PATIENCE_S, Client, a_door
 
 MIB = 1 << 20
 
@@ -28,13 +28,8 @@ def tls_of_pair(pair: Pair, root: Path | None = None) -> Tls:
 @contextlib.asynccontextmanager
 async def a_tls_door(handle: Handle, tls: Tls, arena: Arena | None = None, limits: Limits | None = None) -> AsyncIterator[HttpDoor]:
     """A door over TLS on a free loopback port."""
-    door = HttpDoor(handle, arena, None, limits)
-    await door.start("127.0.0.1", 0, False, tls)
-    try:
+    async with a_door(handle, arena, limits, tls=tls) as door:
         yield door
-    finally:
-        await asyncio.wait_for(door.close(), PATIENCE_S)
-        assert door.connection_count == 0
 
 
 @contextlib.asynccontextmanager
