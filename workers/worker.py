@@ -12,7 +12,6 @@ from typing import Any
 
 from .backends.backend import Backend, LoadedModel, ModelSource
 from .channel import ControlChannel, InstanceChannel
-from .contract.configuration import parse_bytes
 from .contract.messages import (
     Attach,
     Detach,
@@ -116,19 +115,19 @@ class Worker:
             return backend
 
     def _inspect(self, message: Inspect) -> FromWorker:
-        config = parse_bytes(message.config)
+        source = ModelSource(message.directory, message.version, message.config, message.settings)
         notes: list[Note] = []
         backend = self._backend(message.backend)
         if message.complete:
-            notes = backend.complete(ModelSource(message.directory, message.version, config, message.settings))
-        return Inspected(message.task, config.SerializeToString(), notes)
+            notes = backend.complete(source)
+        return Inspected(message.task, source.completed(), notes)
 
     def _load(self, message: Load) -> FromWorker:
         model = self._models[message.model]
         try:
-            source = ModelSource(message.directory, message.version, parse_bytes(message.config), message.settings)
+            source = ModelSource(message.directory, message.version, message.config, message.settings)
             model.loaded = self._backend(message.backend).load(source)
-            self._make_instances(model, source.config.name, model.loaded, message)
+            self._make_instances(model, message.name, model.loaded, message)
             for instance in model.instances:
                 instance.start()
         except BaseException:

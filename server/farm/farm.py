@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from ...workers.contract.messages import (
     Done,
     Execute,
@@ -196,7 +198,7 @@ class Farm:
         load = holding.load
         await self._ask(
             seat,
-            lambda task: Load(task, load.model, load.backend, load.directory, load.version, load.config, load.settings, load.instances),
+            lambda task: msgspec.structs.replace(load, task=task),
         )
         holding.loaded = True
         if not holding.complete:

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ...workers.contract.configuration import ConfigurationError, config_json, parse_bytes
+from ...workers.contract.configuration import ConfigurationError, document, parse_document
 from ...workers.contract.messages import Done, InstanceSpec, Load
 from ...workers.contract.signature import signature_of
 from ...workers.contract.status import StatusError, not_found, unavailable
@@ -226,17 +224,17 @@ class Lifecycle:
         settings = backend_settings(self._options, config.backend)
         if not self._options.disable_auto_complete_config:
             home = worker_name(config, version, "KIND_CPU", 0)
-            inspected = await self.farm.inspect(home, config.backend, directory, version, config.SerializeToString(), settings)
+            inspected = await self.farm.inspect(home, config.backend, directory, version, document(config), settings)
             for note in inspected.notes:
                 self.worker_event(note.severity, note.text)
-            merge_completed(config, parse_bytes(inspected.config))
+            merge_completed(config, parse_document(inspected.config))
         finish_config(config, ())
         check_supported(config)
         idle = fields_without_effect(config)
         if idle:
             self._log.warning(f"model '{model.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
         if self._log.settings.log_verbose_level >= 1:
-            self._log.verbose(1, f"configuration of '{model.name}' version {version}: {msgspec.json.encode(config_json(config)).decode()}")
+            self._log.verbose(1, f"configuration of '{model.name}' version {version}: {document(config).decode()}")
         signature = signature_of(config)
         number = next(self._model_numbers)
         statistics = self._book.open(model.name, version, config.metric_tags, decoupled=signature.decoupled)
@@ -270,9 +268,12 @@ class Lifecycle:
                     shares.setdefault(worker, []).append(InstanceSpec(instance.number, instance.name, kind, device))
         self._loads[served.number] = served
         served.workers = list(shares)
-        config = served.config.SerializeToString()
+        config = document(served.config)
         loads = [
-            self.farm.load(worker, Load(0, served.number, served.config.backend, served.directory, served.version, config, settings, specs))
+            self.farm.load(
+                worker,
+                Load(0, served.number, served.name, served.config.backend, served.directory, served.version, config, settings, specs),
+            )
             for worker, specs in shares.items()
         ]
         results = await asyncio.gather(*loads, return_exceptions=True)

@@ -12,8 +12,9 @@ from tensorfarm.workers.contract.configuration import (
     ConfigurationError,
     ModelConfig,
     config_json,
+    document,
     model_config,
-    parse_bytes,
+    parse_document,
     parse_json,
     parse_text,
 )
@@ -82,14 +83,13 @@ def test_no_text_raises_anything_else(text: str | bytes) -> None:
         config = parse_text(text, "x")
     except StatusError:
         return
-    assert parse_bytes(config.SerializeToString()) == config
-    config_json(config)
+    assert parse_document(document(config)) == config
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     try:
-        config_json(parse_bytes(data))
+        config_json(parse_document(data))
     except StatusError as error:
         assert error.code is Code.INVALID_ARG
 

@@ -25,7 +25,7 @@ from tensorfarm.server.regions import RegionRegistry
 from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.shm.arena import create_memory
 from tensorfarm.shm.placement import Inline, Lease, Placement
-from tensorfarm.workers.contract.configuration import ModelConfig
+from tensorfarm.workers.contract.configuration import ModelConfig, document
 from tensorfarm.workers.contract.messages import Done, InstanceSpec, Load, RequestBody, Tensor, WantedOutput
 from tensorfarm.workers.contract.signature import signature_of
 from tensorfarm.workers.contract.status import StatusError
@@ -139,7 +139,7 @@ class House:
         message: Any = ModelConfig()
         message.CopyFrom(made.config)
         specs = [InstanceSpec(100 * number + index, f"m_{index}", "KIND_CPU", 0) for index in range(instances)]
-        load = Load(0, number, backend, made.directory, 1, message.SerializeToString(), {}, specs)
+        load = Load(0, number, "m", backend, made.directory, 1, document(message), {}, specs)
         scheduler = scheduler_of(message, signature_of(message), self._batch_numbers, VersionStatistics())
         served = Served(load, scheduler, [Instance(spec.number, spec.name) for spec in specs])
         self.served[number] = served

@@ -16,7 +16,7 @@ from tensorfarm.shm.placement import Inline, Lease, Placement, Span
 from tensorfarm.workers.backends.backend import ModelSource
 from tensorfarm.workers.backends.onnxruntime import OnnxExecutor, backend
 from tensorfarm.workers.batch import Batch
-from tensorfarm.workers.contract.configuration import ModelConfig
+from tensorfarm.workers.contract.configuration import ModelConfig, document
 from tensorfarm.workers.contract.messages import InstanceSpec, RequestBody, Result, Tensor, WantedOutput
 
 from ..model_repository import ONNX_TYPES
@@ -72,7 +72,7 @@ def source(
     path.write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
     message = ModelConfig()
     text_format.Parse(f'name: "m" backend: "onnxruntime" {config}', message)
-    return ModelSource(str(folder / "m"), 1, message, dict(settings or {}))
+    return ModelSource(str(folder / "m"), 1, document(message), dict(settings or {}))
 
 
 def executor(folder: Path, made: onnx.ModelProto, config: str = "") -> OnnxExecutor:

@@ -94,7 +94,7 @@ def test_a_version_folder_may_be_a_link(tmp_path: Path) -> None:
     made = source(tmp_path / "store", identity("FP32", [1]))
     (tmp_path / "m").mkdir()
     os.symlink(Path(made.directory) / "1", tmp_path / "m" / "1")
-    linked = type(made)(str(tmp_path / "m"), 1, made.config, {})
+    linked = type(made)(str(tmp_path / "m"), 1, made.document, {})
     backend().complete(linked)
     backend().load(linked).close()
 

@@ -177,10 +177,10 @@ def test_one_thread_pool_for_all_models(tmp_path: Path) -> None:
 import os
 from tensorfarm.workers.backends.backend import ModelSource
 from tensorfarm.workers.backends.onnxruntime import backend
-from tensorfarm.workers.contract.configuration import ModelConfig
+from tensorfarm.workers.contract.configuration import ModelConfig, document
 counts = []
 for name in ("a", "b"):
-    source = ModelSource({str(tmp_path)!r} + f"/{{name}}/m", 1, ModelConfig(name="m"), SETTINGS)
+    source = ModelSource({str(tmp_path)!r} + f"/{{name}}/m", 1, document(ModelConfig(name="m")), SETTINGS)
     backend().complete(source)
     kept = vars().setdefault("models", [])
     kept.append(backend().load(source))

@@ -9,7 +9,7 @@ import pytest
 
 from tensorfarm.shm.placement import Lease, Span
 from tensorfarm.shm.system import open_object
-from tensorfarm.workers.contract.configuration import ModelConfig, parse_bytes
+from tensorfarm.workers.contract.configuration import ModelConfig, document, parse_document
 from tensorfarm.workers.contract.messages import (
     Attach,
     Close,
@@ -34,7 +34,7 @@ from tensorfarm.workers.worker import Worker
 from .fakes import PATIENCE_S, FakeBackend, FakeChannel, FakeControl
 from .real_memory import Bench, bench
 
-CONFIG = ModelConfig(name="m", backend="fake").SerializeToString()
+CONFIG = document(ModelConfig(name="m", backend="fake"))
 
 
 class Room:
@@ -54,7 +54,7 @@ class Room:
 
     def load(self, count: int = 2, backend: str = "fake") -> Load:
         specs = [InstanceSpec(number, f"m_{number}", "KIND_CPU", 0) for number in range(count)]
-        return Load(1, 10, backend, "/models/m", 3, CONFIG, {"key": "value"}, specs)
+        return Load(1, 10, "m", backend, "/models/m", 3, CONFIG, {"key": "value"}, specs)
 
     def close_instances(self) -> None:
         for channel in self.channels:
@@ -138,7 +138,7 @@ def test_inspect_completes_a_configuration(room: Room) -> None:
     room.worker.handle(Inspect(1, "fake", "/models/m", 3, CONFIG, {}, True))
     answer = room.control.answer()
     assert isinstance(answer, Inspected) and answer.notes == [Note("W", "guessed")]
-    assert parse_bytes(answer.config).max_batch_size == 7
+    assert parse_document(answer.config).max_batch_size == 7
     room.worker.handle(Inspect(2, "fake", "/models/m", 3, CONFIG, {}, False))
     assert room.control.answer() == Inspected(2, CONFIG, [])
 

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from ..batch import Batch
 from ..contract.messages import InstanceSpec, Note
 
 
-@dataclass(frozen=True, slots=True)
 class ModelSource:
     """Where a model version lies and how it is configured.
 
-    ``directory`` is the model's directory (the version's is ``directory/version``), ``config`` a
-    ``ModelConfig`` message, ``settings`` the backend's command line settings.
+    ``directory`` is the model's directory (the version's is ``directory/version``), ``document`` its
+    configuration as JSON, ``settings`` are the backend's command line settings.
     """
 
-    directory: str
-    version: int
-    config: Any
-    settings: dict[str, str]
+    def __init__(self, directory: str, version: int, document: bytes, settings: dict[str, str]) -> None:
+        self.directory = directory
+        self.version = version
+        self.document = document
+        self.settings = settings
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration as a ``ModelConfig`` message, of which the interpreters that models bring may know nothing."""
+        from ..contract.configuration import parse_document
+
+        return parse_document(self.document)
+
+    def completed(self) -> bytes:
+        """The configuration as a document again, with what was changed in the message."""
+        if "config" not in self.__dict__:
+            return self.document
+        from ..contract.configuration import document
+
+        return document(self.config)
 
 
 class Executor(Protocol):

@@ -1,4 +1,4 @@
-"""Model configurations: the ModelConfig message, reading it from text, bytes and JSON, and printing it as JSON.
+"""Model configurations: the ModelConfig message, reading it from text and JSON, and printing it as JSON.
 
 This is the only importer of ``model_config_pb2``.
 Source: Triton's ``model_config.proto``, as generated code in the tritonclient package.
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import DecodeError
 
-from .status import Code, StatusError, invalid
+from .status import Code, StatusError
 
 MAX_BYTE_SIZE = 16 << 20
 """Largest configuration text that is read: the text parser is slow, and real ones are a few KiB."""
@@ -87,6 +87,20 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises ConfigurationError ``Invalid config override: …``.
     """
+    return _parsed_json(text, "Invalid config override")
+
+
+def document(config: Any) -> bytes:
+    """A configuration as it travels between the server and its workers: the JSON of ``config_json``."""
+    return msgspec.json.encode(config_json(config))
+
+
+def parse_document(text: bytes) -> Any:
+    """Read what ``document`` has written, or a model has completed. Raises ConfigurationError."""
+    return _parsed_json(text, "failed to parse the model configuration")
+
+
+def _parsed_json(text: str | bytes, complaint: str) -> Any:
     from google.protobuf import json_format
 
     config = ModelConfig()
@@ -98,18 +112,7 @@ def parse_json(text: str | bytes) -> Any:
         json_format.Parse(text, config, max_recursion_depth=50)
         _check_enums(config)
     except (json_format.ParseError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise ConfigurationError(Code.INVALID_ARG, _cut(f"Invalid config override: {error}"), _detail(error)) from error
-    return config
-
-
-def parse_bytes(data: bytes) -> Any:
-    """Read a serialised ModelConfig. Raises StatusError where it is none."""
-    config = ModelConfig()
-    try:
-        config.ParseFromString(data)
-        _check_enums(config)
-    except (DecodeError, ValueError) as error:
-        raise invalid("failed to parse the serialized model configuration") from error
+        raise ConfigurationError(Code.INVALID_ARG, _cut(f"{complaint}: {error}"), _detail(error)) from error
     return config
 
 

@@ -1,9 +1,10 @@
 """The messages between the server and its workers: one msgpack array per message, tag first.
 
-Server → worker, control socket: Inspect, Load, Unload, Return, Stop. Worker → server: Hello,
-Inspected, Loaded, Unloaded, Failed. Server → instance socket: Execute, Close. Instance → server:
-InstanceReady, Done.
-File descriptors (client regions) travel beside them over the worker's lifeline as Attach/Detach.
+Server → worker, control socket: Inspect, Load, Unload, Check, Return, Cancel, Answer, Reply, Stop. Worker → server:
+Hello, Inspected, Loaded, Unloaded, Checked, Failed. Server → instance socket: Execute, Close. Instance → server:
+InstanceReady, Done. What a Python model says besides, from any of its threads: Voice, Respond, Call, CancelCall, Release,
+Say, Measure, Forget, and the questions that are answered by a Reply.
+File descriptors (client regions, other workers' arenas) travel beside them over the worker's lifeline.
 Nothing here can carry code: only msgpack scalars, bytes, arrays and maps, decoded into fixed types.
 """
 
@@ -32,6 +33,15 @@ class WantedOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     span: Span | None = None
 
 
+class RequestContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What few requests have: a sequence they belong to (``flags``: 1 start, 2 end), a time-out in µs, a trace they are part of."""
+
+    correlation_id: int | str = 0
+    flags: int = 0
+    timeout_us: int = 0
+    trace: str = ""
+
+
 class RequestBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a backend sees of a request.
 
@@ -43,6 +53,7 @@ class RequestBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     inputs: list[Tensor]
     outputs: list[WantedOutput]
     parameters: Parameters
+    context: RequestContext | None = None
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -73,7 +84,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Inspect(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Open a model far enough to complete its configuration; answered by Inspected or Failed."""
+    """Open a model far enough to complete its configuration, a JSON document; answered by Inspected or Failed."""
 
     task: int
     backend: str
@@ -87,11 +98,12 @@ class Inspect(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Create the instances of a model version; answered by Loaded or Failed.
 
-    ``config`` is the final ModelConfig as serialised protobuf.
+    ``config`` is the final ModelConfig as a JSON document, ``model`` the number of this load of it.
     """
 
     task: int
     model: int
+    name: str
     backend: str
     directory: str
     version: int
@@ -115,6 +127,40 @@ class Return(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Finish and exit."""
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Nobody waits any more for the request at ``index`` of a batch that runs or streams."""
+
+    batch: int
+    index: int
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """A response to a Call; ``result`` is None where there is only the end to tell.
+
+    ``loan`` is what a Release gives its outputs back by, 0 where none of them lies in an arena.
+    """
+
+    call: int
+    loan: int
+    result: Result | None
+    final: bool
+
+
+class Check(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Ask a model's own readiness check; answered by Checked or Failed."""
+
+    task: int
+    model: int
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """The outcome of a question: a value, or a fault."""
+
+    question: int
+    value: bool | int | float | None = None
+    fault: Fault | None = None
 
 
 # server -> instance socket
@@ -184,21 +230,155 @@ class InstanceReady(msgspec.Struct, frozen=True, array_like=True, tag=25):
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=26, gc=False):
     """A batch has run. ``results`` are in the order of the batch's requests.
 
+    None stands for a request that is answered by Respond messages instead, earlier or later ones.
     The four times are CLOCK_MONOTONIC nanoseconds: compute start, input end, output start,
     compute end.
     """
 
     batch: int
-    results: list[Result]
+    results: list[Result | None]
     compute_start_ns: int
     input_end_ns: int
     output_start_ns: int
     compute_end_ns: int
 
 
-ToWorker = Inspect | Load | Unload | Return | Stop
+class Checked(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """What a model's readiness check said."""
+
+    task: int
+    ready: bool
+
+
+# what a Python model says from any of its threads
+
+
+class Voice(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """First message on the socket that these come over."""
+
+    token: bytes
+
+
+class Respond(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
+    """A response to the request at ``index`` of a batch; ``result`` is None where there is only the end to tell.
+
+    ``began_ns`` and ``ended_ns`` are CLOCK_MONOTONIC: when the response began to be computed, and when it was.
+    """
+
+    batch: int
+    index: int
+    result: Result | None
+    final: bool
+    began_ns: int = 0
+    ended_ns: int = 0
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
+    """A model asks a model of the server; answered by Answers. ``version`` -1 is the newest.
+
+    ``instance`` is the one on whose behalf it asks. Leases among the inputs are the caller's own, or of Answers it has not released.
+    """
+
+    call: int
+    instance: int
+    model: str
+    version: int
+    body: RequestBody
+    priority: int = 0
+    decoupled: bool = False
+
+
+class CancelCall(msgspec.Struct, frozen=True, array_like=True, tag=33):
+    """The caller waits no more; the final Answer still comes."""
+
+    call: int
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True, tag=34):
+    """The caller has finished with the outputs of these Answers."""
+
+    loans: list[int]
+
+
+class Say(msgspec.Struct, frozen=True, array_like=True, tag=35):
+    """A model's line for the log. ``severity`` is I, W, E or V; ``file`` and ``line`` say where it was written."""
+
+    severity: str
+    text: str
+    file: str
+    line: int
+
+
+class OpenFamily(msgspec.Struct, frozen=True, array_like=True, tag=36):
+    """Have a family of custom metrics; ``kind`` is counter, gauge or histogram. Answered by its number."""
+
+    question: int
+    name: str
+    description: str
+    kind: str
+
+
+class OpenMetric(msgspec.Struct, frozen=True, array_like=True, tag=37):
+    """Have a metric of a family; ``bounds`` are a histogram's. Answered by its number."""
+
+    question: int
+    family: int
+    labels: dict[str, str]
+    bounds: list[float] | None = None
+
+
+class Measure(msgspec.Struct, frozen=True, array_like=True, tag=38):
+    """Change a custom metric. ``verb`` is increment, set or observe."""
+
+    metric: int
+    verb: str
+    value: float
+
+
+class ReadMetric(msgspec.Struct, frozen=True, array_like=True, tag=39):
+    """Ask for a custom metric's value."""
+
+    question: int
+    metric: int
+
+
+class Forget(msgspec.Struct, frozen=True, array_like=True, tag=43):
+    """Custom metrics and families that the model has dropped."""
+
+    metrics: list[int]
+    families: list[int]
+
+
+class AskReady(msgspec.Struct, frozen=True, array_like=True, tag=44):
+    """Is a model ready? ``version`` is its text, empty for the newest."""
+
+    question: int
+    model: str
+    version: str
+
+
+class AskLoad(msgspec.Struct, frozen=True, array_like=True, tag=45):
+    """Load a model, with parameters as the repository extension has them."""
+
+    question: int
+    model: str
+    config: str
+    files: dict[str, bytes]
+
+
+class AskUnload(msgspec.Struct, frozen=True, array_like=True, tag=46):
+    """Unload a model."""
+
+    question: int
+    model: str
+    unload_dependents: bool
+
+
+Question = OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload
+Spoken = Respond | Call | CancelCall | Release | Say | Measure | Forget | Question
+ToWorker = Inspect | Load | Unload | Return | Stop | Cancel | Answer | Check | Reply
 ToInstance = Execute | Close
-FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done
+FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done | Checked | Voice | Spoken
 
 
 # over the lifeline
@@ -218,6 +398,18 @@ class Detach(msgspec.Struct, frozen=True, array_like=True, tag=41):
     region: int
 
 
+class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=50):
+    """Another worker's arena, its read-only descriptor beside the message: leases of it will come."""
+
+    arena: int
+
+
+class Disown(msgspec.Struct, frozen=True, array_like=True, tag=51):
+    """Another worker's arena that is gone: no further lease of it will come."""
+
+    arena: int
+
+
 class Greeting(msgspec.Struct, frozen=True, array_like=True, tag=42):
     """First message over the lifeline: where to connect and the token to show there."""
 
@@ -225,4 +417,4 @@ class Greeting(msgspec.Struct, frozen=True, array_like=True, tag=42):
     token: bytes
 
 
-LifelineMessage = Greeting | Attach | Detach
+LifelineMessage = Greeting | Attach | Detach | Adopt | Disown
