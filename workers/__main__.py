@@ -9,10 +9,11 @@ import sys
 import threading
 import traceback
 
-from ..shm.arena import Arena, ArenaView
+from ..shm.arena import Arena
 from . import lifeline
 from .channel import ControlChannel, InstanceChannel, new_context
 from .contract.messages import Hello
+from .main_thread import MainThread
 from .memory import WorkerMemory
 from .worker import Worker
 
@@ -34,13 +35,26 @@ def main() -> None:
     link = socket.socket(fileno=arguments.lifeline)
     greeting = lifeline.greeted(link)
     arena = Arena(arguments.arena_number, arguments.arena, arguments.resident_byte_size)
-    memory = WorkerMemory(ArenaView(0, arguments.request_arena), arena)
-    os.close(arguments.request_arena)
+    memory = WorkerMemory(arguments.request_arena, arena)
     context = new_context()
     control = ControlChannel(context, greeting.endpoint)
-    worker = Worker(control, lambda: InstanceChannel(context, greeting.endpoint), memory, greeting.token)
+    main_thread = MainThread()
+    worker = Worker(control, lambda: InstanceChannel(context, greeting.endpoint), memory, main_thread, greeting.token)
     lifeline.watch(link, worker.handle_lifeline)
     control.send(Hello(greeting.token))
+    threading.Thread(target=_serve, args=(control, worker), name="control", daemon=True).start()
+    try:
+        main_thread.serve()
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        # It never ends by itself: a model has ended it, and its instance with it.
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _serve(control: ControlChannel, worker: Worker) -> None:
     code = 1
     try:
         control.serve(worker.handle)

@@ -1,13 +1,15 @@
-"""The memory a worker can reach: the server's arena (reading), its own arena, clients' regions."""
+"""The memory a worker can reach: the server's arena and other workers' (reading), its own arena, clients' regions."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from ..shm.arena import Arena, ArenaFull, ArenaView
-from ..shm.placement import Inline, Lease, Placement
-from ..shm.system import MappedRegion, RegionShrunk
+from ..shm.copy_on_write import PrivatePages
+from ..shm.mapping import MappedRegion, RegionShrunk
+from ..shm.placement import Inline, Lease, Placement, Span
 from .contract.status import StatusError, invalid, unavailable
 
 ATTACH_TIMEOUT_SECS = 5.0
@@ -16,26 +18,35 @@ _SHRUNK = "the shared memory object behind a region is smaller than it was when 
 
 
 class WorkerMemory:
-    """Implements ``batch.Memory``; used by all instance threads of the process."""
+    """Implements ``batch.Memory``; used by all instance threads of the process.
 
-    def __init__(self, request_arena: ArenaView, arena: Arena) -> None:
-        self._request_arena = request_arena
+    ``request_arena_fd`` is a descriptor of the server's arena, which is closed here. ``private_pages`` is for backends
+    that let models write to their inputs: such a worker keeps the descriptors of what it maps.
+    """
+
+    def __init__(self, request_arena_fd: int, arena: Arena) -> None:
         self._arena = arena
+        self._arenas: dict[int, Arena | ArenaView] = {arena.number: arena}
+        self._descriptors: dict[tuple[str, int], int] = {("arena", arena.number): arena.fd}
+        self._extents: dict[int, tuple[int, int]] = {}
+        self._copy_on_write = False
         self._lock = threading.Lock()
         self._parts: dict[int, int] = {}
         self._part_counts: dict[int, int] = {}
         self._regions: dict[int, MappedRegion | StatusError] = {}
         self._attached = threading.Condition()
+        self.adopt(0, request_arena_fd)
 
     def view(self, place: Placement) -> memoryview:
         """The bytes at a placement. Raises StatusError where a client's region is not what it was."""
         if isinstance(place, Inline):
             return place.content
         if isinstance(place, Lease):
-            return self._arena.view(place) if place.arena == self._arena.number else self._request_arena.view(place)
+            arena = self._arenas.get(place.arena)
+            return (self._awaited_arena(place.arena) if arena is None else arena).view(place)
         region = self._regions.get(place.region)
         if region is None:
-            region = self._await(place.region)
+            region = self._awaited_region(place.region)
         if isinstance(region, StatusError):
             raise region
         try:
@@ -45,12 +56,51 @@ class WorkerMemory:
         except ValueError as error:
             raise invalid(str(error)) from None
 
-    def _await(self, number: int) -> MappedRegion | StatusError:
+    def _awaited_region(self, number: int) -> MappedRegion | StatusError:
+        self._await(lambda: number in self._regions)
+        return self._regions[number]
+
+    def _awaited_arena(self, number: int) -> Arena | ArenaView:
+        self._await(lambda: number in self._arenas)
+        return self._arenas[number]
+
+    def _await(self, there: Callable[[], bool]) -> None:
         # Descriptors come over the lifeline, batches over ZeroMQ: a batch may overtake its region.
         with self._attached:
-            if not self._attached.wait_for(lambda: number in self._regions, ATTACH_TIMEOUT_SECS):
+            if not self._attached.wait_for(there, ATTACH_TIMEOUT_SECS):
                 raise unavailable("a shared memory region did not reach the worker in time")
-            return self._regions[number]
+
+    def use_copy_on_write(self) -> None:
+        """Have ``private_pages`` work for the regions that come from now on."""
+        self._copy_on_write = True
+
+    def private_pages(self, place: Lease | Span) -> PrivatePages:
+        """A copy-on-write mapping of the whole arena or region that holds a placement which ``view`` has found to be there."""
+        if isinstance(place, Lease):
+            fd = self._descriptors["arena", place.arena]
+            return PrivatePages(fd, 0, os.fstat(fd).st_size)
+        return PrivatePages(self._descriptors["region", place.region], *self._extents[place.region])
+
+    def adopt(self, number: int, fd: int | None) -> None:
+        """Map another process's arena for reading, and take its descriptor over.
+
+        Without ``fd`` the descriptor was lost on its way; those who read from the arena are told that it did not come.
+        """
+        if fd is None:
+            return
+        view = ArenaView(number, fd)
+        with self._attached:
+            self._descriptors["arena", number] = fd
+            self._arenas[number] = view
+            self._attached.notify_all()
+
+    def disown(self, number: int) -> None:
+        """Unmap another worker's arena; no request reads from it any more."""
+        with self._attached:
+            self._arenas.pop(number, None)
+            fd = self._descriptors.pop(("arena", number), None)
+        if fd is not None:
+            os.close(fd)
 
     def attach(self, number: int, fd: int | None, offset: int, byte_size: int) -> None:
         """Map a client's region and close ``fd``. What is wrong with it is told to the requests that use it.
@@ -67,7 +117,10 @@ class WorkerMemory:
                 region = invalid(_SHRUNK)
             except (OSError, ValueError, OverflowError) as error:
                 region = invalid(f"failed to map a shared memory region: {error}")
-            finally:
+            if self._copy_on_write and isinstance(region, MappedRegion):
+                self._descriptors["region", number] = fd
+                self._extents[number] = (offset, byte_size)
+            else:
                 os.close(fd)
         with self._attached:
             self._regions[number] = region
@@ -77,6 +130,10 @@ class WorkerMemory:
         """Unmap a region; no request uses it any more."""
         with self._attached:
             self._regions.pop(number, None)
+            self._extents.pop(number, None)
+            fd = self._descriptors.pop(("region", number), None)
+        if fd is not None:
+            os.close(fd)
 
     def reserve(self, byte_size: int) -> Lease:
         """A block of the worker's own arena. Raises StatusError UNAVAILABLE when it is full."""

@@ -10,11 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .backends.backend import Backend, LoadedModel, ModelSource
+from .backends.backend import Backend, LoadedModel, ModelSource, Surroundings
 from .channel import ControlChannel, InstanceChannel
 from .contract.messages import (
+    Adopt,
+    Answer,
     Attach,
+    Cancel,
+    Check,
+    Checked,
     Detach,
+    Disown,
     Failed,
     Fault,
     FromWorker,
@@ -24,6 +30,7 @@ from .contract.messages import (
     Load,
     Loaded,
     Note,
+    Reply,
     Return,
     Stop,
     ToWorker,
@@ -32,10 +39,11 @@ from .contract.messages import (
 )
 from .contract.status import StatusError, internal, invalid
 from .instance import Instance
+from .main_thread import MainThread
 from .memory import WorkerMemory
 
-BACKENDS = {"onnxruntime": ".backends.onnxruntime"}
-"""The module of each native backend; each has a ``backend()`` that makes its ``Backend``."""
+BACKENDS = {"onnxruntime": ".backends.onnxruntime", "python": ".backends.python"}
+"""The module of each backend; each has a ``backend(surroundings)`` that makes its ``Backend``."""
 
 CLOSE_TIMEOUT_SECS = 30.0
 
@@ -53,7 +61,12 @@ class Worker:
     """Handles control messages; loading runs in a thread per task, so that a slow model delays nobody."""
 
     def __init__(
-        self, control: ControlChannel, make_instance_channel: Callable[[], InstanceChannel], memory: WorkerMemory, token: bytes
+        self,
+        control: ControlChannel,
+        make_instance_channel: Callable[[], InstanceChannel],
+        memory: WorkerMemory,
+        main: MainThread,
+        token: bytes,
     ) -> None:
         self._control = control
         self._make_instance_channel = make_instance_channel
@@ -62,12 +75,15 @@ class Worker:
         self._backends: dict[str, Backend] = {}
         self._backends_lock = threading.Lock()
         self._models: dict[int, _Model] = {}
+        self._surroundings = Surroundings(memory, main, control.send)
 
     def handle(self, message: ToWorker) -> bool:
         """Carry out a control message; False when the worker is to end."""
         if isinstance(message, Return):
             for offset in message.offsets:
                 self._memory.free_offset(offset)
+        elif isinstance(message, Answer | Reply | Cancel):
+            self._surroundings.hear(message)
         elif isinstance(message, Inspect):
             self._start(message.task, self._inspect, message)
         elif isinstance(message, Load):
@@ -76,6 +92,8 @@ class Worker:
             self._start(message.task, self._load, message)
         elif isinstance(message, Unload):
             self._start(message.task, self._unload, message)
+        elif isinstance(message, Check):
+            self._start(message.task, self._check, message)
         elif isinstance(message, Stop):
             return False
         return True
@@ -86,6 +104,10 @@ class Worker:
             self._memory.attach(message.region, fd, message.offset, message.byte_size)
         elif isinstance(message, Detach):
             self._memory.detach(message.region)
+        elif isinstance(message, Adopt):
+            self._memory.adopt(message.arena, fd)
+        elif isinstance(message, Disown):
+            self._memory.disown(message.arena)
 
     def _start(self, task: int, work: Callable[[Any], FromWorker], message: ToWorker) -> None:
         def run() -> None:
@@ -111,7 +133,7 @@ class Worker:
                     raise invalid(
                         f"unable to find backend library for backend '{name}', try specifying runtime on the model configuration."
                     )
-                backend = self._backends[name] = importlib.import_module(module, __package__).backend()
+                backend = self._backends[name] = importlib.import_module(module, __package__).backend(self._surroundings)
             return backend
 
     def _inspect(self, message: Inspect) -> FromWorker:
@@ -127,7 +149,7 @@ class Worker:
         try:
             source = ModelSource(message.directory, message.version, message.config, message.settings)
             model.loaded = self._backend(message.backend).load(source)
-            self._make_instances(model, message.name, model.loaded, message)
+            self._make_instances(model, model.loaded, message)
             for instance in model.instances:
                 instance.start()
         except BaseException:
@@ -137,17 +159,21 @@ class Worker:
             model.settled.set()
         return Loaded(message.task)
 
-    def _make_instances(self, model: _Model, name: str, loaded: LoadedModel, message: Load) -> None:
+    def _make_instances(self, model: _Model, loaded: LoadedModel, message: Load) -> None:
         try:
             for spec in message.instances:
-                executor = loaded.executor(spec)
-                instance = Instance(spec.number, spec.name, name, executor, self._memory, self._make_instance_channel, self._token)
-                model.instances.append(instance)
+                runner = loaded.runner(spec, self._memory)
+                model.instances.append(Instance(spec.number, spec.name, runner, self._make_instance_channel, self._token))
         except BaseException:
             for instance in model.instances:
                 instance.abandon()
             loaded.close()
             raise
+
+    def _check(self, message: Check) -> FromWorker:
+        model = self._models.get(message.model)
+        loaded = None if model is None else model.loaded
+        return Checked(message.task, loaded is not None and loaded.ready())
 
     def _unload(self, message: Unload) -> FromWorker:
         model = self._models.pop(message.model, None)

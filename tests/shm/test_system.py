@@ -1,4 +1,4 @@
-"""System shared memory: opening clients' objects, and mapping parts of them in a process that a client cannot hurt lightly."""
+"""System shared memory: opening clients' objects."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import contextlib
 import mmap
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tensorfarm.shm.system import MappedRegion, RegionShrunk, object_byte_size, open_object
+from tensorfarm.shm.system import object_byte_size, open_object
 
 from .shm_objects import SHM, ShmObject, shm_object
 
@@ -31,11 +29,6 @@ def opened(key: str) -> Iterator[int]:
 def object_() -> Iterator[ShmObject]:
     with shm_object(4 * PAGE) as made:
         yield made
-
-
-def region(key: str, offset: int, byte_size: int) -> MappedRegion:
-    with opened(key) as fd:
-        return MappedRegion(fd, offset, byte_size)
 
 
 @pytest.mark.parametrize("slashes", ["", "/", "//"])
@@ -74,66 +67,6 @@ def test_a_folder_is_no_object() -> None:
 
 
 def test_opening_and_forgetting_unlinks_nothing(object_: ShmObject) -> None:
-    mapped = region(object_.key, 0, PAGE)
-    assert len(mapped.view(0, PAGE)) == PAGE
-    del mapped
+    with opened(object_.key) as fd:
+        assert object_byte_size(fd) == 4 * PAGE
     assert object_.path.exists()
-
-
-@pytest.mark.parametrize("offset", [0, 1, 64, PAGE - 1, PAGE, PAGE + 3])
-def test_any_offset_can_be_mapped(object_: ShmObject, offset: int) -> None:
-    mapped = region(object_.key, offset, 100)
-    object_.write(offset + 7, b"from the client")
-    assert bytes(mapped.view(7, 15)) == b"from the client"
-    mapped.view(50, 4)[:] = b"back"
-    assert object_.read(offset + 50, 4) == b"back"
-
-
-def test_a_region_goes_on_after_its_object_is_unlinked(object_: ShmObject) -> None:
-    mapped = region(object_.key, 0, PAGE)
-    object_.path.unlink()
-    mapped.view(0, 2)[:] = b"ok"
-    assert bytes(mapped.view(0, 2)) == b"ok"
-
-
-@pytest.mark.parametrize(("offset", "byte_size"), [(-1, 1), (0, -1), (0, 101), (100, 1), (101, 0), (2**62, 2**62)])
-def test_a_part_beyond_its_region(object_: ShmObject, offset: int, byte_size: int) -> None:
-    mapped = region(object_.key, 8, 100)
-    with pytest.raises(ValueError, match="^a span reaches beyond its region$"):
-        mapped.view(offset, byte_size)
-    assert len(mapped.view(100, 0)) == 0
-
-
-def test_a_region_that_shrank_is_not_touched(object_: ShmObject) -> None:
-    mapped = region(object_.key, 0, 3 * PAGE)
-    object_.truncate(3 * PAGE)
-    assert len(mapped.view(0, 3 * PAGE)) == 3 * PAGE
-    object_.truncate(3 * PAGE - 1)
-    with pytest.raises(RegionShrunk):
-        mapped.view(0, 1)
-    object_.truncate(0)
-    with pytest.raises(RegionShrunk):
-        mapped.view(2 * PAGE, PAGE)
-
-
-def test_a_region_larger_than_its_object_is_refused(object_: ShmObject) -> None:
-    with opened(object_.key) as fd, pytest.raises(RegionShrunk):
-        MappedRegion(fd, PAGE, 4 * PAGE)
-
-
-def test_a_size_that_no_process_can_map_is_an_os_error(object_: ShmObject) -> None:
-    object_.truncate(2**62)
-    with opened(object_.key) as fd, pytest.raises(OSError):
-        MappedRegion(fd, 0, 2**62)
-
-
-def test_pages_and_descriptor_go_with_the_last_array(object_: ShmObject) -> None:
-    def users() -> int:
-        files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-        return files.count(str(object_.path)) + Path("/proc/self/maps").read_text().count(str(object_.path))
-
-    array = np.frombuffer(region(object_.key, 0, PAGE).view(0, 16), np.uint8)
-    assert users() == 2
-    array[:] = 5
-    del array
-    assert users() == 0

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensorfarm.workers.backends.backend import ModelSource
-from tensorfarm.workers.batch import Batch
+from tensorfarm.workers.batch import Batch, Memory
+from tensorfarm.workers.batch_runner import BatchRunner
 from tensorfarm.workers.contract.messages import FromWorker, InstanceSpec, Note, ToInstance
 
 PATIENCE_S = 10.0
@@ -85,7 +86,13 @@ class FakeModel:
     executors: list[FakeExecutor] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
 
-    def executor(self, instance: InstanceSpec) -> FakeExecutor:
+    def runner(self, instance: InstanceSpec, memory: Memory) -> BatchRunner:
+        return BatchRunner(self.executor(), memory, "m")
+
+    def ready(self) -> bool:
+        return True
+
+    def executor(self) -> FakeExecutor:
         if len(self.executors) == self.room:
             raise MemoryError
         self.executors.append(FakeExecutor())

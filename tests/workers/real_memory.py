@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorfarm.shm.arena import Arena, ArenaView, create_memory, read_only
+from tensorfarm.shm.arena import Arena, create_memory, read_only
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Inline, Lease, Placement, Span
 from tensorfarm.shm.system import open_object
@@ -76,11 +76,12 @@ def bench() -> Iterator[Bench]:
     try:
         with shm_object(REGION_OFFSET + REGION_BYTE_SIZE) as client:
             outputs = Arena(1, fds[1], ARENA_BYTE_SIZE)
-            made = Bench(WorkerMemory(ArenaView(0, fds[2]), outputs), Arena(0, fds[0], ARENA_BYTE_SIZE), outputs, client)
+            made = Bench(WorkerMemory(fds.pop(), outputs), Arena(0, fds[0], ARENA_BYTE_SIZE), outputs, client)
             made.attach(REGION, REGION_OFFSET, REGION_BYTE_SIZE)
             del outputs
             yield made
             # pytest holds the last test's fixtures beyond the leak check
+            made.memory.disown(0)
             made.__dict__.clear()
     finally:
         for fd in fds:

@@ -12,6 +12,7 @@ from tensorfarm.shm.datatypes import serialize_bytes
 from tensorfarm.shm.placement import Span
 from tensorfarm.workers import memory as memory_module
 from tensorfarm.workers.batch import INLINE_BYTE_SIZE, Batch
+from tensorfarm.workers.batch_runner import BatchRunner
 from tensorfarm.workers.contract.messages import Close, Done, Execute, Fault, InstanceReady, RequestBody, Tensor
 from tensorfarm.workers.contract.status import Code, invalid
 from tensorfarm.workers.instance import Instance
@@ -34,7 +35,7 @@ class Running:
     def __init__(self, world: Bench, executor: FakeExecutor) -> None:
         self.channel = FakeChannel()
         self.executor = executor
-        self.instance = Instance(4, "m_0", "m", executor, world.memory, lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
+        self.instance = Instance(4, "m_0", BatchRunner(executor, world.memory, "m"), lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
         self.instance.start()
         assert self.channel.answer() == InstanceReady(TOKEN, 4)
 

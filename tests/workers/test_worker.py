@@ -29,6 +29,7 @@ from tensorfarm.workers.contract.messages import (
     Unloaded,
 )
 from tensorfarm.workers.contract.status import Code, StatusError, unsupported
+from tensorfarm.workers.main_thread import MainThread
 from tensorfarm.workers.worker import Worker
 
 from .fakes import PATIENCE_S, FakeBackend, FakeChannel, FakeControl
@@ -45,7 +46,7 @@ class Room:
         self.channels: list[FakeChannel] = []
         self.backend = FakeBackend()
         self.memory = memory
-        self.worker = Worker(self.control, self._channel, memory.memory, b"token")  # type: ignore[arg-type]
+        self.worker = Worker(self.control, self._channel, memory.memory, MainThread(), b"token")  # type: ignore[arg-type]
         self.worker._backends["fake"] = self.backend
 
     def _channel(self) -> FakeChannel:

@@ -1,12 +1,18 @@
-"""What a backend is: three small protocols that a file in this folder fulfils."""
+"""What a backend is: small protocols that a file in this folder fulfils."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..batch import Batch
-from ..contract.messages import InstanceSpec, Note
+from ..batch import Batch, Memory
+from ..contract.messages import Answer, Cancel, Done, Execute, FromWorker, InstanceSpec, Note, Reply
+
+if TYPE_CHECKING:
+    from ..main_thread import MainThread
+    from ..memory import WorkerMemory
 
 
 class ModelSource:
@@ -39,7 +45,7 @@ class ModelSource:
 
 
 class Executor(Protocol):
-    """One model instance; used by one thread."""
+    """One native model instance; used by one thread."""
 
     def execute(self, batch: Batch) -> None:
         """Run a batch: read its inputs, mark its times, set its outputs or faults.
@@ -51,21 +57,51 @@ class Executor(Protocol):
         """Give the instance's memory back."""
 
 
+class Runner(Protocol):
+    """What an instance's thread runs its batches with: ``BatchRunner`` around an executor, or a backend's own."""
+
+    main: MainThread | None
+    """The thread to run in, where that is not to be a new one."""
+
+    def run(self, message: Execute) -> Done:
+        """Execute a batch; never raises, what goes wrong is in the results."""
+
+    def close(self) -> None:
+        """Give the instance's memory back."""
+
+
 class LoadedModel(Protocol):
     """A model version in this process."""
 
-    def executor(self, instance: InstanceSpec) -> Executor:
+    def runner(self, instance: InstanceSpec, memory: Memory) -> Runner:
         """Create one instance."""
 
+    def ready(self) -> bool:
+        """Does the model say itself that it can be asked? Raises StatusError where its check fails."""
+
     def close(self) -> None:
-        """Give the model's memory back, after its executors are closed."""
+        """Give the model's memory back, after its runners are closed."""
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """The worker process as a backend may use it.
+
+    ``speak`` sends a message to the server from any thread. The backend sets ``hear``, which gets, in the control
+    thread, what the server has to say to a model. ``main`` runs things in the process's main thread.
+    """
+
+    memory: WorkerMemory
+    main: MainThread
+    speak: Callable[[FromWorker], None]
+    hear: Callable[[Cancel | Answer | Reply], None] = lambda message: None
 
 
 class Backend(Protocol):
     """A kind of model file. Both methods raise StatusError with a text fit for a client's eyes."""
 
     def complete(self, source: ModelSource) -> list[Note]:
-        """Fill in what ``source.config`` leaves out, in place; return notes for the log."""
+        """Fill in what the source's configuration leaves out, in ``source``; return notes for the log."""
 
     def load(self, source: ModelSource) -> LoadedModel:
         """Open a model version whose configuration is final, and check it against the model."""

@@ -14,11 +14,12 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from ...shm.datatypes import Datatype
-from ..batch import Batch
+from ..batch import Batch, Memory
+from ..batch_runner import BatchRunner
 from ..contract.messages import InstanceSpec, Note
 from ..contract.signature import Signature, TensorSpec, reshaped, signature_of
 from ..contract.status import StatusError, internal, invalid, unsupported
-from .backend import ModelSource
+from .backend import ModelSource, Surroundings
 from .onnxruntime_completion import complete_config
 from .onnxruntime_faults import runtime_fault
 from .onnxruntime_files import check_external_data, model_file, operator_libraries, version_folder
@@ -79,8 +80,8 @@ class OnnxRuntimeBackend:
         return OnnxModel(signature_of(source.config), graph, session, options.run_entries, hidden_paths(source))
 
 
-def backend() -> OnnxRuntimeBackend:
-    """Make the backend; it has no state of its own."""
+def backend(surroundings: Surroundings | None = None) -> OnnxRuntimeBackend:
+    """Make the backend; it has no state of its own and needs nothing of the process around it."""
     return OnnxRuntimeBackend()
 
 
@@ -149,8 +150,16 @@ class OnnxModel:
         self._run_entries = run_entries
         self._hidden = hidden
 
-    def executor(self, instance: InstanceSpec) -> OnnxExecutor:
+    def runner(self, instance: InstanceSpec, memory: Memory) -> BatchRunner:
         """Create an instance. Raises UNSUPPORTED for one that is to run on a GPU."""
+        return BatchRunner(self.executor(instance), memory, self._signature.model)
+
+    def ready(self) -> bool:
+        """It can be asked as soon as it is loaded."""
+        return True
+
+    def executor(self, instance: InstanceSpec) -> OnnxExecutor:
+        """Create what computes for an instance. Raises UNSUPPORTED for one that is to run on a GPU."""
         if instance.kind == "KIND_GPU":
             raise unsupported(f"instance '{instance.name}' of model '{self._signature.model}' is to run on a GPU, this worker has none")
         run_options = onnxruntime.RunOptions()
