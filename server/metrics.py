@@ -148,15 +148,25 @@ class MetricsExposition:
 
     def render(self) -> bytes:
         """The page as of now."""
+        families = {family.name: family for family in self._own()}
+        for source in self._sources:
+            for family in source():
+                # a name appears once on the page, whoever adds series to it
+                families.setdefault(family.name, Family(family.name, family.kind, family.help_text)).samples.extend(family.samples)
+        return exposition(families.values())
+
+    def kinds(self) -> dict[str, str]:
+        """Names and kinds of the page's own families: others may add series to them, but cannot have the names for other kinds."""
+        return {family.name: family.kind for family in self._own()}
+
+    def _own(self) -> list[Family]:
         versions = [version.statistics for version in self._service.versions()]
         families = self._counters(versions)
         families += self._gauges(versions)
         families += self._host()
         families += self._distributions(versions)
         families += self._farm()
-        for source in self._sources:
-            families += source()
-        return exposition(families)
+        return families
 
     def _counters(self, versions: Sequence[VersionStatistics]) -> list[Family]:
         counting = self._settings.counter_latencies

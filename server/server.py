@@ -12,12 +12,17 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ..shm.arena import Arena, create_memory
+from ..shm.placement import Lease
+from ..workers.contract.backends import NATIVE, PYTHON
 from ..workers.contract.cores import usable_core_count
 from ..workers.contract.status import StatusError, internal, invalid, unavailable
 from .alarm import Alarm
 from .busy_poll import DEFAULT_US, BusyPoll
+from .calls import ModelCalls
+from .custom_metrics import CustomMetrics
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.instance import PlannedBatch
+from .farm.environments import Environments
 from .farm.farm import Farm
 from .host_cpu import HostCpu
 from .http.front import Front
@@ -27,15 +32,14 @@ from .http.tls import Tls, tls_of
 from .log import Log
 from .metrics import MetricsExposition
 from .metrics_settings import parse_settings
+from .model_talk import ModelTalk
 from .options import Options, backend_settings, check_creation
 from .regions import RegionRegistry
 from .repository.lifecycle import Lifecycle
+from .repository.version import ModelVersion
 from .service import Service
 from .statistics import StatisticsBook
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
-
-BACKENDS = ("onnxruntime",)
-"""The backends that workers have, as the table of backends names them."""
 
 _STDOUT, _STDERR = 1, 2
 
@@ -76,11 +80,18 @@ class Server:
         arena = Arena(0, self._arena_fd, self._sizes[1])
         self._regions = RegionRegistry()
         self._busy_poll = BusyPoll(busy_poll_us(options), self._loop.call_soon)
-        self._dispatcher = Dispatcher(self._send, self._loop.call_soon, self._set_alarm, stay_awake=self._busy_poll.stay_awake)
+        self._dispatcher = Dispatcher(
+            self._send, self._loop.call_soon, self._set_alarm, stay_awake=self._busy_poll.stay_awake, recall=self._recall
+        )
         self._alarm = Alarm(self._loop, self._dispatcher.alarm)
-        self.lifecycle = Lifecycle(options, self._dispatcher, book, log)
-        self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings)
+        self._environments = Environments()
+        self.lifecycle = Lifecycle(options, self._dispatcher, book, log, self._environments)
+        self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings, self._view)
         self._farm = self.lifecycle.farm = Farm(self._loop, self.lifecycle, self._regions, self._arena_fd, self._sizes)
+        metrics = CustomMetrics()
+        calls = ModelCalls(self._find, self.service.ask, self._farm.share)
+        talk = ModelTalk(self.service, calls, metrics, log)
+        self.lifecycle.heard, self.lifecycle.worker_left = talk.heard, talk.gone
         self._exposition = MetricsExposition(
             self.service,
             book,
@@ -97,6 +108,15 @@ class Server:
 
     def _send(self, batch: PlannedBatch) -> None:
         self._farm.send(batch)
+
+    def _recall(self, batch: PlannedBatch, index: int) -> None:
+        self._farm.recall(batch, index)
+
+    def _view(self, lease: Lease) -> memoryview:
+        return self._farm.view(lease)
+
+    def _find(self, model: str, version: int) -> ModelVersion:
+        return self.service.find(model, "" if version < 0 else str(version))
 
     def _set_alarm(self, at_ns: int | None) -> None:
         self._alarm.set(at_ns)
@@ -133,6 +153,7 @@ class Server:
         if self._signals > 1:
             # Whoever asks twice does not want to wait: no clean-up but the workers and the sockets' folder.
             self._farm.end_now()
+            self._environments.end_now()
             os._exit(1)
         self.service.exiting = True
         self._stop.set()
@@ -161,7 +182,7 @@ class Server:
     def _print_tables(self) -> None:
         options = self._options
         columns = terminal_columns()
-        self._log.table(backend_table([(name, "built in", backend_settings(options, name)) for name in BACKENDS], columns))
+        self._log.table(backend_table([(name, "built in", backend_settings(options, name)) for name in (*NATIVE, PYTHON)], columns))
         self._log.table(model_table(self.lifecycle.status_rows(), columns))
         self._log.table(option_table(option_rows(options, self.service.version, self.service.extensions), columns))
 
@@ -229,6 +250,7 @@ class Server:
         if self._http is not None:
             await self._http.close()
         await self._farm.close()
+        await self._environments.close()
         if self._metrics is not None:
             await self._metrics.close()
         self._regions.close()

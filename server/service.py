@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ..shm.arena import Arena
-from ..shm.placement import Span
+from ..shm.placement import Lease, Span
 from ..workers.contract.status import StatusError, unavailable
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.request import Request
@@ -14,6 +17,10 @@ from .regions import RegionRegistry
 from .release import EXTENSIONS, PROTOCOL_VERSION
 from .repository.lifecycle import IndexEntry, Lifecycle
 from .repository.version import ModelVersion
+
+def _no_worker(lease: Lease) -> memoryview:
+    raise unavailable("there is no worker")
+
 
 _EXPLICIT_ONLY = "explicit model load / unload is not allowed if polling is enabled"
 
@@ -29,6 +36,7 @@ class Service:
         regions: RegionRegistry,
         arena: Arena,
         log_settings: LogSettings,
+        worker_view: Callable[[Lease], memoryview] = _no_worker,
     ) -> None:
         self.options = options
         self.server_id = options.id
@@ -37,6 +45,7 @@ class Service:
         self.regions = regions
         self.arena = arena
         self.log_settings = log_settings
+        self._worker_view = worker_view
         self.started = False
         self.exiting = False
         self._lifecycle = lifecycle
@@ -87,13 +96,25 @@ class Service:
         allowed = self.options.allow_client_shm
         return peer_is_local if allowed is None else allowed
 
+    def view(self, lease: Lease) -> memoryview:
+        """The bytes of a lease, in the server's arena or a worker's. Raises StatusError where that worker has gone."""
+        return self._worker_view(lease) if lease.arena else self.arena.view(lease)
+
+    def ask(self, model: str, version: int, request: Request) -> Callable[[], None]:
+        """Submit a request that comes from inside the server; returns what cancels it. ``version`` -1 is the newest. Raises StatusError."""
+        found = self.find(model, "" if version < 0 else str(version))
+        self.submit(found, request)
+        return partial(self.cancel, found, request)
+
     def submit(self, version: ModelVersion, request: Request) -> None:
         """Check a request and queue it; its responses come by ``request.on_response``.
 
         Raises StatusError, and then nothing is called back, ``request.on_finish`` included.
         """
-        request.body = validate(version.signature, request.body, self.arena.view)
-        regions = [tensor.place.region for tensor in request.body.inputs if type(tensor.place) is Span]
+        request.body = validate(version.signature, request.body, self.view)
+        inputs = request.body.inputs
+        request.arenas = tuple([tensor.place.arena for tensor in inputs if type(tensor.place) is Lease and tensor.place.arena])
+        regions = [tensor.place.region for tensor in inputs if type(tensor.place) is Span]
         regions += [output.span.region for output in request.body.outputs if output.span is not None]
         if regions:
             self._hold(request, tuple(regions))

@@ -165,6 +165,19 @@ class VersionStatistics:
         if self.summaries is not None:
             self.summaries.observe(end_ns - start_ns, queue_ns, input_ns, infer_ns, output_ns, end_ns)
 
+    def execution_prolonged(self, batch_size: int, times: ExecutionTimes) -> None:
+        """Add the durations of a part of a request that was counted before they were known (ensembles)."""
+        input_ns = times.input_end_ns - times.compute_start_ns
+        infer_ns = times.output_start_ns - times.input_end_ns
+        output_ns = times.compute_end_ns - times.output_start_ns
+        row = self.batches.setdefault(batch_size, BatchRow())
+        row.input_ns += input_ns
+        row.infer_ns += infer_ns
+        row.output_ns += output_ns
+        self.compute_input_ns += input_ns
+        self.compute_infer_ns += infer_ns
+        self.compute_output_ns += output_ns
+
     def request_failed(self, reason: FailureReason, start_ns: int, end_ns: int) -> None:
         """Count one request that was accepted and then failed."""
         self.fail_count += 1

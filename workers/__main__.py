@@ -11,8 +11,7 @@ import traceback
 
 from ..shm.arena import Arena
 from . import lifeline
-from .channel import ControlChannel, InstanceChannel, new_context
-from .contract.messages import Hello
+from .channel import ControlChannel, InstanceChannel, VoiceChannel, new_context
 from .main_thread import MainThread
 from .memory import WorkerMemory
 from .worker import Worker
@@ -38,11 +37,11 @@ def main() -> None:
     memory = WorkerMemory(arguments.request_arena, arena)
     context = new_context()
     control = ControlChannel(context, greeting.endpoint)
+    voice = VoiceChannel(context, greeting.endpoint, greeting.token)
     main_thread = MainThread()
-    worker = Worker(control, lambda: InstanceChannel(context, greeting.endpoint), memory, main_thread, greeting.token)
+    worker = Worker(voice, lambda: InstanceChannel(context, greeting.endpoint), memory, main_thread, greeting.token)
     lifeline.watch(link, worker.handle_lifeline)
-    control.send(Hello(greeting.token))
-    threading.Thread(target=_serve, args=(control, worker), name="control", daemon=True).start()
+    threading.Thread(target=_serve, args=(control, greeting.token, worker), name="control", daemon=True).start()
     try:
         main_thread.serve()
     except BaseException:
@@ -54,10 +53,10 @@ def main() -> None:
         os._exit(1)
 
 
-def _serve(control: ControlChannel, worker: Worker) -> None:
+def _serve(control: ControlChannel, token: bytes, worker: Worker) -> None:
     code = 1
     try:
-        control.serve(worker.handle)
+        control.serve(token, worker.handle)
         code = 0
     except BaseException:
         traceback.print_exc()

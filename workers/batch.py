@@ -14,9 +14,7 @@ from ..shm.placement import Inline, Lease, Placement, Span
 from .contract.messages import Fault, Parameters, RequestBody, Result, Tensor, WantedOutput
 from .contract.status import Code, StatusError, internal
 from .contract.strings import check_strings
-
-INLINE_BYTE_SIZE = 32 * 1024
-"""Outputs up to this size ride inside the message; larger ones lie in the arena."""
+from .output import INLINE_BYTE_SIZE, store
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -270,20 +268,7 @@ class Batch:
             return Inline(memoryview(array.tobytes()))
         else:
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        byte_size = len(content)
-        if span is not None:
-            if span.byte_size < byte_size:
-                raise internal(
-                    f"shared memory size specified with the request for output '{name}' ({span.byte_size} bytes) "
-                    f"should be at least {byte_size} bytes to hold the results"
-                )
-            self._memory.view(span)[:byte_size] = content
-            return span
-        if byte_size <= INLINE_BYTE_SIZE:
-            return Inline(memoryview(content))
-        lease = self._memory.reserve(byte_size)
-        self._memory.view(lease)[:] = content
-        return lease
+        return store(self._memory, name, content, span)
 
     def fail(self, index: int, error: StatusError) -> None:
         """Answer one request of the batch with an error; what it has got so far is given back."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
 import zmq
 
-from .contract.messages import FromWorker, ToInstance, ToWorker
+from .contract.messages import FromWorker, Hello, ToInstance, ToWorker, Voice
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -35,41 +34,33 @@ class InstanceChannel:
         self._socket.close()
 
 
+class VoiceChannel:
+    """The socket over which any thread of the worker speaks; nothing comes back over it. ``send`` never waits for the server."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, token: bytes) -> None:
+        self._lock = threading.Lock()
+        self._socket = _dealer(context, endpoint)
+        self.send(Voice(token))
+
+    def send(self, message: FromWorker) -> None:
+        """Send a message to the server, from any thread."""
+        content = _encoder.encode(message)
+        with self._lock:
+            self._socket.send(content)
+
+
 class ControlChannel:
-    """The worker's control socket: received from by one thread, sent to by any."""
+    """The worker's control socket: says Hello, and receives from then on. Belongs to the thread that serves it."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self._socket = _dealer(context, endpoint)
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
-        self._outbox: deque[FromWorker] = deque()
-        self._bell_address = f"inproc://control-{id(self)}"
-        self._bell = context.socket(zmq.PULL)
-        self._bell.bind(self._bell_address)
-        self._context = context
-        self._local = threading.local()
 
-    def send(self, message: FromWorker) -> None:
-        """Send a message to the server, from any thread."""
-        self._outbox.append(message)
-        ring: zmq.Socket[bytes] | None = getattr(self._local, "ring", None)
-        if ring is None:
-            ring = self._local.ring = self._context.socket(zmq.PUSH)
-            ring.connect(self._bell_address)
-        ring.send(b"")
-
-    def serve(self, handle: Callable[[ToWorker], bool]) -> None:
-        """Receive messages and pass them to ``handle`` until it returns False."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._bell, zmq.POLLIN)
-        while True:
-            ready = dict(poller.poll())
-            if self._bell in ready:
-                self._bell.recv()
-                while self._outbox:
-                    self._socket.send(_encoder.encode(self._outbox.popleft()))
-            if self._socket in ready and not handle(self._decoder.decode(self._socket.recv())):
-                return
+    def serve(self, token: bytes, handle: Callable[[ToWorker], bool]) -> None:
+        """Say Hello, receive messages and pass them to ``handle`` until it returns False."""
+        self._socket.send(_encoder.encode(Hello(token)))
+        while handle(self._decoder.decode(self._socket.recv())):
+            pass
 
 
 def new_context() -> zmq.Context[zmq.Socket[bytes]]:

@@ -14,6 +14,7 @@ from .contract.status import StatusError, invalid, unavailable
 
 ATTACH_TIMEOUT_SECS = 5.0
 
+_GONE = "the worker that made a tensor has gone, and the tensor with it"
 _SHRUNK = "the shared memory object behind a region is smaller than it was when the region was registered"
 
 
@@ -26,7 +27,7 @@ class WorkerMemory:
 
     def __init__(self, request_arena_fd: int, arena: Arena) -> None:
         self._arena = arena
-        self._arenas: dict[int, Arena | ArenaView] = {arena.number: arena}
+        self._arenas: dict[int, Arena | ArenaView | StatusError] = {arena.number: arena}
         self._descriptors: dict[tuple[str, int], int] = {("arena", arena.number): arena.fd}
         self._extents: dict[int, tuple[int, int]] = {}
         self._copy_on_write = False
@@ -43,7 +44,11 @@ class WorkerMemory:
             return place.content
         if isinstance(place, Lease):
             arena = self._arenas.get(place.arena)
-            return (self._awaited_arena(place.arena) if arena is None else arena).view(place)
+            if arena is None:
+                arena = self._awaited_arena(place.arena)
+            if isinstance(arena, StatusError):
+                raise arena
+            return arena.view(place)
         region = self._regions.get(place.region)
         if region is None:
             region = self._awaited_region(place.region)
@@ -60,7 +65,7 @@ class WorkerMemory:
         self._await(lambda: number in self._regions)
         return self._regions[number]
 
-    def _awaited_arena(self, number: int) -> Arena | ArenaView:
+    def _awaited_arena(self, number: int) -> Arena | ArenaView | StatusError:
         self._await(lambda: number in self._arenas)
         return self._arenas[number]
 
@@ -84,20 +89,19 @@ class WorkerMemory:
     def adopt(self, number: int, fd: int | None) -> None:
         """Map another process's arena for reading, and take its descriptor over.
 
-        Without ``fd`` the descriptor was lost on its way; those who read from the arena are told that it did not come.
+        Without ``fd`` the other process has gone, or the descriptor was lost on its way; those who read from the arena are told.
         """
-        if fd is None:
-            return
-        view = ArenaView(number, fd)
+        arena = unavailable(_GONE) if fd is None else ArenaView(number, fd)
         with self._attached:
-            self._descriptors["arena", number] = fd
-            self._arenas[number] = view
+            if fd is not None:
+                self._descriptors["arena", number] = fd
+            self._arenas[number] = arena
             self._attached.notify_all()
 
     def disown(self, number: int) -> None:
-        """Unmap another worker's arena; no request reads from it any more."""
+        """Unmap the arena of a worker that has gone; what still reads from it keeps its pages until it has done so."""
         with self._attached:
-            self._arenas.pop(number, None)
+            self._arenas[number] = unavailable(_GONE)
             fd = self._descriptors.pop(("arena", number), None)
         if fd is not None:
             os.close(fd)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .backends.backend import Backend, LoadedModel, ModelSource, Surroundings
-from .channel import ControlChannel, InstanceChannel
+from .channel import InstanceChannel, VoiceChannel
 from .contract.messages import (
     Adopt,
     Answer,
@@ -62,20 +62,20 @@ class Worker:
 
     def __init__(
         self,
-        control: ControlChannel,
+        voice: VoiceChannel,
         make_instance_channel: Callable[[], InstanceChannel],
         memory: WorkerMemory,
         main: MainThread,
         token: bytes,
     ) -> None:
-        self._control = control
+        self._voice = voice
         self._make_instance_channel = make_instance_channel
         self._memory = memory
         self._token = token
         self._backends: dict[str, Backend] = {}
         self._backends_lock = threading.Lock()
         self._models: dict[int, _Model] = {}
-        self._surroundings = Surroundings(memory, main, control.send)
+        self._surroundings = Surroundings(memory, main, voice.send)
 
     def handle(self, message: ToWorker) -> bool:
         """Carry out a control message; False when the worker is to end."""
@@ -120,7 +120,7 @@ class Worker:
                 # Its words are for the log only: they may name paths.
                 traceback.print_exc()
                 answer = Failed(task, Fault(internal("").code, f"the backend failed with {type(error).__name__}"))
-            self._control.send(answer)
+            self._voice.send(answer)
 
         threading.Thread(target=run, name=f"task-{task}", daemon=True).start()
 
@@ -137,17 +137,17 @@ class Worker:
             return backend
 
     def _inspect(self, message: Inspect) -> FromWorker:
-        source = ModelSource(message.directory, message.version, message.config, message.settings)
+        source = _source(message)
         notes: list[Note] = []
         backend = self._backend(message.backend)
         if message.complete:
             notes = backend.complete(source)
-        return Inspected(message.task, source.completed(), notes)
+        return Inspected(message.task, source.completed(), notes, source.spent)
 
     def _load(self, message: Load) -> FromWorker:
         model = self._models[message.model]
         try:
-            source = ModelSource(message.directory, message.version, message.config, message.settings)
+            source = _source(message)
             model.loaded = self._backend(message.backend).load(source)
             self._make_instances(model, model.loaded, message)
             for instance in model.instances:
@@ -186,3 +186,7 @@ class Worker:
             if model.loaded is not None:
                 model.loaded.close()
         return Unloaded(message.task)
+
+
+def _source(message: Inspect | Load) -> ModelSource:
+    return ModelSource(message.directory, message.version, message.config, message.settings, message.backend_file)

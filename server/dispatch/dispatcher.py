@@ -12,11 +12,11 @@ from functools import partial
 from typing import Protocol
 
 from ...shm.placement import Lease
-from ...workers.contract.messages import Done
+from ...workers.contract.messages import Done, Respond, Result
 from ...workers.contract.status import Code, StatusError
 from ..statistics import FailureReason
 from .instance import TINY_NS, Instance, PlannedBatch
-from .request import Request, Response
+from .request import EndMark, Request, Response
 from .scheduler import Scheduler
 
 FEW_REQUESTS = 8
@@ -39,7 +39,8 @@ class Dispatcher:
     ``send`` passes a batch to its instance's worker, ``call_soon`` asks for ``flush`` at the end of the
     loop's turn, ``set_alarm`` for a call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no
     more). ``stay_awake`` says that something will happen within a moment: few requests are in flight, to or from a
-    tiny model. ``in_flight`` counts the requests that wait or run.
+    tiny model. ``recall`` tells a batch's worker that nobody waits for the request at an index any more.
+    ``in_flight`` counts the requests that wait or run.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Dispatcher:
         set_alarm: Callable[[int | None], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
         stay_awake: Callable[[], None] = lambda: None,
+        recall: Callable[[PlannedBatch, int], None] = lambda batch, index: None,
     ) -> None:
+        self._recall = recall
         self.in_flight = 0
         self._stay_awake = stay_awake
         self._send = send
@@ -131,10 +134,14 @@ class Dispatcher:
         """A worker has answered a batch: count it, deliver its responses. Unknown batches are ignored."""
         batch = self._batches.pop(done.batch, None)
         if batch is None:
-            memory.give_back([tensor.place for result in done.results for tensor in result.outputs if type(tensor.place) is Lease])
+            for result in done.results:
+                _give_back(result, memory)
             return
         scheduler = batch.scheduler
         scheduler.done(batch, done.compute_end_ns - done.compute_start_ns)
+        if done.failed is not None:
+            self._model_batch_done(batch, done, done.failed, memory)
+            return
         self._expect(batch)
         self.in_flight -= len(batch.requests)
         end_ns = self._clock_ns()
@@ -143,6 +150,7 @@ class Dispatcher:
         responses = []
         view, give_back = memory.view, memory.give_back
         for request, result in zip(batch.requests, done.results, strict=True):
+            assert result is not None
             batch_size += request.body.batch_size
             if result.fault is None:
                 succeeded.append(request)
@@ -151,10 +159,66 @@ class Dispatcher:
             else:
                 error = StatusError(Code(result.fault.code), result.fault.message)
                 scheduler.statistics.request_failed(FailureReason.BACKEND, request.start_ns, end_ns)
+            if request.on_execution is not None:
+                request.on_execution(done)
             responses.append(Response(request, result.outputs, result.parameters, error, True, view, give_back))
         scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
         self.touch(scheduler)
         self._deliver(scheduler, responses)
+
+    def _model_batch_done(self, batch: PlannedBatch, done: Done, failed: list[int], memory: OutputMemory) -> None:
+        """A batch of a model that may answer its requests by senders of its own, and says itself which count as failed."""
+        scheduler = batch.scheduler
+        self._expect(batch)
+        end_ns = self._clock_ns()
+        batch_size = inference_count = 0
+        succeeded = []
+        responses = []
+        for index, (request, result) in enumerate(zip(batch.requests, done.results, strict=True)):
+            batch_size += request.body.batch_size
+            if index in failed:
+                scheduler.statistics.request_failed(FailureReason.BACKEND, request.start_ns, end_ns)
+            else:
+                succeeded.append(request)
+                inference_count += request.body.batch_size
+            if request.on_execution is not None:
+                request.on_execution(done)
+            if index in batch.answered:
+                _give_back(result, memory)
+            elif result is None:
+                batch.open_count += 1
+            else:
+                batch.answered.add(index)
+                responses.append(_response(request, result, True, memory))
+        self.in_flight -= len(responses)
+        if batch.open_count:
+            self._batches[batch.number] = scheduler.streaming[batch.number] = batch
+        scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
+        self.touch(scheduler)
+        self._deliver(scheduler, responses)
+
+    def respond(self, message: Respond, memory: OutputMemory) -> None:
+        """A model has answered one request by its sender; what comes for a request that has ended is dropped."""
+        batch = self._batches.get(message.batch)
+        if batch is None or not 0 <= message.index < len(batch.requests) or message.index in batch.answered:
+            _give_back(message.result, memory)
+            return
+        scheduler = batch.scheduler
+        request = batch.requests[message.index]
+        if not request.begun:
+            request.begun = True
+            scheduler.statistics.first_response_sent(request.start_ns, self._clock_ns())
+        if message.final:
+            batch.answered.add(message.index)
+            self.in_flight -= 1
+            if batch.number in scheduler.streaming:
+                batch.open_count -= 1
+                if not batch.open_count:
+                    del scheduler.streaming[batch.number], self._batches[batch.number]
+                    self.touch(scheduler)
+        result = message.result
+        response = EndMark(request, []) if result is None else _response(request, result, message.final, memory)
+        self._deliver(scheduler, [response])
 
     def instance_up(self, scheduler: Scheduler, instance: Instance) -> None:
         """An instance can take batches."""
@@ -163,21 +227,30 @@ class Dispatcher:
 
     def instance_down(self, scheduler: Scheduler, instance: Instance, error: StatusError) -> None:
         """An instance died: its running batch fails with ``error``, the rest waits for another."""
-        for batch in instance.batches:
-            self._batches.pop(batch.number, None)
-        bound = sum(len(batch.requests) for batch in instance.batches)
+        for batch in (*instance.batches, *scheduler.streaming.values()):
+            if batch.instance is instance:
+                self._batches.pop(batch.number, None)
+        bound = sum(len(batch.requests) - len(batch.answered) for batch in instance.batches)
         lost = scheduler.instance_down(instance)
         scheduler.statistics.pending_count += bound - len(lost)
+        streams = scheduler.streams_down(instance)
         for request in lost:
             self._fail(scheduler, request, error, FailureReason.BACKEND)
+        # Those have been counted already, when their batch had run.
+        self.in_flight -= len(streams)
+        self._deliver(scheduler, [Response(request, [], error=error) for request in streams])
         self.touch(scheduler)
 
     def cancel(self, scheduler: Scheduler, request: Request) -> None:
-        """The client has gone: a waiting request leaves the queue, a running one is not recalled."""
+        """The client has gone: a waiting request leaves the queue, the worker of a running one is told."""
         request.cancelled = True
         if scheduler.cancel(request):
             scheduler.statistics.pending_count -= 1
             self._fail(scheduler, request, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
+            return
+        found = scheduler.find(request)
+        if found is not None:
+            self._recall(*found)
 
     def abandon(self, schedulers: Iterable[Scheduler], error: StatusError) -> None:
         """Fail everything that is still waiting or running: the server ends."""
@@ -208,6 +281,18 @@ class Dispatcher:
             # A receiver that fails is not to cost those behind it their answers.
             self._call_soon(partial(self._hand_over_all, responses))
             raise
+
+
+def _response(request: Request, result: Result, final: bool, memory: OutputMemory) -> Response:
+    fault = result.fault
+    error = None if fault is None else StatusError(Code(fault.code), fault.message)
+    return Response(request, result.outputs, result.parameters, error, final, memory.view, memory.give_back)
+
+
+def _give_back(result: Result | None, memory: OutputMemory) -> None:
+    """Return the outputs that nobody gets."""
+    if result is not None:
+        memory.give_back([tensor.place for tensor in result.outputs if type(tensor.place) is Lease])
 
 
 def _hand_over(response: Response) -> None:

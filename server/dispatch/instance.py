@@ -16,12 +16,18 @@ SLOW_NS = 20_000_000
 
 @dataclass(slots=True, eq=False)
 class PlannedBatch:
-    """A batch bound to an instance; ``number`` is unique in the server's life."""
+    """A batch bound to an instance; ``number`` is unique in the server's life.
+
+    Of requests that are answered one response at a time: ``answered`` are the indices of those that have had their last,
+    and once the batch has run, ``open_count`` is how many have not.
+    """
 
     number: int
     scheduler: Scheduler
     instance: Instance
     requests: list[Request]
+    answered: set[int] = field(default_factory=set)
+    open_count: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import Parameters, RequestBody, Tensor
 from ...workers.contract.status import StatusError, label
+from ..statistics import ExecutionTimes
 
 
 @dataclass(slots=True, eq=False)
@@ -44,15 +45,22 @@ class Response:
 
 
 @dataclass(slots=True, eq=False)
+class EndMark(Response):
+    """Says that all responses to a request have come: no response itself."""
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One inference request.
 
     ``start_ns`` is when the door began to read it, ``queued_ns`` when it entered the scheduler's
     queue (CLOCK_MONOTONIC nanoseconds). ``on_response`` is called on the server's loop, once for
-    each response; the last one has ``final`` set. ``on_finish`` gives back what the request holds
+    each response; the last one has ``final`` set, or an ``EndMark`` follows. ``on_finish`` gives back what the request holds
     (its body's arena block, its ``regions``) and is called exactly once, before the final response.
     ``deadline_ns`` (0: none) is when it expires in the queue, ``attempts`` counts the workers that died
-    while it was with them, ``order`` is its number in the queue.
+    while it was with them, ``order`` is its number in the queue, ``begun`` says whether one of several responses has come.
+    ``arenas`` are those of workers that its inputs lie in. ``on_execution`` gets the times of the execution it was part of, for
+    streams perhaps after the final response.
     """
 
     body: RequestBody
@@ -67,6 +75,9 @@ class Request:
     cancelled: bool = False
     order: int = 0
     regions: tuple[int, ...] = ()
+    arenas: tuple[int, ...] = ()
+    begun: bool = False
+    on_execution: Callable[[ExecutionTimes], None] | None = None
 
     @property
     def label(self) -> str:

@@ -44,7 +44,10 @@ class Decision:
 
 
 class Scheduler:
-    """Queue, instances and outstanding batches of one model version."""
+    """Queue, instances and outstanding batches of one model version.
+
+    ``streaming`` are batches that have left their instance and of which requests wait for their last response.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Scheduler:
         self.queue = queue
         self.instances: list[Instance] = []
         self.outstanding: dict[int, PlannedBatch] = {}
+        self.streaming: dict[int, PlannedBatch] = {}
         self.statistics = statistics
         self.stopping = False
         self.order = ResponseOrder() if batch_policy.preserve_ordering else None
@@ -68,13 +72,14 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self.outstanding and not len(self.queue)
+        """Nothing waits, nothing runs, and nothing that ran has responses to come."""
+        return not self.outstanding and not len(self.queue) and not self.streaming
 
     @property
     def in_flight(self) -> int:
-        """Requests waiting or running."""
-        return len(self.queue) + sum(len(batch.requests) for batch in self.outstanding.values())
+        """Requests waiting, running or with responses to come."""
+        running = sum(len(batch.requests) - len(batch.answered) for batch in self.outstanding.values())
+        return len(self.queue) + running + sum(batch.open_count for batch in self.streaming.values())
 
     def submit(self, request: Request, now_ns: int) -> None:
         """Take a validated request in. Raises StatusError UNAVAILABLE: stopping, suspended or full."""
@@ -111,12 +116,30 @@ class Scheduler:
         staged: list[Request] = []
         for position, batch in enumerate(instance.batches):
             del self.outstanding[batch.number]
-            for request in batch.requests:
+            for index, request in enumerate(batch.requests):
+                if index in batch.answered:
+                    continue
                 request.attempts += 1
                 (lost if position == 0 or request.attempts > MAX_ATTEMPTS else staged).append(request)
         instance.batches.clear()
         self.queue.push_front([request for request in staged if not request.cancelled])
         return lost + [request for request in staged if request.cancelled]
+
+    def streams_down(self, instance: Instance) -> list[Request]:
+        """An instance is gone, and with it the responses that were still to come of batches which had left it."""
+        lost = []
+        for batch in [batch for batch in self.streaming.values() if batch.instance is instance]:
+            del self.streaming[batch.number]
+            lost += [request for index, request in enumerate(batch.requests) if index not in batch.answered]
+        return lost
+
+    def find(self, request: Request) -> tuple[PlannedBatch, int] | None:
+        """The batch that a request which has left the queue is in, and its index there, if it waits for anything."""
+        for batch in (*self.outstanding.values(), *self.streaming.values()):
+            if request in batch.requests:
+                index = batch.requests.index(request)
+                return None if index in batch.answered else (batch, index)
+        return None
 
     def done(self, batch: PlannedBatch, execution_ns: int) -> None:
         """A batch has been answered; its instance has a credit again."""

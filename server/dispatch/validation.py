@@ -40,9 +40,9 @@ def validate(signature: Signature, body: RequestBody, read: Read | None = None) 
         batch_size = _checked_batch_size(signature, body, read)
     if signature.reshapes_inputs:
         inputs = [_as_model_takes_it(tensor, signature.inputs[tensor.name], signature.batching) for tensor in body.inputs]
-        return RequestBody(body.id, batch_size, inputs, body.outputs, body.parameters)
+        return RequestBody(body.id, batch_size, inputs, body.outputs, body.parameters, body.context)
     if batch_size != body.batch_size:
-        return RequestBody(body.id, batch_size, body.inputs, body.outputs, body.parameters)
+        return RequestBody(body.id, batch_size, body.inputs, body.outputs, body.parameters, body.context)
     return body
 
 

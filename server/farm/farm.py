@@ -11,7 +11,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ...shm.placement import Lease
 from ...workers.contract.messages import (
+    Cancel,
+    Check,
+    Checked,
     Done,
     Execute,
     Failed,
@@ -22,6 +26,8 @@ from ...workers.contract.messages import (
     InstanceReady,
     Load,
     Loaded,
+    Respond,
+    Spoken,
     Stop,
     Unload,
     Unloaded,
@@ -31,6 +37,7 @@ from ..dispatch.instance import PlannedBatch
 from ..regions import RegionRegistry
 from .backoff import Backoff
 from .channel import Channel, Context, new_context
+from .interpreter import OWN, Interpreter
 from .runtime_directory import RuntimeDirectory
 from .worker_process import WorkerProcess
 
@@ -49,7 +56,7 @@ STOP_TIMEOUT_SECS = 10.0
 KILL_TIMEOUT_SECS = 2.0
 """How long the server's own end waits for killed workers: one that hangs in the kernel cannot be waited for."""
 
-Answered = Inspected | Loaded | Unloaded
+Answered = Inspected | Loaded | Unloaded | Checked
 
 
 class FarmEvents(Protocol):
@@ -66,6 +73,15 @@ class FarmEvents(Protocol):
 
     def batch_done(self, done: Done, process: WorkerProcess) -> None:
         """A batch has been answered."""
+
+    def responded(self, message: Respond, process: WorkerProcess) -> None:
+        """A model has answered a request by its sender."""
+
+    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+        """A model asks or tells the server something else."""
+
+    def worker_gone(self, process: WorkerProcess) -> None:
+        """A worker process has ended: what it was lent, and what it asked, is nobody's any more."""
 
     def worker_says(self, worker: str, line: str) -> None:
         """A worker printed a line."""
@@ -94,6 +110,7 @@ class Seat:
     """A worker's place in the farm; it outlives the processes that fill it."""
 
     name: str
+    interpreter: Interpreter = OWN
     process: WorkerProcess | None = None
     up: bool = False
     closing: bool = False
@@ -131,6 +148,7 @@ class Farm:
         self._runtime = RuntimeDirectory()
         self._numbers = itertools.count(1)
         self._seat_of_instance: dict[int, Seat] = {}
+        self._arenas: dict[int, WorkerProcess] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._leaving: set[Seat] = set()
         self._closing = False
@@ -138,24 +156,37 @@ class Farm:
 
     # tasks
 
-    async def inspect(self, worker: str, backend: str, directory: str, version: int, config: bytes, settings: dict[str, str]) -> Inspected:
-        """Have a worker complete a configuration. Raises StatusError."""
-        seat = self._seat(worker)
+    async def inspect(self, worker: str, inspect: Inspect, interpreter: Interpreter = OWN) -> Inspected:
+        """Have a worker complete a configuration; ``inspect.task`` is filled in here. Raises StatusError.
+
+        A worker of its own in which a model's code has run ends, so that the model finds a fresh one when it is loaded.
+        """
+        seat = self._seat(worker, interpreter)
         try:
             await self._arrival(seat)
-            answer = await self._ask(seat, lambda task: Inspect(task, backend, directory, version, config, settings, True))
+            answer = await self._ask(seat, lambda task: msgspec.structs.replace(inspect, task=task))
         except BaseException:
             self._close_later(seat)
             raise
         assert isinstance(answer, Inspected)
+        if answer.spent and seat.empty:
+            self._close(seat)
         return answer
 
-    async def load(self, worker: str, load: Load) -> None:
+    async def check(self, worker: str, model: int) -> bool:
+        """What a model's own readiness check says. Raises StatusError where it fails, or nobody is there to ask."""
+        seat = self.seats.get(worker)
+        if seat is None:
+            raise unavailable(f"worker '{worker}' is not running")
+        answer = await self._ask(seat, lambda task: Check(task, model))
+        return isinstance(answer, Checked) and answer.ready
+
+    async def load(self, worker: str, load: Load, interpreter: Interpreter = OWN) -> None:
         """Have a worker create a model's instances, now and after each of its restarts. Raises StatusError.
 
         ``load.task`` is filled in here. Returns when all instances have said they are ready.
         """
-        seat = self._seat(worker)
+        seat = self._seat(worker, interpreter)
         try:
             await self._arrival(seat)
         except BaseException:
@@ -216,7 +247,7 @@ class Farm:
         seat.tasks[task] = future
         return task, future
 
-    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Unload]) -> Answered | None:
+    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Unload | Check]) -> Answered | None:
         if seat.process is None or not seat.up:
             raise unavailable(f"worker '{seat.name}' is not running")
         task, future = self._open_task(seat)
@@ -229,7 +260,7 @@ class Farm:
     # batches
 
     def send(self, batch: PlannedBatch) -> None:
-        """Pass a batch to its instance's worker, behind the client regions it uses."""
+        """Pass a batch to its instance's worker, behind the client regions and other workers' arenas it uses."""
         seat = self._seat_of_instance[batch.instance.number]
         process = seat.process
         assert process is not None
@@ -237,16 +268,36 @@ class Farm:
             for region in request.regions:
                 if not process.attached(region):
                     process.attach(region, *self._regions.mapping(region))
+            for arena in request.arenas:
+                self.share(arena, process)
         process.execute(batch.instance.number, Execute(batch.number, [request.body for request in batch.requests]))
+
+    def recall(self, batch: PlannedBatch, index: int) -> None:
+        """Tell a batch's worker that nobody waits for one of its requests any more."""
+        process = self._seat_of_instance[batch.instance.number].process
+        if process is not None:
+            process.send(Cancel(batch.number, index))
+
+    def share(self, arena: int, process: WorkerProcess) -> None:
+        """Let a worker read the arena of another, before it gets leases of it."""
+        owner = self._arenas.get(arena)
+        process.adopt(arena, None if owner is None else owner.arena_fd)
+
+    def view(self, lease: Lease) -> memoryview:
+        """The bytes of a lease of any worker's arena. Raises StatusError where that worker has gone."""
+        owner = self._arenas.get(lease.arena)
+        if owner is None:
+            raise unavailable("the worker that made a tensor has gone, and the tensor with it")
+        return owner.view(lease)
 
     # seats
 
-    def _seat(self, name: str) -> Seat:
+    def _seat(self, name: str, interpreter: Interpreter = OWN) -> Seat:
         seat = self.seats.get(name)
         if seat is None:
             if self._closing:
                 raise unavailable("Server is stopping")
-            seat = self.seats[name] = Seat(name)
+            seat = self.seats[name] = Seat(name, interpreter)
             self._start(seat)
         return seat
 
@@ -266,8 +317,13 @@ class Farm:
             self._events.worker_says(seat.name, line)
 
         def receive(process: WorkerProcess, message: FromWorker) -> None:
-            if type(message) is Done:
+            kind = type(message)
+            if kind is Done:
                 self._events.batch_done(message, process)
+            elif kind is Respond:
+                self._events.responded(message, process)
+            elif isinstance(message, Spoken):
+                self._events.spoken(message, process)
             else:
                 self._received(seat, message)
 
@@ -282,7 +338,9 @@ class Farm:
                 receive,
                 say,
                 lambda process: self._ended(seat, process),
+                seat.interpreter,
             )
+            self._arenas[number] = seat.process
         except OSError as error:
             delay_secs = seat.backoff.delay_secs(0)
             text = f"could not be started: {error.strerror}"
@@ -323,7 +381,7 @@ class Farm:
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
                 future.set_exception(StatusError(Code(message.fault.code), message.fault.message))
-        elif isinstance(message, Inspected | Loaded | Unloaded):
+        elif isinstance(message, Inspected | Loaded | Unloaded | Checked):
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
                 future.set_result(message)
@@ -360,6 +418,10 @@ class Farm:
         return holding
 
     def _ended(self, seat: Seat, process: WorkerProcess) -> None:
+        del self._arenas[process.arena.number]
+        for other in self._arenas.values():
+            other.disown(process.arena.number)
+        self._events.worker_gone(process)
         if seat.process is not process:
             return
         seat.process = None

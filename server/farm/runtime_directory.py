@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX = "tensorfarm-"
+from .private_directory import PrivateDirectory, sweep
 
 
-class RuntimeDirectory:
-    """A directory only this user can enter, gone when closed.
-
-    A lock in it says that its server lives; directories whose server was killed are swept by the
-    next one that starts.
-    """
+class RuntimeDirectory(PrivateDirectory):
+    """A private directory with a path short enough for sockets; making it sweeps what killed servers have left."""
 
     def __init__(self) -> None:
         base = _base()
-        _sweep(base)
-        # Locked before it has the name that others sweep.
-        made = Path(tempfile.mkdtemp(prefix="." + _PREFIX, dir=base))
-        self._lock = os.open(made / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.path = made.rename(base / made.name[1:])
+        sweep(base)
+        super().__init__(base)
 
     def endpoint(self, name: str) -> str:
         """The ZeroMQ address of a socket in the directory."""
         return f"ipc://{self.path / name}"
-
-    def close(self) -> None:
-        """Remove the directory. A second call does nothing."""
-        if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = -1
 
 
 def _base() -> Path:
@@ -45,21 +28,3 @@ def _base() -> Path:
         if candidate and len(candidate) < 60 and os.access(candidate, os.W_OK | os.X_OK):
             return Path(candidate)
     raise OSError("no writable folder for the server's sockets: set TMPDIR to one with a short path")
-
-
-def _sweep(base: Path) -> None:
-    for path in base.glob(_PREFIX + "*"):
-        try:
-            if path.is_symlink() or path.stat().st_uid != os.geteuid():
-                continue
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            continue  # another user's, or not ours at all
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its server lives
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-        finally:
-            os.close(lock)

@@ -11,19 +11,21 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from ...shm.arena import ArenaView, create_memory, read_only
 from ...shm.placement import Lease
 from ...workers.contract.messages import (
+    Adopt,
     Attach,
     Close,
     Detach,
+    Disown,
     Execute,
     FromWorker,
     Greeting,
@@ -32,12 +34,16 @@ from ...workers.contract.messages import (
     LifelineMessage,
     Return,
     ToWorker,
+    Voice,
 )
 from .channel import Channel
+from .interpreter import OWN, Interpreter
 
 _READ_BYTE_SIZE = 65536
 _LAST_READS = 32
 """How often a dead worker's output is read: its pipe held no more than one read; a child of it may go on writing."""
+
+_BOOTSTRAP = Path(__file__).resolve().parents[2] / "workers" / "bootstrap.py"
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -46,8 +52,8 @@ class WorkerProcess:
     """A worker process and the server's ends of its link, lifeline and output.
 
     ``receive(process, message)`` gets what it says, ``say(line)`` what it prints, and ``ended(process)`` is called
-    once, when it is gone. Its own arena is made here and mapped read-only. Raises OSError where it cannot be
-    started, and then nothing is left of it.
+    once, when it is gone. Its own arena is made here and mapped read-only. ``interpreter`` is the Python it runs in.
+    Raises OSError where it cannot be started, and then nothing is left of it.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class WorkerProcess:
         receive: Callable[[WorkerProcess, FromWorker], None],
         say: Callable[[str], None],
         ended: Callable[[WorkerProcess], None],
+        interpreter: Interpreter = OWN,
     ) -> None:
         self.name = name
         self.started_ns = time.monotonic_ns()
@@ -75,6 +82,7 @@ class WorkerProcess:
         self._trusted: set[bytes] = set()
         self._returned: list[int] = []
         self._attached: set[int] = set()
+        self._adopted: set[int] = set()
         self._unsent: deque[tuple[bytes, int | None]] = deque()
         self._partial = b""
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
@@ -82,6 +90,8 @@ class WorkerProcess:
             arena_fd = create_memory(capacity_byte_size)
             passed.callback(os.close, arena_fd)
             self.arena = ArenaView(arena_number, arena_fd)
+            self.arena_fd = read_only(arena_fd)
+            undo.callback(os.close, self.arena_fd)
             self._channel, endpoint = make_channel(self._arrived)
             undo.callback(self._channel.close)
             self._lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -92,14 +102,14 @@ class WorkerProcess:
             passed.callback(os.close, request_fd)
             self._process = subprocess.Popen(
                 [
-                    # -P: the folder the server happens to be started in is no place to import from
-                    *(sys.executable, "-P", "-m", f"{__package__.split('.')[0]}.workers"),
+                    *(interpreter.program, str(_BOOTSTRAP)),
                     *("--lifeline", str(theirs.fileno()), "--request-arena", str(request_fd), "--arena", str(arena_fd)),
                     *("--arena-number", str(arena_number), "--resident-byte-size", str(resident_byte_size)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env=interpreter.environment(),
                 pass_fds=(theirs.fileno(), request_fd, arena_fd),
                 start_new_session=True,
             )
@@ -118,7 +128,7 @@ class WorkerProcess:
 
     def _arrived(self, identity: bytes, message: FromWorker) -> None:
         if identity not in self._trusted:
-            if not isinstance(message, Hello | InstanceReady) or not secrets.compare_digest(message.token, self._token):
+            if not isinstance(message, Hello | InstanceReady | Voice) or not secrets.compare_digest(message.token, self._token):
                 return self._say("a message of a peer that does not have the worker's token was dropped")
             self._trusted.add(identity)
         if isinstance(message, Hello):
@@ -176,6 +186,18 @@ class WorkerProcess:
         if region in self._attached:
             self._attached.remove(region)
             self._tell(Detach(region), None)
+
+    def adopt(self, arena: int, fd: int | None) -> None:
+        """Let the worker read another worker's arena; once is enough. ``fd`` is None where that worker has gone."""
+        if arena not in self._adopted and arena != self.arena.number:
+            self._adopted.add(arena)
+            self._tell(Adopt(arena), fd)
+
+    def disown(self, arena: int) -> None:
+        """Let the worker unmap the arena of a worker that has gone, if it has it."""
+        if arena in self._adopted:
+            self._adopted.remove(arena)
+            self._tell(Disown(arena), None)
 
     def _tell(self, message: LifelineMessage, fd: int | None) -> None:
         content = _encoder.encode(message)
@@ -270,6 +292,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         self._process.stdout.close()
         os.close(self._pidfd)
+        os.close(self.arena_fd)
         for _, fd in self._unsent:
             if fd is not None:
                 os.close(fd)

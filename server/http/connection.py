@@ -11,16 +11,16 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from .body import Chunked, KnownLength
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body
-from .exchange import Answer, Body, Cancel, Head, HttpRequest, InlineBody, Reply
+from .exchange import Answer, Body, Cancel, Head, Headers, HttpRequest, InlineBody, Reply, StreamingRequest
 from .head import HeadReader, Malformed, announced_json_byte_size
 from .peer import peer_is_local
+from .reply_head import CLOSE, KEEP_ALIVE, kept_reply_head, reply_head, stream_head
+from .reply_stream import ReplyStream
 
 if TYPE_CHECKING:
     from .listener import HttpDoor
@@ -29,15 +29,12 @@ _logger = logging.getLogger(__name__)
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_CLOSE = b"Connection: close\r\n"
-_KEEP_ALIVE = b"Connection: keep-alive\r\n"
 _JOIN_BYTE_SIZE = 64 * 1024
 _PROBES = ("/v2/health/", "/metrics")
 _CROWDED = "too many connections"
 
 
-class _Exchange(HttpRequest):
+class _Exchange(StreamingRequest):
     """A request on this connection, and who is to hear of its reply."""
 
     __slots__ = ("cancel", "connection", "keep_alive")
@@ -54,6 +51,10 @@ class _Exchange(HttpRequest):
     def answer(self, reply: Reply) -> None:
         """The handler's reply; the second one, or one that comes after the client has gone, is dropped."""
         self.connection._answer(self, reply)
+
+    def begin(self, status: int, headers: Headers) -> ReplyStream:
+        """Begin a reply in pieces; after an answer, or once the client has gone, they are dropped."""
+        return self.connection._begin(self, status, headers)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -454,16 +455,61 @@ class Connection(asyncio.BufferedProtocol):
         close = not exchange.keep_alive or self._door.exiting
         self._write(reply, close, exchange.head)
         if close:
-            more = not self._last and (self._receiving or bool(self._waiting))
-            self._drop_rest()
-            if more:
-                self._linger()
-            else:
-                self._last = True
-                self._transport.close()
-            return
-        if not self._starting:
+            self._end()
+        elif not self._starting:
             self._run()
+
+    def _begin(self, exchange: _Exchange, status: int, headers: Headers) -> ReplyStream:
+        head = exchange.head
+        # Who speaks HTTP/1.0 knows no chunks: the connection's end is that of the reply.
+        if head.http_1_0 or self._door.exiting:
+            exchange.keep_alive = False
+        lead = stream_head(status, headers, not head.http_1_0, b"" if exchange.keep_alive else CLOSE)
+        return ReplyStream(self, exchange, lead, chunked=not head.http_1_0, silent=head.method == "HEAD")
+
+    def send_part(self, exchange: HttpRequest, parts: list[bytes], byte_size: int) -> None:
+        """Send more of the reply to ``exchange``. A client that leaves too much of it lying is cut off."""
+        transport = self._transport
+        if self._active is not exchange or self._gone or transport.is_closing():
+            return
+        if self._write_paused:
+            if transport.get_write_buffer_size() > self._door.limits.stream_unsent_byte_size:
+                transport.abort()
+                return
+            if self._unsent >= 0:
+                # What has left since the door last looked is told by what is unsent, which has just grown.
+                self._unsent += byte_size
+        if byte_size <= _JOIN_BYTE_SIZE:
+            transport.write(b"".join(parts))
+        else:
+            transport.writelines(parts)
+
+    def end_parts(self, exchange: HttpRequest) -> None:
+        """The reply to ``exchange`` is complete."""
+        active = self._active
+        if active is not exchange or active is None or self._gone:
+            return
+        self._active = None
+        active.cancel = None
+        if not active.keep_alive or self._door.exiting:
+            self._end()
+        elif not self._starting:
+            self._run()
+
+    def break_off(self, exchange: HttpRequest) -> None:
+        """The reply to ``exchange`` cannot be completed: the client is to see that."""
+        if self._active is exchange and not self._gone:
+            self._transport.abort()
+
+    def _end(self) -> None:
+        """The last reply was written."""
+        more = not self._last and (self._receiving or bool(self._waiting))
+        self._drop_rest()
+        if more:
+            self._linger()
+        else:
+            self._last = True
+            self._transport.close()
 
     def _drop_rest(self) -> None:
         """No further request of this connection is answered."""
@@ -478,9 +524,9 @@ class Connection(asyncio.BufferedProtocol):
         size = 0
         for part in reply.body:
             size += part.nbytes if type(part) is memoryview else len(part)
-        line = _CLOSE if close else _KEEP_ALIVE if request is not None and request.keep_alive_1_0 else b""
+        line = CLOSE if close else KEEP_ALIVE if request is not None and request.http_1_0 else b""
         headers = reply.headers
-        make_head = _kept_reply_head if type(headers) is tuple else _reply_head
+        make_head = kept_reply_head if type(headers) is tuple else reply_head
         head = make_head(reply.status, headers, size, line)
         head_only = request is not None and request.method == "HEAD"
         transport = self._transport
@@ -546,29 +592,3 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
-
-
-def _reply_head(status: int, headers: Sequence[tuple[bytes, bytes]], byte_size: int, connection_line: bytes) -> bytes:
-    """Status line and headers of a reply. Raises ValueError for a header that would be more than one line."""
-    pieces: list[bytes] = [_STATUS_LINES[status]]
-    typed = False
-    lines = 3
-    for name, value in headers:
-        pieces += (name, b": ", value, b"\r\n")
-        lines += 1
-        typed = typed or name.lower() == b"content-type"
-    if not typed:
-        pieces.append(b"Content-Type: text/plain\r\n")
-        lines += 1
-    if connection_line:
-        pieces.append(connection_line)
-        lines += 1
-    pieces.append(b"Content-Length: %d\r\n\r\n" % byte_size)
-    head = b"".join(pieces)
-    if head.count(b"\n") != lines or head.count(b"\r") != lines:
-        raise ValueError("a reply's header holds a line break")
-    return head
-
-
-_kept_reply_head = lru_cache(maxsize=1024)(_reply_head)
-"""The same for headers in a tuple: most replies begin like one that was sent lately."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ...shm.placement import Inline, Placement
 
@@ -71,7 +72,7 @@ class Head:
     content_length: int = 0
     chunked: bool = False
     keep_alive: bool = True
-    keep_alive_1_0: bool = False
+    http_1_0: bool = False
     expects_continue: bool = False
     seen: object = None
 
@@ -98,6 +99,10 @@ class HttpRequest:
         self.peer_is_local = peer_is_local
 
 
+Headers = Sequence[tuple[bytes, bytes]]
+"""Header names and values of a reply, in the order they are sent in."""
+
+
 @dataclass(slots=True)
 class Reply:
     """A complete reply. ``on_sent`` is called once its body's memory is no longer needed.
@@ -106,13 +111,43 @@ class Reply:
     """
 
     status: int
-    headers: Sequence[tuple[bytes, bytes]] = ()
+    headers: Headers = ()
     body: Sequence[bytes | memoryview] = ()
     on_sent: Callable[[], None] | None = None
 
 
 Answer = Callable[[Reply], None]
-"""Called exactly once with the reply, on the loop, possibly before the handler returns."""
+"""Called exactly once with the reply, on the loop, possibly before the handler returns; not at all where a ``Stream`` was begun instead."""
 
 Cancel = Callable[[], None]
 """Called when the client has gone before its reply was ready."""
+
+
+class Stream(Protocol):
+    """A reply that is written piece by piece, on the loop. The head goes out with the first piece.
+
+    What is written waits for the client to take it. Once it has gone, or has left too much lying and was cut off,
+    what is written is dropped, and the request's Cancel is called.
+    """
+
+    def write(self, parts: Sequence[bytes]) -> None:
+        """Send more of the body; without parts, only the head where that has not left."""
+        ...
+
+    def end(self, parts: Sequence[bytes] = ()) -> None:
+        """Send the last of the body, and that it is the last."""
+        ...
+
+    def abort(self) -> None:
+        """Break the reply off, so that the client sees that it is not complete."""
+        ...
+
+
+class StreamingRequest(HttpRequest, ABC):
+    """A request that may be replied to piece by piece."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def begin(self, status: int, headers: Headers) -> Stream:
+        """Begin the reply, instead of answering. Content-Length is not among ``headers``."""

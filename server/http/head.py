@@ -59,7 +59,7 @@ class HeadReader:
         "_headers",
         "_hosts",
         "_keep_alive",
-        "_keep_alive_1_0",
+        "_http_1_0",
         "_known",
         "_length_named",
         "_limits",
@@ -99,7 +99,7 @@ class HeadReader:
         self._content_length = 0
         self._chunked = False
         self._keep_alive = True
-        self._keep_alive_1_0 = False
+        self._http_1_0 = False
         self._expects_continue = False
 
     @property
@@ -230,7 +230,7 @@ class HeadReader:
             if keep_alive:
                 # llhttp lets one of two contradicting wishes win, and not the safe one; and it listens to Proxy-Connection
                 keep_alive = self._connection_named and not any(name == b"connection" and _closes(value) for name, value in self._headers)
-            self._keep_alive_1_0 = keep_alive
+            self._http_1_0 = True
             # RFC 9110, 10.1.1: who speaks HTTP/1.0 does not know interim replies
             self._expects_continue = False
             if self._chunked:
@@ -262,7 +262,7 @@ class HeadReader:
         path, _, query = target.partition("?")
         return Head(
             *(self._method, path, self._headers, self._original_names, query, self._content_length),
-            *(self._chunked, self._keep_alive, self._keep_alive_1_0, self._expects_continue),
+            *(self._chunked, self._keep_alive, self._http_1_0, self._expects_continue),
         )
 
     def _origin_form(self, target: str) -> str:

@@ -186,7 +186,7 @@ class Reading:
         if "id" in members:
             text = _string(members["id"], "id")
             self.call.id_text = quote(text) if text else b""
-            self.request_id = _clean(text)
+            self.request_id = clean(text)
         if "parameters" in members:
             if type(members["parameters"]) is not dict:
                 raise internal("failed to get request params.: attempt to get members for non-object")
@@ -195,7 +195,7 @@ class Reading:
             self.take_input(input_of(item))
         self.end_inputs()
         for item in _array(members, "outputs") if "outputs" in members else ():
-            self.take_output(_clean(_string(_member(item, "name"), "name")), _parameters_of(item, OutputParameters))
+            self.take_output(clean(_string(_member(item, "name"), "name")), _parameters_of(item, OutputParameters))
         return self.finished()
 
     def finished(self) -> InferCall:
@@ -213,7 +213,7 @@ class Reading:
                 if _is_unsigned(value):
                     call.sequence_id = value
                 else:
-                    call.sequence_id = _clean(_string(value, name))
+                    call.sequence_id = clean(_string(value, name))
                     if len(call.sequence_id.encode()) > MAX_CORRELATION_ID:
                         raise unsupported(f"string correlation ID cannot be longer than {MAX_CORRELATION_ID} characters")
             elif name == "sequence_start":
@@ -227,7 +227,7 @@ class Reading:
             elif name.startswith("triton_"):
                 raise invalid("parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.")
             else:
-                self.parameters[_clean(name)] = _custom(name, value)
+                self.parameters[clean(name)] = custom_parameter(name, value)
 
     def take_input(self, item: Input) -> None:
         """Read one input, whose name, datatype and shape have the right types."""
@@ -261,7 +261,7 @@ class Reading:
 
     def span(self, parameters: InputParameters | OutputParameters) -> Span:
         """The part of a region that parameters name."""
-        region = _clean(_string(parameters.shared_memory_region, "shared_memory_region"))
+        region = clean(_string(parameters.shared_memory_region, "shared_memory_region"))
         offset = _unsigned(parameters.shared_memory_offset, "shared_memory_offset")
         byte_size = _unsigned(parameters.shared_memory_byte_size, "shared_memory_byte_size")
         return self.regions.span(region, offset, byte_size)
@@ -330,7 +330,7 @@ _NOTHING = memoryview(b"")
 _NO_BODY = RequestBody("", 1, [], [], {})
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text fit for messages between processes: bytes that were not UTF-8 are replaced."""
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
@@ -426,7 +426,7 @@ def input_of(item: Any) -> Input:
     data = item.get("data", UNSET) if type(item) is dict else UNSET
     size, region = (UNSET, UNSET) if parameters is UNSET else (parameters.binary_data_size, parameters.shared_memory_region)
     _check_source(data, size, region)
-    name = _clean(_string(_member(item, "name"), "name"))
+    name = clean(_string(_member(item, "name"), "name"))
     datatype = _string(_member(item, "datatype"), "datatype")
     shape = [_unsigned(dim, "shape") for dim in _array(item, "shape")]
     # a dim beyond int64 becomes what its bits say
@@ -478,15 +478,15 @@ def _unsigned(value: Any, name: str) -> int:
     return int(value)
 
 
-def _custom(name: str, value: Any) -> str | int | float | bool:
+def custom_parameter(name: str, value: Any) -> str | int | float | bool:
     """A parameter that means nothing to us. Integers beyond int64 are doubles."""
     if type(value) is str:
-        return _clean(value)
+        return clean(value)
     if type(value) is int:
         return value if -(2**63) <= value < 2**63 else float(value)
     if type(value) is bool or type(value) is float:
         return value
-    raise invalid(f"parameter '{_clean(name)}' has invalid type. It should be either 'int', 'bool', or 'string'.")
+    raise invalid(f"parameter '{clean(name)}' has invalid type. It should be either 'int', 'bool', or 'string'.")
 
 
 def forward_headers(request: HttpRequest, pattern: re.Pattern[str], parameters: Parameters) -> None:

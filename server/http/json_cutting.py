@@ -86,7 +86,7 @@ def cut_document(view: memoryview, size: int) -> Steps[CutDocument | None]:
         start = yield from _next_array(view, size, at)
         if start < 0:
             break
-        array = yield from _measured(view, size, start)
+        array = yield from measured(view, size, start)
         if array is None:
             return None
         at = array.stop
@@ -122,7 +122,7 @@ def _next_array(view: memoryview, size: int, at: int) -> Steps[int]:
         yield
 
 
-def _measured(view: memoryview, size: int, start: int) -> Steps[CutArray | None]:
+def measured(view: memoryview, size: int, start: int) -> Steps[CutArray | None]:
     """The array that begins at ``start``, in pieces; None where it nests too deep."""
     pieces: list[Piece] = []
     brackets = 1

@@ -21,7 +21,8 @@ class Limits:
     process's descriptors; ``spare_connections`` beyond that are only asked whether they are health probes; before that, and
     where descriptors run out, those go that have been idle for ``reclaim_idle_s``.
     At least ``progress_byte_size`` of a body, and one part in ``progress_share`` of the memory that it holds unfilled, must come in
-    each ``body_idle_s``; and ``progress_byte_size`` leave of a reply in each ``stalled_reply_s``. What a client still sends behind a
+    each ``body_idle_s``; and ``progress_byte_size`` leave of a reply in each ``stalled_reply_s``. Of a reply in pieces no further one is
+    taken while more than ``stream_unsent_byte_size`` wait for the client: it is cut off. What a client still sends behind a
     last reply is read over until it pauses for ``linger_s``, and for ``linger_total_s`` at most. A client that ends its side within
     ``half_close_s`` of its request still waits for the reply; one that does so later has gone. A time of 0 means no limit.
     ``sweep_s`` is how often the door looks at the times, and so their resolution.
@@ -48,6 +49,7 @@ class Limits:
     keep_alive_idle_s: float = 3600.0
     reclaim_idle_s: float = 5.0
     stalled_reply_s: float = 60.0
+    stream_unsent_byte_size: int = 16 * 1024 * 1024
     linger_s: float = 5.0
     linger_total_s: float = 30.0
     progress_byte_size: int = 4 * 1024

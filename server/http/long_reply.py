@@ -70,7 +70,7 @@ class LongReply:
                 text.append(written)
                 continue
             text.append(array.head)
-            for piece in (_strings if array.tensor.datatype == "BYTES" else _numbers)(array.content, array.tensor):
+            for piece in array_pieces(array.content, array.tensor):
                 text.append(piece)
                 yield
                 if self._response.request.cancelled:
@@ -78,6 +78,11 @@ class LongReply:
             text.append(b"]}")
         text.append(b"]}")
         return self._finish(tuple(text))
+
+
+def array_pieces(content: memoryview, tensor: Tensor) -> Generator[bytes, None, None]:
+    """A large tensor as one flat JSON array without its last bracket, in pieces. Raises StatusError INTERNAL where its size is not its shape's."""
+    return (_strings if tensor.datatype == "BYTES" else _numbers)(content, tensor)
 
 
 def _numbers(content: memoryview, tensor: Tensor) -> Generator[bytes, None, None]:

@@ -14,8 +14,6 @@ def check_supported(config: Any) -> None:
         raise unsupported(f"model '{name}' is an ensemble; this release does not run ensembles yet")
     if config.HasField("sequence_batching"):
         raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
-    if config.model_transaction_policy.decoupled:
-        raise unsupported(f"model '{name}' is decoupled; this release does not run decoupled models yet")
 
 
 def fields_without_effect(config: Any) -> list[str]:

@@ -9,23 +9,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ...workers.contract.backends import PYTHON
 from ...workers.contract.configuration import ConfigurationError, document, parse_document
-from ...workers.contract.messages import Done, InstanceSpec, Load
+from ...workers.contract.messages import Done, Inspect, InstanceSpec, Load, Respond, Spoken
 from ...workers.contract.signature import signature_of
 from ...workers.contract.status import StatusError, not_found, unavailable
 from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.instance import Instance
 from ..dispatch.scheduler import scheduler_of
+from ..farm.environments import Environments
 from ..farm.farm import Farm
+from ..farm.interpreter import OWN, Interpreter, resolve
 from ..farm.placement import worker_name
 from ..farm.worker_process import WorkerProcess
 from ..log import Log
 from ..options import Options, backend_settings
 from ..statistics import StatisticsBook
+from .backend_choice import BackendChoice, choose_backend, environment_path
 from .built import check_supported, fields_without_effect
 from .labels import read_labels
 from .layout import NoVersion, chosen_versions, present_versions, scan
@@ -47,11 +54,17 @@ class IndexEntry:
 
 
 class Lifecycle:
-    """Every model of the repositories, and what the farm says about their instances."""
+    """Every model of the repositories, and what the farm says about their instances.
 
-    def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log) -> None:
+    ``heard`` gets what models say beside their answers, ``worker_left`` each worker process that has ended.
+    """
+
+    def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log, environments: Environments) -> None:
         self.models: dict[str, Model] = {}
         self.farm: Farm
+        self.heard: Callable[[Spoken, WorkerProcess], None]
+        self.worker_left: Callable[[WorkerProcess], None]
+        self._environments = environments
         self._options = options
         self._dispatcher = dispatcher
         self._book = book
@@ -222,9 +235,12 @@ class Lifecycle:
         config.CopyFrom(read)
         check_supported(config)
         settings = backend_settings(self._options, config.backend)
+        chosen = choose_backend(config, Path(directory), version, Path(self._options.backend_directory))
+        interpreter = await self._interpreter(config, chosen, directory)
         if not self._options.disable_auto_complete_config:
-            home = worker_name(config, version, "KIND_CPU", 0)
-            inspected = await self.farm.inspect(home, config.backend, directory, version, document(config), settings)
+            home = worker_name(config, chosen.name, version, "KIND_CPU", 0, 0)
+            inspect = Inspect(0, chosen.name, directory, version, document(config), settings, True, chosen.file)
+            inspected = await self.farm.inspect(home, inspect, interpreter)
             for note in inspected.notes:
                 self.worker_event(note.severity, note.text)
             merge_completed(config, parse_document(inspected.config))
@@ -249,10 +265,19 @@ class Lifecycle:
             scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
             labels=read_labels(Path(directory), config),
         )
-        await self._place(served, settings)
+        await self._place(served, chosen, settings, interpreter)
         return served
 
-    async def _place(self, served: ModelVersion, settings: dict[str, str]) -> None:
+    async def _interpreter(self, config: Any, chosen: BackendChoice, directory: str) -> Interpreter:
+        """The Python that a model's workers run in."""
+        path = environment_path(config) if chosen.name == PYTHON else ""
+        if not path:
+            return OWN
+        interpreter = await resolve(path, directory, self._environments)
+        self._log.info(f"Using Python execution env {path}")
+        return interpreter
+
+    async def _place(self, served: ModelVersion, chosen: BackendChoice, settings: dict[str, str], interpreter: Interpreter) -> None:
         """Have each worker that the placement names create its share of the instances."""
         shares: dict[str, list[InstanceSpec]] = {}
         for group in served.config.instance_group:
@@ -264,16 +289,14 @@ class Lifecycle:
                     instance = Instance(next(self._instance_numbers), f"{group.name}_{index}")
                     served.instances.append(instance)
                     self._instances[instance.number] = (instance, served)
-                    worker = worker_name(served.config, served.version, kind, device)
+                    worker = worker_name(served.config, chosen.name, served.version, kind, device, len(served.instances) - 1)
                     shares.setdefault(worker, []).append(InstanceSpec(instance.number, instance.name, kind, device))
         self._loads[served.number] = served
         served.workers = list(shares)
         config = document(served.config)
+        load = Load(0, served.number, served.name, chosen.name, served.directory, served.version, config, settings, [], chosen.file)
         loads = [
-            self.farm.load(
-                worker,
-                Load(0, served.number, served.name, served.config.backend, served.directory, served.version, config, settings, specs),
-            )
+            self.farm.load(worker, msgspec.structs.replace(load, instances=specs), interpreter)
             for worker, specs in shares.items()
         ]
         results = await asyncio.gather(*loads, return_exceptions=True)
@@ -339,6 +362,18 @@ class Lifecycle:
     def batch_done(self, done: Done, process: WorkerProcess) -> None:
         """A batch has been answered."""
         self._dispatcher.batch_done(done, process)
+
+    def responded(self, message: Respond, process: WorkerProcess) -> None:
+        """A model has answered a request by its sender."""
+        self._dispatcher.respond(message, process)
+
+    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+        """A model says something else."""
+        self.heard(message, process)
+
+    def worker_gone(self, process: WorkerProcess) -> None:
+        """A worker process has ended."""
+        self.worker_left(process)
 
     def worker_says(self, worker: str, line: str) -> None:
         """A worker printed a line."""

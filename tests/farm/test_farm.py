@@ -19,6 +19,7 @@ import zmq
 
 from tensorfarm.server.farm import farm as farm_module
 from tensorfarm.server.farm.backoff import Backoff
+from tensorfarm.server.farm.interpreter import OWN
 from tensorfarm.shm.placement import Inline, Span
 from tensorfarm.workers.contract.messages import Done, Hello, InstanceReady, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError
@@ -230,7 +231,7 @@ def test_workers_that_die_at_their_start(tmp_path: Path, monkeypatch: pytest.Mon
         return 0.0
 
     monkeypatch.setattr(Backoff, "delay_secs", delay_secs)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setitem(vars(OWN), "program", "/bin/false")
 
     async def work(house: House) -> None:
         served = house.model()
@@ -245,17 +246,15 @@ def test_workers_that_die_at_their_start(tmp_path: Path, monkeypatch: pytest.Mon
 def test_workers_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_delay_secs = Backoff.delay_secs
     monkeypatch.setattr(Backoff, "delay_secs", lambda backoff, lived_ns: real_delay_secs(backoff, lived_ns) / 1000)
-    executable = sys.executable
-
     async def work(house: House) -> None:
         await house.load("other")
         served = house.model()
         before = len(os.listdir("/proc/self/fd"))
-        monkeypatch.setattr(sys, "executable", "/nothing/of/this/name")
+        monkeypatch.setitem(vars(OWN), "program", "/nothing/of/this/name")
         with pytest.raises(StatusError, match="^worker 'cpu' could not be started: No such file or directory$"):
             await asyncio.wait_for(house.farm.load("cpu", served.load), PATIENCE_S)
         await house.until(lambda: len(os.listdir("/proc/self/fd")) <= before, "descriptors of the tries to be closed")
-        monkeypatch.setattr(sys, "executable", executable)
+        monkeypatch.setitem(vars(OWN), "program", sys.executable)
         await asyncio.wait_for(house.farm.load("cpu", served.load), PATIENCE_S)
         await house.check(served)
 

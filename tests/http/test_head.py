@@ -48,7 +48,7 @@ def test_proxy_connection_says_nothing() -> None:
     """llhttp takes it for Connection: HTTP/1.0 must be held to its rules all the same."""
     with_it = b"POST / HTTP/1.0\r\nHost: x\r\nProxy-Connection: keep-alive\r\n"
     head, _ = read(HeadReader(Limits(), {}), with_it + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
-    assert (head.keep_alive, head.keep_alive_1_0, head.expects_continue) == (False, False, False)
+    assert (head.keep_alive, head.http_1_0, head.expects_continue) == (False, True, False)
     with pytest.raises(Malformed, match=r"HTTP/1\.0"):
         read(HeadReader(Limits(), {}), with_it + b"Transfer-Encoding: chunked\r\n\r\n")
 

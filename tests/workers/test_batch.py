@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tensorfarm.shm.datatypes import DATATYPES, iter_bytes, serialize_bytes
 from tensorfarm.shm.placement import Inline, Lease, Placement, Span
-from tensorfarm.workers.batch import INLINE_BYTE_SIZE, Batch, InputFault
+from tensorfarm.workers.batch import Batch, InputFault
 from tensorfarm.workers.contract.messages import Fault, RequestBody, Result, Tensor, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError, invalid
+from tensorfarm.workers.output import INLINE_BYTE_SIZE
 
 from .real_memory import ARENA_BYTE_SIZE, REGION, REGION_BYTE_SIZE, REGION_OFFSET, Array, Bench, bench, inline, request, sample, stored
 

@@ -11,11 +11,12 @@ import pytest
 from tensorfarm.shm.datatypes import serialize_bytes
 from tensorfarm.shm.placement import Span
 from tensorfarm.workers import memory as memory_module
-from tensorfarm.workers.batch import INLINE_BYTE_SIZE, Batch
+from tensorfarm.workers.batch import Batch
 from tensorfarm.workers.batch_runner import BatchRunner
 from tensorfarm.workers.contract.messages import Close, Done, Execute, Fault, InstanceReady, RequestBody, Tensor
 from tensorfarm.workers.contract.status import Code, invalid
 from tensorfarm.workers.instance import Instance
+from tensorfarm.workers.output import INLINE_BYTE_SIZE
 
 from .fakes import PATIENCE_S, FakeChannel, FakeExecutor
 from .real_memory import REGION, Bench, bench, inline, request

@@ -19,14 +19,17 @@ class ModelSource:
     """Where a model version lies and how it is configured.
 
     ``directory`` is the model's directory (the version's is ``directory/version``), ``document`` its
-    configuration as JSON, ``settings`` are the backend's command line settings.
+    configuration as JSON, ``settings`` are the backend's command line settings. ``backend_file`` is the path of a
+    backend that is itself written in Python. ``spent`` is set once a model's own code has run in this process.
     """
 
-    def __init__(self, directory: str, version: int, document: bytes, settings: dict[str, str]) -> None:
+    def __init__(self, directory: str, version: int, document: bytes, settings: dict[str, str], backend_file: str = "") -> None:
         self.directory = directory
         self.version = version
         self.document = document
         self.settings = settings
+        self.backend_file = backend_file
+        self.spent = False
 
     @cached_property
     def config(self) -> Any:

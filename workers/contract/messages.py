@@ -93,12 +93,14 @@ class Inspect(msgspec.Struct, frozen=True, array_like=True, tag=1):
     config: bytes
     settings: dict[str, str]
     complete: bool
+    backend_file: str = ""
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Create the instances of a model version; answered by Loaded or Failed.
 
-    ``config`` is the final ModelConfig as a JSON document, ``model`` the number of this load of it.
+    ``config`` is the final ModelConfig as a JSON document, ``model`` the number of this load of it. ``backend_file``
+    is the path of a backend that is itself written in Python.
     """
 
     task: int
@@ -110,6 +112,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     config: bytes
     settings: dict[str, str]
     instances: list[InstanceSpec]
+    backend_file: str = ""
 
 
 class Unload(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -194,11 +197,12 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Inspected(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """The completed configuration, serialised, and what the server's log should have."""
+    """The completed configuration, and what the server's log should have. ``spent``: a model's code ran in this process."""
 
     task: int
     config: bytes
     notes: list[Note] = []
+    spent: bool = False
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=22):
@@ -230,7 +234,8 @@ class InstanceReady(msgspec.Struct, frozen=True, array_like=True, tag=25):
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=26, gc=False):
     """A batch has run. ``results`` are in the order of the batch's requests.
 
-    None stands for a request that is answered by Respond messages instead, earlier or later ones.
+    None stands for a request that is answered by Respond messages instead, earlier or later ones. ``failed`` are the
+    indices of the requests that count as failed; None: those with a fault.
     The four times are CLOCK_MONOTONIC nanoseconds: compute start, input end, output start,
     compute end.
     """
@@ -241,6 +246,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag=26, gc=False):
     input_end_ns: int
     output_start_ns: int
     compute_end_ns: int
+    failed: list[int] | None = None
 
 
 class Checked(msgspec.Struct, frozen=True, array_like=True, tag=27):

@@ -51,6 +51,9 @@ class Host(Protocol):
     model_directory: str
     """The folder that holds the model file."""
 
+    instance_name: str
+    """The name of the model's instance, as errors give it."""
+
     verbose: bool
     """Does the server's log take verbose lines?"""
 

@@ -1,0 +1,137 @@
+"""Inference that models ask for themselves (BLS): ordinary requests, whose outputs are lent to the worker that asked."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..shm.placement import Lease
+from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release, Result, ToWorker
+from ..workers.contract.signature import Signature
+from ..workers.contract.status import StatusError, invalid
+from .dispatch.request import Request, Response
+
+
+class Caller(Protocol):
+    """The worker process that asks."""
+
+    def send(self, message: ToWorker) -> None:
+        """Send it a message; dropped where it has gone."""
+
+
+class Target(Protocol):
+    """A model version that can be asked."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A call without its final answer yet. ``cancel`` withdraws its request."""
+
+    cancel: Callable[[], None]
+
+
+class ModelCalls:
+    """Every call of every worker.
+
+    ``ask(model, version, request)`` finds a model (version -1: the newest), checks and queues the request, and returns what
+    cancels it; it raises StatusError. ``find`` is its first half. ``share(arena, caller)`` lets a worker read another's arena.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str, int], Target],
+        ask: Callable[[str, int, Request], Callable[[], None]],
+        share: Callable[[int, Caller], None],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._find = find
+        self._ask = ask
+        self._share = share
+        self._clock_ns = clock_ns
+        self._loan_numbers = itertools.count(1)
+        self._open: dict[Caller, dict[int, _Open]] = {}
+        self._loans: dict[Caller, dict[int, Response]] = {}
+
+    @property
+    def count(self) -> int:
+        """Calls without their final answer."""
+        return sum(len(calls) for calls in self._open.values())
+
+    def call(self, message: Call, caller: Caller) -> None:
+        """Begin a call; what is wrong with it is its answer."""
+        calls = self._open.setdefault(caller, {})
+        opened = calls[message.call] = _Open(_nothing)
+        request = Request(
+            message.body, self._clock_ns(), lambda response: self._answer(message, caller, response), priority=message.priority
+        )
+        if message.body.context is not None:
+            request.timeout_us = message.body.context.timeout_us
+        try:
+            if self._find(message.model, message.version).signature.decoupled and not message.decoupled:
+                raise invalid(
+                    f"Model {message.model} is using the decoupled. The current BLS request call doesn't support models using the "
+                    "decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' calls for "
+                    "decoupled models.'"
+                )
+            opened.cancel = self._ask(message.model, message.version, request)
+        except StatusError as error:
+            del calls[message.call]
+            fault = Fault(error.code, f"Model {message.model} - Error when running inference: {error.message}")
+            caller.send(Answer(message.call, 0, Result([], {}, fault), True))
+
+    def _answer(self, message: Call, caller: Caller, response: Response) -> None:
+        calls = self._open.get(caller)
+        if calls is None:
+            response.release()
+            return
+        if response.final:
+            del calls[message.call]
+        error = response.error
+        result = None
+        loan = 0
+        if error is not None:
+            result = Result([], {}, Fault(error.code, error.message))
+        elif response.outputs or response.parameters or not response.final:
+            result = Result(response.outputs, response.parameters)
+            arenas = {tensor.place.arena for tensor in response.outputs if type(tensor.place) is Lease}
+            if arenas:
+                loan = next(self._loan_numbers)
+                self._loans.setdefault(caller, {})[loan] = response
+                for arena in arenas:
+                    self._share(arena, caller)
+        caller.send(Answer(message.call, loan, result, response.final))
+        if not loan:
+            response.release()
+
+    def cancel(self, message: CancelCall, caller: Caller) -> None:
+        """The caller does not wait for a call any more; its final answer still comes."""
+        opened = self._open.get(caller, {}).get(message.call)
+        if opened is not None:
+            opened.cancel()
+
+    def release(self, message: Release, caller: Caller) -> None:
+        """The caller has finished with answers."""
+        lent = self._loans.get(caller, {})
+        for loan in message.loans:
+            response = lent.pop(loan, None)
+            if response is not None:
+                response.release()
+
+    def gone(self, caller: Caller) -> None:
+        """A worker has ended: nobody waits for its calls, and what it was lent comes back."""
+        for opened in self._open.pop(caller, {}).values():
+            opened.cancel()
+        for response in self._loans.pop(caller, {}).values():
+            response.release()
+
+
+def _nothing() -> None:
+    pass
+
+

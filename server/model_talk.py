@@ -1,0 +1,89 @@
+"""What models say to the server beside their answers: calls to other models, log lines, custom metrics, questions."""
+
+from __future__ import annotations
+
+from ..workers.contract.messages import (
+    AskLoad,
+    AskReady,
+    AskUnload,
+    Call,
+    CancelCall,
+    Fault,
+    Forget,
+    Measure,
+    OpenFamily,
+    OpenMetric,
+    ReadMetric,
+    Release,
+    Reply,
+    Say,
+    Spoken,
+)
+from ..workers.contract.status import StatusError, internal
+from .calls import ModelCalls
+from .custom_metrics import CustomMetrics
+from .farm.worker_process import WorkerProcess
+from .log import Log
+from .service import Service
+
+
+class ModelTalk:
+    """Hears what comes, and replies to questions."""
+
+    def __init__(self, service: Service, calls: ModelCalls, metrics: CustomMetrics, log: Log) -> None:
+        self._service = service
+        self._calls = calls
+        self._metrics = metrics
+        self._log = log
+
+    def heard(self, message: Spoken, process: WorkerProcess) -> None:
+        """Do what a model in ``process`` says."""
+        if isinstance(message, Call):
+            self._calls.call(message, process)
+        elif isinstance(message, Release):
+            self._calls.release(message, process)
+        elif isinstance(message, CancelCall):
+            self._calls.cancel(message, process)
+        elif isinstance(message, Say):
+            self._say(message, process)
+        elif isinstance(message, Measure):
+            self._metrics.measure(process, message)
+        elif isinstance(message, Forget):
+            self._metrics.forget(process, message)
+        elif isinstance(message, OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload):
+            try:
+                reply = Reply(message.question, self._reply(message, process))
+            except StatusError as error:
+                reply = Reply(message.question, None, Fault(error.code, error.message))
+            process.send(reply)
+
+    def _reply(
+        self, question: OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload, process: WorkerProcess
+    ) -> bool | int | float | None:
+        if isinstance(question, OpenFamily):
+            return self._metrics.open_family(process, question)
+        if isinstance(question, OpenMetric):
+            return self._metrics.open_metric(process, question)
+        if isinstance(question, ReadMetric):
+            return self._metrics.read(process, question)
+        if isinstance(question, AskReady):
+            if question.version and not question.version.isascii() or not question.version.isdigit() and question.version:
+                raise internal(f"failed to get model version from specified version string '{question.version}'")
+            return self._service.version_ready(question.model, question.version)
+        if isinstance(question, AskLoad):
+            self._service.load(question.model, {"config": question.config} if question.config else {})
+            return None
+        self._service.unload(question.model, {"unload_dependents": question.unload_dependents})
+        return None
+
+    def _say(self, message: Say, process: WorkerProcess) -> None:
+        place = f"{message.file}:{message.line}"
+        if message.severity != "V":
+            self._log.record(message.severity, message.text, place, process.pid)
+        elif self._log.settings.log_verbose_level >= 1:
+            self._log.record("I", message.text, place, process.pid)
+
+    def gone(self, process: WorkerProcess) -> None:
+        """A worker has ended."""
+        self._calls.gone(process)
+        self._metrics.drop_owner(process)

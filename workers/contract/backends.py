@@ -1,0 +1,9 @@
+"""The names of the backends that both sides know."""
+
+from __future__ import annotations
+
+NATIVE = ("onnxruntime",)
+"""Backends whose instances share a worker process."""
+
+PYTHON = "python"
+"""The backend of models that are Python files, and of backends that are: each instance has a process of its own."""

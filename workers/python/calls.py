@@ -1,0 +1,241 @@
+"""What a model asks of the server from inside: inference with other models (BLS), and questions."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ...shm.copy_on_write import Taken
+from ...shm.placement import Inline, Lease, Placement
+from ..contract.messages import (
+    Answer,
+    Call,
+    CancelCall,
+    FromWorker,
+    Question,
+    Release,
+    Reply,
+    RequestBody,
+    RequestContext,
+    Result,
+    Tensor,
+    WantedOutput,
+)
+from ..contract.status import Code, StatusError
+from ..memory import WorkerMemory
+from ..output import INLINE_BYTE_SIZE, store
+from . import tensor as tensors
+from .errors import TritonError
+from .memory import INLINE, LentInputs, ModelMemory
+from .request import InferenceRequest
+from .response import InferenceResponse
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A call that has not had its final answer.
+
+    ``request`` keeps alive what its tensors were lent with; ``leases`` are copies in this worker's own arena.
+    ``borrowing``: it reads memory of the request that this process is executing.
+    """
+
+    request: InferenceRequest
+    leases: list[Lease]
+    borrowing: bool
+    answers: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
+
+
+class Calls:
+    """Implements ``Host``. Any thread may call; what the server says comes in the control thread."""
+
+    def __init__(
+        self,
+        speak: Callable[[FromWorker], None],
+        memory: WorkerMemory,
+        model_memory: ModelMemory,
+        instance: int,
+        model_directory: str,
+    ) -> None:
+        self.model_directory = model_directory
+        self.verbose = True
+        self.open = False
+        self._speak = speak
+        self._memory = memory
+        self._model_memory = model_memory
+        self._instance = instance
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._questions: dict[int, Future[bool | int | float | None]] = {}
+        self._settled = threading.Condition()
+        self._asides: queue.SimpleQueue[FromWorker | tuple[int, list[Taken]]] = queue.SimpleQueue()
+        threading.Thread(target=self._say_asides, name="asides", daemon=True).start()
+
+    # inference
+
+    def call(self, request: InferenceRequest, decoupled: bool) -> InferenceResponse | Iterator[InferenceResponse]:
+        """As ``Host`` says."""
+        if not self.open:
+            failed = _error(Code.INTERNAL, "BLS is only supported during the 'execute' function.")
+            return iter((failed,)) if decoupled else failed
+        number = next(self._numbers)
+        leases: list[Lease] = []
+        try:
+            inputs, borrowing = self._inputs(request, leases)
+        except StatusError as error:
+            self._free(leases)
+            failed = _error(error.code, error.message)
+            return iter((failed,)) if decoupled else failed
+        correlation_id, flags, timeout_us = request.correlation_id(), request.flags(), request.timeout()
+        body = RequestBody(
+            request.request_id(),
+            1,
+            inputs,
+            [WantedOutput(name) for name in request.requested_output_names()],
+            request.parameters_dict or {},
+            RequestContext(correlation_id, flags, timeout_us) if correlation_id or flags or timeout_us else None,
+        )
+        pending = self._pending[number] = _Pending(request, leases, borrowing)
+        self._speak(Call(number, self._instance, request.model_name, request.model_version, body, request.priority, decoupled))
+        if decoupled:
+            return ResponseIterator(pending.answers.get, self._response, lambda: self._speak(CancelCall(number)))
+        response = None
+        while True:
+            answer = pending.answers.get()
+            if answer.result is not None:
+                response = self._response(answer)
+            if answer.final:
+                return _error(Code.INTERNAL, "the model gave no response") if response is None else response
+
+    def _inputs(self, request: InferenceRequest, leases: list[Lease]) -> tuple[list[Tensor], bool]:
+        """A call's inputs: passed on where they lie, as far as the model has not touched them, else copied to the arena once."""
+        inputs = []
+        borrowing = False
+        for tensor in request.inputs():
+            place: Placement | None = tensor.place
+            if place is None:
+                content = tensor.content()
+                view = content if type(content) is bytes else content.reshape(-1).view("uint8").data
+                # A copy, because the model may change its array while the call is on its way.
+                place = store(self._memory, tensor.name(), bytes(view) if len(view) <= INLINE_BYTE_SIZE else view, None)
+                if type(place) is Lease:
+                    leases.append(place)
+            elif type(place) is not Inline:
+                borrowing = True
+            inputs.append(Tensor(tensor.name(), tensor.datatype, tuple(tensor.shape()), place))
+        return inputs, borrowing
+
+    def _response(self, answer: Answer) -> InferenceResponse:
+        """The response that an answer brings."""
+        result = answer.result
+        if result is None:
+            return InferenceResponse()
+        if result.fault is not None:
+            return _error(Code(result.fault.code), result.fault.message)
+        return self._lent(result, answer.loan)
+
+    def _lent(self, result: Result, loan: int) -> InferenceResponse:
+        memory: Any = INLINE
+        if loan:
+            memory = LentInputs(self._model_memory, lambda taken: self._asides.put((loan, taken)))
+        response = InferenceResponse([tensors.Tensor.received(output, memory) for output in result.outputs])
+        response.parameters_dict = result.parameters
+        return response
+
+    def settle(self) -> None:
+        """Wait for calls that read memory of the request which is about to end: nobody else holds it."""
+        if any(pending.borrowing for pending in list(self._pending.values())):
+            with self._settled:
+                self._settled.wait_for(lambda: not any(pending.borrowing for pending in list(self._pending.values())))
+
+    def _free(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            self._memory.free(lease)
+
+    # questions and asides
+
+    def ask(self, question: Question) -> bool | int | float | None:
+        """As ``Host`` says."""
+        number = next(self._numbers)
+        future: Future[bool | int | float | None] = Future()
+        self._questions[number] = future
+        self._speak(msgspec.structs.replace(question, question=number))
+        return future.result()
+
+    def tell(self, message: Any) -> None:
+        """As ``Host`` says. Safe wherever Python may run a finalizer."""
+        self._asides.put(message)
+
+    def _say_asides(self) -> None:
+        while True:
+            message = self._asides.get()
+            if isinstance(message, tuple):
+                loan, taken = message
+                while taken:
+                    self._model_memory.give_back(taken.pop())
+                message = Release([loan])
+            self._speak(message)
+
+    # what the server says
+
+    def answered(self, answer: Answer) -> None:
+        """An answer to a call."""
+        pending = self._pending.get(answer.call)
+        if pending is None:
+            return
+        if answer.final:
+            del self._pending[answer.call]
+            self._free(pending.leases)
+            if pending.borrowing:
+                with self._settled:
+                    self._settled.notify_all()
+        pending.answers.put(answer)
+
+    def replied(self, reply: Reply) -> None:
+        """The reply to a question."""
+        future = self._questions.pop(reply.question)
+        if reply.fault is None:
+            future.set_result(reply.value)
+        else:
+            future.set_exception(StatusError(Code(reply.fault.code), reply.fault.message))
+
+
+class ResponseIterator:
+    """The responses of a decoupled call, as they come; iterated again, those that have come once more, and the rest."""
+
+    def __init__(self, take: Callable[[], Answer], response: Callable[[Answer], InferenceResponse], cancel: Callable[[], None]) -> None:
+        self._take = take
+        self._response = response
+        self._cancel = cancel
+        self._came: list[InferenceResponse] = []
+        self._at = 0
+        self._ended = False
+
+    def __iter__(self) -> ResponseIterator:
+        self._at = 0
+        return self
+
+    def __next__(self) -> InferenceResponse:
+        if self._at == len(self._came):
+            if self._ended:
+                raise StopIteration
+            answer = self._take()
+            self._ended = answer.final
+            self._came.append(self._response(answer))
+        self._at += 1
+        return self._came[self._at - 1]
+
+    def cancel(self) -> None:
+        """Tell the model that nobody waits for the rest."""
+        if not self._ended:
+            self._cancel()
+
+
+def _error(code: Code, message: str) -> InferenceResponse:
+    return InferenceResponse(error=TritonError(message, code))

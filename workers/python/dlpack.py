@@ -1,0 +1,214 @@
+"""DLPack capsules, given and taken without a copy.
+
+numpy gives capsules of its own arrays but for BF16, which it does not know, and takes none that is not wrapped in an
+object; so both are done by hand here. Layout and rules: https://dmlc.github.io/dlpack (version 0.x, the unversioned struct).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ...shm.datatypes import DATATYPES
+from .errors import TritonModelException
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CPU_DEVICE = (1, 0)
+"""kDLCPU."""
+# kDLCPU and the kinds of memory that a CPU reads as well: kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
+_READABLE = (1, 3, 11, 13)
+
+# type codes: kDLInt, kDLUInt, kDLFloat, kDLBfloat, kDLBool
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+_BFLOAT = 4
+_DATATYPES = {(_CODES[d.dtype.kind], 8 * d.byte_size): d.name for d in DATATYPES.values() if d.name not in ("BYTES", "BF16")}
+_DATATYPES[_BFLOAT, 16] = "BF16"
+_TYPES = {name: pair for pair, name in _DATATYPES.items()}
+
+
+class _Device(ctypes.Structure):
+    _fields_ = [("kind", ctypes.c_int32), ("number", ctypes.c_int32)]
+
+
+class _Type(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("content", ctypes.c_void_p),
+        ("device", _Device),
+        ("rank", ctypes.c_int32),
+        ("type", _Type),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
+
+
+_NAME = ctypes.create_string_buffer(b"dltensor")
+_USED = ctypes.create_string_buffer(b"used_dltensor")
+
+# capsules are passed by address: one that is being destroyed must not be counted as used again
+_new = ctypes.pythonapi.PyCapsule_New
+_new.restype = ctypes.py_object
+_new.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid.restype = ctypes.c_int
+_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype = ctypes.c_void_p
+_pointer.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.restype = ctypes.c_int
+_rename.argtypes = [ctypes.py_object, ctypes.c_void_p]
+
+# deleters may want the interpreter's lock, or hold it already: calls that keep it suit both
+_Deleter = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+_Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+_lent: dict[int, tuple[_Managed, Array, Any]] = {}
+"""What others hold of ours, by the address of its struct: the struct, the array it tells of, shape and strides."""
+
+
+def _give_back(address: int | None, lent: dict[int, tuple[_Managed, Array, Any]] = _lent) -> None:
+    if address is not None:
+        lent.pop(address, None)
+
+
+def _destroy(capsule: int | None, is_valid: Any = _is_valid, pointer: Any = _pointer, name: Any = _NAME, lent: Any = _lent) -> None:
+    # nobody has taken it
+    if is_valid(capsule, name):
+        lent.pop(pointer(capsule, name), None)
+
+
+_GIVE_BACK = _Callback(_give_back)
+_DESTROY = _Callback(_destroy)
+# consumers may call these while the interpreter ends, when modules are gone
+for _kept in (_GIVE_BACK, _DESTROY, _NAME, _USED):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+
+
+def given(array: Array, datatype: str) -> object:
+    """A capsule of a C-ordered array; BF16 is one of uint16. What may not be written to is copied, as a capsule cannot say so."""
+    if not array.flags.writeable:
+        array = array.copy()
+    if datatype != "BF16":
+        return array.__dlpack__()
+    return _capsule(array, datatype)
+
+
+def _capsule(array: Array, datatype: str) -> object:
+    rank = array.ndim
+    # the shape, then the strides, in elements
+    numbers = (ctypes.c_int64 * (2 * rank))(*array.shape, *(stride // array.itemsize for stride in array.strides))
+    longs = ctypes.cast(numbers, ctypes.POINTER(ctypes.c_int64))
+    strides = ctypes.cast(ctypes.addressof(numbers) + rank * ctypes.sizeof(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64))
+    code, bits = _TYPES[datatype]
+    tensor = _Tensor(array.ctypes.data, _Device(*CPU_DEVICE), rank, _Type(code, bits, 1), longs, strides, 0)
+    managed = _Managed(tensor, None, ctypes.cast(_GIVE_BACK, ctypes.c_void_p))
+    address = ctypes.addressof(managed)
+    _lent[address] = managed, array, numbers
+    try:
+        return _new(address, _NAME, ctypes.cast(_DESTROY, ctypes.c_void_p))
+    except MemoryError:
+        del _lent[address]
+        raise
+
+
+class _Loan:
+    """Somebody else's tensor, seen as an array; given back when the last array over it is gone."""
+
+    __slots__ = ("__array_interface__", "_address", "_deleter")
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], content: int, deleter: int | None) -> None:
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (content, False)}
+        self._address = address
+        self._deleter = _Deleter(deleter) if deleter else None
+
+    def __del__(self) -> None:
+        if self._deleter is not None:
+            self._deleter(self._address)
+
+
+def taken(source: Any) -> tuple[Array, str]:
+    """The array of a capsule, or of anything that gives one, over the same memory, and its datatype; BF16 as uint16.
+
+    Raises TritonModelException for what is neither, lies in a device's memory, or is not stored in C order.
+    """
+    # an array says itself what is to be known, and its own capsules cannot be had where it may not be written to
+    if isinstance(source, np.ndarray):
+        return _array(source)
+    capsule: object = source
+    if hasattr(source, "__dlpack__") and hasattr(source, "__dlpack_device__"):
+        kind, _ = source.__dlpack_device__()
+        if kind not in _READABLE:
+            raise _elsewhere()
+        capsule = source.__dlpack__()
+    if type(capsule).__name__ != "PyCapsule" or not _is_valid(id(capsule), _NAME):
+        # the odd spaces are part of the original's sentence
+        raise TritonModelException(
+            "Provided tensor is not supported. Tensor must be a DLPack capsule         "
+            "or have `__dlpack__` and `__dlpack_device__` attributes"
+        )
+    return _borrowed(capsule)
+
+
+def _array(array: Array) -> tuple[Array, str]:
+    datatype = _DATATYPES.get((_CODES.get(array.dtype.kind, -1), 8 * array.itemsize))
+    if datatype is None or not array.dtype.isnative:
+        raise _unsupported()
+    if not array.flags.c_contiguous:
+        raise _not_contiguous()
+    return array, datatype
+
+
+def _borrowed(capsule: object) -> tuple[Array, str]:
+    address = _pointer(id(capsule), _NAME)
+    managed = _Managed.from_address(address)
+    tensor = managed.tensor
+    shape = tuple(tensor.shape[: tensor.rank]) if tensor.rank else ()
+    datatype = _DATATYPES.get((tensor.type.code, tensor.type.bits))
+    # whatever is refused stays the capsule's
+    if tensor.device.kind not in _READABLE:
+        raise _elsewhere()
+    if datatype is None or tensor.type.lanes != 1:
+        raise _unsupported()
+    if tensor.strides and not _in_order(shape, tensor.strides[: tensor.rank]):
+        raise _not_contiguous()
+    _rename(capsule, _USED)
+    loan = _Loan(address, shape, DATATYPES[datatype].dtype, (tensor.content or 0) + tensor.byte_offset, managed.deleter)
+    if 0 in shape:
+        return np.empty(shape, DATATYPES[datatype].dtype), datatype
+    return np.asarray(loan), datatype
+
+
+def _in_order(shape: tuple[int, ...], strides: list[int]) -> bool:
+    if 0 in shape:
+        return True
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        # of a single element the stride means nothing
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def _not_contiguous() -> TritonModelException:
+    return TritonModelException("DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported.")
+
+
+def _unsupported() -> TritonModelException:
+    return TritonModelException("DLPack tensor type is not supported.")
+
+
+def _elsewhere() -> TritonModelException:
+    return TritonModelException("DLPack tensors in a device's memory are not supported.")

@@ -1,0 +1,313 @@
+"""Runs a Python model's batches, and sends what its response senders are given."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...shm.placement import Inline, Lease, Placement, Span
+from ..contract.messages import Cancel, Done, Execute, Fault, RequestBody, Respond, Result, Tensor
+from ..contract.status import StatusError, internal
+from ..contract.strings import check_strings
+from ..main_thread import MainThread
+from ..memory import WorkerMemory
+from ..output import INLINE_BYTE_SIZE, store
+from .calls import Calls
+from .errors import TritonError
+from .failure import failure_text
+from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
+from .request import InferenceRequest
+from .response import InferenceResponse
+
+if TYPE_CHECKING:
+    from .module import PythonModel
+
+FINAL = 1
+
+_NO_RESPONSE = "Unable to send response. "
+
+
+class OpenRequest:
+    """A request that this process is executing: the ``Responder`` of its response sender.
+
+    ``answered`` once its last response has been sent or is on its way with the batch; ``used`` once its sender has sent.
+    """
+
+    __slots__ = ("_execution", "answered", "batch", "began_ns", "body", "cancelled", "index", "inputs", "used")
+
+    def __init__(self, execution: Execution, batch: int, index: int, body: RequestBody, inputs: SharedInputs | InlineInputs) -> None:
+        self._execution = execution
+        self.batch = batch
+        self.index = index
+        self.body = body
+        self.inputs = inputs
+        self.answered = False
+        self.used = False
+        self.cancelled = False
+        self.began_ns = 0
+
+    def send(self, response: InferenceResponse | None, flags: int) -> None:
+        """As ``Responder`` says."""
+        self._execution.respond(self, response, flags)
+
+    def is_cancelled(self) -> bool:
+        """Has the client gone?"""
+        return self.cancelled
+
+
+class Execution:
+    """The ``Runner`` of a Python model's one instance."""
+
+    def __init__(
+        self,
+        model: PythonModel,
+        memory: WorkerMemory,
+        model_memory: ModelMemory,
+        calls: Calls,
+        speak: Callable[[Respond], None],
+        main: MainThread,
+    ) -> None:
+        self.main: MainThread | None = main
+        self._model = model
+        self._memory = memory
+        self._model_memory = model_memory
+        self._calls = calls
+        self._speak = speak
+        self._batches: dict[int, list[OpenRequest]] = {}
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._background: set[Any] = set()
+
+    # batches
+
+    def run(self, message: Execute) -> Done:
+        """Have the model execute a batch; never raises, what goes wrong is in the results."""
+        start_ns = time.monotonic_ns()
+        number = message.batch
+        results: list[Result | None] = [None] * len(message.requests)
+        failed: list[int] = []
+        requests: list[InferenceRequest] = []
+        opened: list[OpenRequest] = []
+        for index, body in enumerate(message.requests):
+            inputs: SharedInputs | InlineInputs = INLINE
+            for tensor in body.inputs:
+                if type(tensor.place) is not Inline:
+                    inputs = SharedInputs(self._model_memory)
+                    break
+            open_request = OpenRequest(self, number, index, body, inputs)
+            if inputs is not INLINE:
+                try:
+                    body = self._looked_at(body)
+                except StatusError as error:
+                    results[index] = _failed(error)
+                    failed.append(index)
+                    continue
+            opened.append(open_request)
+            requests.append(InferenceRequest.received(body, inputs, open_request))
+        self._batches[number] = opened
+        input_end_ns = time.monotonic_ns()
+        fault: StatusError | None = None
+        responses: list[InferenceResponse | None] | None = None
+        if requests:
+            try:
+                responses = self._execute(requests)
+            except StatusError as error:
+                fault = error
+        output_start_ns = time.monotonic_ns()
+        for position, open_request in enumerate(opened):
+            if fault is not None:
+                failed.append(open_request.index)
+                result = None if open_request.answered else _failed(fault)
+            else:
+                response = None if responses is None else responses[position]
+                result = None if response is None else self._result(open_request.body, response)
+            if result is not None:
+                with self._lock:
+                    open_request.answered = True
+            results[open_request.index] = result
+        # The model's arrays must have gone before it is asked which of them have not.
+        requests.clear()
+        del requests, responses, position, open_request
+        self._calls.settle()
+        self._finish(number, opened)
+        # An error that the model itself answers with is a success to the original's statistics.
+        return Done(number, results, start_ns, input_end_ns, output_start_ns, time.monotonic_ns(), failed)
+
+    def _looked_at(self, body: RequestBody) -> RequestBody:
+        """A request's inputs in clients' regions, which nobody has looked at yet. Raises StatusError for what cannot be used."""
+        inputs = []
+        for tensor in body.inputs:
+            place: Placement = tensor.place
+            if type(place) is Span:
+                view = self._memory.view(place)
+                if tensor.datatype == "BYTES":
+                    # The client may still change it, and its lengths are to be believed from here on.
+                    place = Inline(memoryview(bytes(view)))
+                    check_strings(tensor.name, self._model.name, place.content, prod(tensor.shape), body.id)
+                    tensor = Tensor(tensor.name, tensor.datatype, tensor.shape, place)
+            inputs.append(tensor)
+        return RequestBody(body.id, body.batch_size, inputs, body.outputs, body.parameters, body.context)
+
+    def _execute(self, requests: list[InferenceRequest]) -> list[InferenceResponse | None] | None:
+        """The model's responses, checked; None where it answers by senders. Raises StatusError."""
+        model = self._model
+        try:
+            returned = model.execute(requests)
+            if inspect.iscoroutine(returned):
+                if model.decoupled:
+                    self._run_beside(returned)
+                    return None
+                returned = asyncio.run_coroutine_threadsafe(returned, self._event_loop()).result()
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            text = failure_text(error)
+            model.log_error(f"Failed to process the request(s) for model '{model.instance}', message: {text}")
+            raise internal(f"Failed to process the request(s) for model '{model.instance}', message: {text}") from error
+        if model.decoupled:
+            if returned is not None:
+                raise internal(f"Python model '{model.instance}' is using the decoupled mode and the execute function must return None.")
+            return None
+        return _checked(returned, len(requests), model.instance)
+
+    def _result(self, body: RequestBody, response: InferenceResponse) -> Result:
+        """What a response is in a message, its outputs stored."""
+        error = response.error()
+        if error is not None:
+            return Result([], {}, Fault(error.code(), error.message()))
+        wanted = {output.name: output.span for output in body.outputs} if body.outputs else None
+        stored: list[Tensor] = []
+        for tensor in response.output_tensors():
+            name = tensor.name()
+            span = None
+            if wanted is not None:
+                if name not in wanted:
+                    continue
+                span = wanted[name]
+            content = tensor.content()
+            if type(content) is not bytes and span is None and content.nbytes <= INLINE_BYTE_SIZE:
+                content = content.tobytes()
+                place: Placement = Inline(memoryview(content))
+            else:
+                try:
+                    place = store(self._memory, name, content if type(content) is bytes else _flat(content), span)
+                except StatusError as failure:
+                    for made in stored:
+                        if type(made.place) is Lease:
+                            self._memory.free(made.place)
+                    return _failed(failure)
+            stored.append(Tensor(name, tensor.datatype, tuple(tensor.shape()), place))
+        return Result(stored, response.parameters_dict or {})
+
+    def _finish(self, number: int, opened: list[OpenRequest]) -> None:
+        """A batch has run: what of it is answered needs its inputs no more."""
+        left = []
+        with self._lock:
+            for open_request in opened:
+                if open_request.answered:
+                    if type(open_request.inputs) is SharedInputs:
+                        open_request.inputs.finish()
+                else:
+                    left.append(open_request)
+            if left:
+                self._batches[number] = left
+            else:
+                del self._batches[number]
+
+    # response senders
+
+    def respond(self, request: OpenRequest, response: InferenceResponse | None, flags: int) -> None:
+        """Send a response of a sender, from any thread. Raises TritonError where the order is broken."""
+        began_ns = time.monotonic_ns()
+        final = flags == FINAL
+        with self._lock:
+            if request.answered:
+                raise TritonError(f"{_NO_RESPONSE}Response sender has been closed.")
+            if not self._model.decoupled:
+                if response is None and not request.used:
+                    raise TritonError(f"{_NO_RESPONSE}Non-decoupled model cannot send complete final before sending a response.")
+                if response is not None and request.used:
+                    raise TritonError(f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
+            request.answered = final
+            request.used = True
+        result = None if response is None else self._result(request.body, response)
+        if final:
+            self._answered(request)
+        self._speak(Respond(request.batch, request.index, result, final, began_ns, time.monotonic_ns()))
+
+    def _answered(self, request: OpenRequest) -> None:
+        """The last response of a request is about to go: from then on its client may change its regions."""
+        if type(request.inputs) is SharedInputs:
+            request.inputs.finish()
+        with self._lock:
+            opened = self._batches.get(request.batch)
+            if opened is not None and all(other.answered for other in opened):
+                # While it still runs, `run` holds the list itself.
+                self._batches.pop(request.batch)
+
+    def cancel(self, message: Cancel) -> None:
+        """Nobody waits for a request any more; whether to go on is for the model to say."""
+        for request in self._batches.get(message.batch, ()):
+            if request.index == message.index:
+                request.cancelled = True
+
+    # async models
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+        return self._loop
+
+    def _run_beside(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Let a decoupled model's batch run on while the next one begins."""
+        future = asyncio.run_coroutine_threadsafe(work, self._event_loop())
+        self._background.add(future)
+
+        def ended(_: object) -> None:
+            self._background.discard(future)
+            error = future.exception()
+            if error is not None:
+                self._model.log_error(f"Failed to process the request(s) for model '{self._model.instance}', message: {failure_text(error)}")
+
+        future.add_done_callback(ended)
+
+    def close(self) -> None:
+        """The instance has run its last batch."""
+        self._model.finalize()
+
+
+def _failed(error: StatusError) -> Result:
+    return Result([], {}, Fault(error.code, error.message))
+
+
+def _flat(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _checked(returned: Any, count: int, instance: str) -> list[InferenceResponse | None] | None:
+    """What ``execute`` returned, if it is what it should be. Raises StatusError."""
+    if returned is None:
+        return None
+    complaint = f"Failed to process the request(s) for model '{instance}', message: "
+    if not isinstance(returned, list):
+        raise internal(f"{complaint}Expected a list in the execute return, found type '{type(returned)}'.")
+    if len(returned) != count:
+        raise internal(
+            f"{complaint}Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
+            f"InferenceRequest(s) size is:{count}, and InferenceResponse(s) size is:{len(returned)}\n"
+        )
+    for response in returned:
+        if response is not None and type(response) is not InferenceResponse:
+            raise internal(
+                f"{complaint}Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
+            )
+    return returned
+
+

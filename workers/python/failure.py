@@ -1,0 +1,15 @@
+"""How an exception of a model reads in errors and in the log: as the original's, which its users know."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+_OURS = str(Path(__file__).parent)
+
+
+def failure_text(error: BaseException) -> str:
+    """``<type>: <text>``, then file, line and function of each of the model's frames, the innermost first."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
+    at = "".join([f"  {frame.filename}({frame.lineno}): {frame.name}\n" for frame in reversed(frames)])
+    return f"{type(error).__name__}: {error}" + (f"\n\nAt:\n{at}" if at else "")

@@ -1,0 +1,122 @@
+"""The inputs of Python models: shared pages that a model may write to and keep."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...shm.copy_on_write import Bytes, PrivatePages, Taken
+from ...shm.placement import Inline, Lease, Placement
+from ..memory import WorkerMemory
+
+_ALIGNMENT = 8
+"""What numpy's own types ask for: an array that lies otherwise is slow, or refused by compiled code."""
+
+
+def _copied(content: memoryview) -> Bytes:
+    return np.frombuffer(content, np.uint8).copy()
+
+
+class InlineInputs:
+    """The inputs of a request that all ride in its message, as most do: there is nothing to give back."""
+
+    def bytes_of(self, place: Placement) -> Bytes:
+        """A copy of the bytes, which is the model's own."""
+        assert type(place) is Inline
+        return _copied(place.content)
+
+
+INLINE = InlineInputs()
+
+
+class ModelMemory:
+    """Copy-on-write mappings of arenas and regions, one each, renewed where a model has kept a part of it."""
+
+    def __init__(self, memory: WorkerMemory) -> None:
+        memory.use_copy_on_write()
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._mappings: dict[tuple[type, int], PrivatePages] = {}
+
+    def take(self, place: Lease | Any) -> tuple[Bytes, Taken | None]:
+        """The bytes of a lease or span as an array, and what to give back. Raises StatusError where a region is not what it was."""
+        view = self._memory.view(place)
+        if not len(view):
+            return np.empty(0, np.uint8), None
+        key = (type(place), place.arena if type(place) is Lease else place.region)
+        with self._lock:
+            pages = self._mappings.get(key)
+            if pages is None:
+                pages = self._mappings[key] = self._memory.private_pages(place)
+            array, taken = pages.take(place.offset, place.byte_size)
+            if array.ctypes.data % _ALIGNMENT:
+                del array
+                pages.give_back(taken)
+                return _copied(view), None
+            return array, taken
+
+    def give_back(self, taken: Taken) -> None:
+        """An array should have gone; one that is kept stays as it is."""
+        with self._lock:
+            if not taken.pages.give_back(taken):
+                self._mappings = {key: pages for key, pages in self._mappings.items() if pages is not taken.pages}
+
+    def forget(self, kind: type, number: int) -> None:
+        """An arena or region is gone."""
+        with self._lock:
+            self._mappings.pop((kind, number), None)
+
+
+class SharedInputs:
+    """The inputs of one request, or one answer, of which some lie in shared memory.
+
+    ``finish`` ends their use, before the server hears that the request has ended.
+    """
+
+    __slots__ = ("__weakref__", "_memory", "_taken")
+
+    def __init__(self, memory: ModelMemory) -> None:
+        self._memory = memory
+        self._taken: list[Taken] = []
+
+    def bytes_of(self, place: Placement) -> Bytes:
+        """As ``InputMemory`` says."""
+        if type(place) is Inline:
+            return _copied(place.content)
+        array, taken = self._memory.take(place)
+        if taken is not None:
+            self._taken.append(taken)
+        return array
+
+    def finish(self) -> None:
+        """No more is taken, and what was should have gone."""
+        while self._taken:
+            self._memory.give_back(self._taken.pop())
+
+
+class LentInputs(SharedInputs):
+    """The outputs of an answer to a call: lent as long as a tensor or an array of them lives.
+
+    Then ``give_back`` is called with what was taken, in whatever thread and at whatever moment that happens: it may take no lock.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, memory: ModelMemory, give_back: Callable[[list[Taken]], None]) -> None:
+        super().__init__(memory)
+        # Bound to the list, not to this object, which must be able to die.
+        weakref.finalize(self, give_back, self._taken).atexit = False
+
+    def bytes_of(self, place: Placement) -> Bytes:
+        """As ``InputMemory`` says."""
+        array = super().bytes_of(place)
+        weakref.finalize(array, _keep, self).atexit = False
+        return array
+
+
+def _keep(lent: LentInputs) -> None:
+    """Called when an array has died: until then the finalizer held what it was lent with."""
