@@ -11,8 +11,8 @@ from typing import Protocol
 from ..shm.placement import Lease
 from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release, Result, ToWorker
 from ..workers.contract.signature import Signature
-from ..workers.contract.status import StatusError, invalid
-from .dispatch.request import Request, Response
+from ..workers.contract.status import Code, StatusError, internal
+from .dispatch.request import EndMark, Request, Response
 
 
 class Caller(Protocol):
@@ -68,13 +68,17 @@ class ModelCalls:
         calls = self._open.setdefault(caller, {})
         opened = calls[message.call] = _Open(_nothing)
         request = Request(
-            message.body, self._clock_ns(), lambda response: self._answer(message, caller, response), priority=message.priority
+            message.body,
+            self._clock_ns(),
+            lambda response: self._answer(message, caller, response),
+            priority=message.priority,
+            caller=message.instance,
         )
         if message.body.context is not None:
             request.timeout_us = message.body.context.timeout_us
         try:
-            if self._find(message.model, message.version).signature.decoupled and not message.decoupled:
-                raise invalid(
+            if self._target(message).signature.decoupled and not message.decoupled:
+                raise internal(
                     f"Model {message.model} is using the decoupled. The current BLS request call doesn't support models using the "
                     "decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' calls for "
                     "decoupled models.'"
@@ -82,8 +86,15 @@ class ModelCalls:
             opened.cancel = self._ask(message.model, message.version, request)
         except StatusError as error:
             del calls[message.call]
-            fault = Fault(error.code, f"Model {message.model} - Error when running inference: {error.message}")
+            code = error.code if error.code is Code.UNAVAILABLE else Code.INTERNAL
+            fault = Fault(code, f"Model {message.model} - Error when running inference: {error.message}")
             caller.send(Answer(message.call, 0, Result([], {}, fault), True))
+
+    def _target(self, message: Call) -> Target:
+        try:
+            return self._find(message.model, message.version)
+        except StatusError:
+            raise internal(f"Failed for execute the inference request. Model '{message.model}' is not ready.") from None
 
     def _answer(self, message: Call, caller: Caller, response: Response) -> None:
         calls = self._open.get(caller)
@@ -97,7 +108,7 @@ class ModelCalls:
         loan = 0
         if error is not None:
             result = Result([], {}, Fault(error.code, error.message))
-        elif response.outputs or response.parameters or not response.final:
+        elif type(response) is not EndMark:
             result = Result(response.outputs, response.parameters)
             arenas = {tensor.place.arena for tensor in response.outputs if type(tensor.place) is Lease}
             if arenas:

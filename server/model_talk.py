@@ -19,7 +19,7 @@ from ..workers.contract.messages import (
     Say,
     Spoken,
 )
-from ..workers.contract.status import StatusError, internal
+from ..workers.contract.status import StatusError
 from .calls import ModelCalls
 from .custom_metrics import CustomMetrics
 from .farm.worker_process import WorkerProcess
@@ -67,14 +67,20 @@ class ModelTalk:
         if isinstance(question, ReadMetric):
             return self._metrics.read(process, question)
         if isinstance(question, AskReady):
-            if question.version and not question.version.isascii() or not question.version.isdigit() and question.version:
-                raise internal(f"failed to get model version from specified version string '{question.version}'")
-            return self._service.version_ready(question.model, question.version)
+            return self._ready(question)
         if isinstance(question, AskLoad):
             self._service.load(question.model, {"config": question.config} if question.config else {})
             return None
         self._service.unload(question.model, {"unload_dependents": question.unload_dependents})
         return None
+
+    def _ready(self, question: AskReady) -> bool:
+        if question.version and not (question.version.isascii() and question.version.isdigit()):
+            return False
+        try:
+            return self._service.version_ready(question.model, question.version)
+        except StatusError:
+            return False
 
     def _say(self, message: Say, process: WorkerProcess) -> None:
         place = f"{message.file}:{message.line}"

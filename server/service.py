@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from ..shm.arena import Arena
@@ -13,10 +13,12 @@ from .dispatch.request import Request
 from .dispatch.validation import validate
 from .log import LogSettings
 from .options import Options
+from .prometheus_text import Family
 from .regions import RegionRegistry
 from .release import EXTENSIONS, PROTOCOL_VERSION
 from .repository.lifecycle import IndexEntry, Lifecycle
 from .repository.version import ModelVersion
+
 
 def _no_worker(lease: Lease) -> memoryview:
     raise unavailable("there is no worker")
@@ -48,6 +50,7 @@ class Service:
         self._worker_view = worker_view
         self.started = False
         self.exiting = False
+        self.custom_families: Callable[[], Iterable[Family]] = tuple
         self._lifecycle = lifecycle
         self._dispatcher = dispatcher
 
@@ -118,8 +121,9 @@ class Service:
         regions += [output.span.region for output in request.body.outputs if output.span is not None]
         if regions:
             self._hold(request, tuple(regions))
+        submit = self._dispatcher.submit_awaited if request.caller else self._dispatcher.submit
         try:
-            self._dispatcher.submit(version.scheduler, request)
+            submit(version.scheduler, request)
         except StatusError:
             self.regions.release(request.regions)
             raise

@@ -13,11 +13,17 @@ from typing import Protocol
 
 from ...shm.placement import Lease
 from ...workers.contract.messages import Done, Respond, Result
-from ...workers.contract.status import Code, StatusError
+from ...workers.contract.status import Code, StatusError, internal
 from ..statistics import FailureReason
 from .instance import TINY_NS, Instance, PlannedBatch
 from .request import EndMark, Request, Response
 from .scheduler import Scheduler
+from .waiting import WaitGraph
+
+_CIRCLE = (
+    "this call would wait for ever: every instance that could run it waits, itself or through others, for the instance that makes it; "
+    "raise the instance count of the models that call each other"
+)
 
 FEW_REQUESTS = 8
 """With no more in flight, what comes next finds the server asleep unless it is kept awake."""
@@ -53,6 +59,7 @@ class Dispatcher:
         recall: Callable[[PlannedBatch, int], None] = lambda batch, index: None,
     ) -> None:
         self._recall = recall
+        self._waits = WaitGraph()
         self.in_flight = 0
         self._stay_awake = stay_awake
         self._send = send
@@ -73,6 +80,21 @@ class Dispatcher:
         scheduler.statistics.pending_count += 1
         self.in_flight += 1
         self.touch(scheduler)
+
+    def submit_awaited(self, scheduler: Scheduler, request: Request) -> None:
+        """As ``submit``, for a request that an instance waits for: it fails where its answer would wait for that instance."""
+        self.submit(scheduler, request)
+        self._waits.add(scheduler, request)
+        inner = request.on_finish
+
+        def on_finish() -> None:
+            self._waits.remove(request)
+            if inner is not None:
+                inner()
+
+        request.on_finish = on_finish
+        # Behind the decision that was asked for just now.
+        self._call_soon(partial(self._break_circle, scheduler, request))
 
     def touch(self, scheduler: Scheduler) -> None:
         """Have a scheduler decide at the end of this turn."""
@@ -240,6 +262,20 @@ class Dispatcher:
         self.in_flight -= len(streams)
         self._deliver(scheduler, [Response(request, [], error=error) for request in streams])
         self.touch(scheduler)
+
+    def _break_circle(self, scheduler: Scheduler, request: Request) -> None:
+        """Fail a request if it, and the instance that waits for it, would wait for ever."""
+        if not self._waits.circle(request):
+            return
+        if scheduler.cancel(request):
+            scheduler.statistics.pending_count -= 1
+        else:
+            # It is staged behind a batch of the circle: what its worker says of it one day finds it answered.
+            batch, index = scheduler.find(request) or (None, 0)
+            if batch is None:
+                return
+            batch.answered.add(index)
+        self._fail(scheduler, request, internal(f"{request.label}{_CIRCLE}"), FailureReason.OTHER)
 
     def cancel(self, scheduler: Scheduler, request: Request) -> None:
         """The client has gone: a waiting request leaves the queue, the worker of a running one is told."""

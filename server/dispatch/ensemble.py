@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from ...shm.placement import Inline, Lease, Span
+from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import RequestBody, RequestContext, Tensor, WantedOutput
 from ...workers.contract.signature import reshaped
 from ...workers.contract.status import Code, StatusError, internal, unavailable, unsupported
@@ -300,6 +300,7 @@ class Ensemble:
     def _ended(self, call: _Call) -> None:
         """A step's request is over, or will not be sent."""
         call.over = True
+        call.cancel = None  # which knows the request, which knows the call
         call.run.calls.pop(call, None)
         if call.counted:
             number = call.step.number
@@ -346,9 +347,12 @@ class Ensemble:
     def _kept(self, run: _Run, name: str, tensor: Tensor) -> Inline:
         """An input that is an output as well: its memory goes with the request, so the response gets bytes of its own."""
         place = tensor.place
-        if type(place) is Span or any(output.name == name and output.span is not None for output in run.request.body.outputs):
-            raise unsupported(f"'{name}' is an input and an output; as such it cannot be in shared memory")
-        return place if type(place) is Inline else Inline(memoryview(bytes(self._view(place))))
+        wanted = any(output.name == name and output.span is not None for output in run.request.body.outputs)
+        if type(place) is Inline and not wanted:
+            return place
+        if type(place) is Lease and not wanted:
+            return Inline(memoryview(bytes(self._view(place))))
+        raise unsupported(f"'{name}' is an input and an output; as such it cannot be in shared memory")
 
     def _fail(self, run: _Run, error: StatusError, reason: FailureReason = FailureReason.OTHER) -> None:
         """The first error decides: drop everything of a run that is not on its way, and cancel what is."""

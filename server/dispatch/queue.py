@@ -104,6 +104,10 @@ class RequestQueue:
         self._drop_heads(level)
         return True
 
+    def holds(self, request: Request) -> bool:
+        """Does a request wait here?"""
+        return request.order in self._waiting
+
     def take(self, requests: list[Request]) -> None:
         """Take out requests that were the first of ``scan``."""
         waiting = self._waiting

@@ -100,10 +100,9 @@ class _Unpacking:
             if not member.isdir():
                 raise ArchiveError("it has a member without a name")
             return
-        parent = name.rpartition("/")[0]
-        self._make_folder(parent)
         path = f"{self._folder}/{name}"
         try:
+            self._make_folder(name.rpartition("/")[0])
             if member.isdir():
                 self._make_folder(name)
             elif member.isreg():

@@ -72,7 +72,7 @@ def http_app(service: Service, restrictions: Restrictions, limits: Limits) -> AS
         *statistics_routes.routes(endpoint),
         *logging_settings.routes(endpoint),
         *inference.model_routes(service, restrictions, limits),
-        *generate.model_routes(endpoint),
+        *generate.model_routes(service, restrictions, limits),
         *health.model_routes(endpoint),
         *statistics_routes.model_routes(endpoint),
         *trace_settings.model_routes(endpoint),

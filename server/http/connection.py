@@ -431,7 +431,7 @@ class Connection(asyncio.BufferedProtocol):
         elif cancel is not None and self._gone:
             cancel()
 
-    def _answer_probe(self, request: HttpRequest, answer: Answer) -> Cancel | None:
+    def _answer_probe(self, request: StreamingRequest, answer: Answer) -> Cancel | None:
         """Handle a request of a connection that is one too many: probes are answered, everything else is refused."""
         if self._active is not None:
             self._active.keep_alive = False
@@ -487,7 +487,7 @@ class Connection(asyncio.BufferedProtocol):
     def end_parts(self, exchange: HttpRequest) -> None:
         """The reply to ``exchange`` is complete."""
         active = self._active
-        if active is not exchange or active is None or self._gone:
+        if active is None or active is not exchange or self._gone:
             return
         self._active = None
         active.cancel = None

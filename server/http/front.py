@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from . import health
 from .app import http_app
 from .asgi_call import AsgiCalls
-from .exchange import Answer, Cancel, HttpRequest
+from .exchange import Answer, Cancel, StreamingRequest
+from .generate import generate, generate_target
 from .http2 import Http2
 from .infer import infer
 from .infer_head import InferHead
@@ -52,7 +53,7 @@ class Front:
         http2 = Http2(self._app, self.limits)
         return HttpDoor(self.handle, self._service.arena, http2, self.limits, self._calls.close, stay_awake)
 
-    def handle(self, request: HttpRequest, answer: Answer) -> Cancel | None:
+    def handle(self, request: StreamingRequest, answer: Answer) -> Cancel | None:
         """Answer a request."""
         head = request.head
         seen = head.seen
@@ -65,6 +66,14 @@ class Front:
                 refused = self._restrictions.refusal("inference", head.headers)
                 if refused is None:
                     return infer_guarded(self._service, target[0], target[1], request, answer)
+                request.body.release()
+                answer(refused)
+                return None
+            wanted = generate_target(path)
+            if wanted is not None:
+                refused = self._restrictions.refusal("inference", head.headers)
+                if refused is None:
+                    return generate(self._service, wanted[0], wanted[1], request, answer, wanted[2])
                 request.body.release()
                 answer(refused)
                 return None

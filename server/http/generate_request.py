@@ -5,8 +5,9 @@ Source of the rules, their order and their texts: release 24.10 of the protocol'
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,11 @@ from ...shm.placement import Inline
 from ...workers.contract.messages import Parameters, RequestBody, Tensor
 from ...workers.contract.signature import Signature, TensorSpec
 from ...workers.contract.status import StatusError, internal, invalid, label
-from .generate_elements import Gathered
 from .infer_call import Scratch
 from .infer_request import UNDECODABLE, check_datatype, clean, custom_parameter, numbers_byte_size, too_large
 from .json_cutting import measured
-from .json_elements import read_elements
-from .json_tensor import string_tensor_bytes, tensor_bytes
+from .json_elements import Elements, read_elements
+from .json_tensor import flat_numbers, flat_strings, misfit_of, string_content, string_tensor_bytes, tensor_bytes, wide_array
 from .json_text import MAX_DEPTH, check_containers, no_member, parse, quote, wrong_type
 from .long_request import LONG_BYTE_SIZE, REST_BYTE_SIZE
 from .turns import Steps
@@ -33,8 +33,8 @@ _OWN_DEPTH = 2
 """Levels that a request has around a tensor's data."""
 
 _NOTHING = memoryview(b"")
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ABSENT: Any = object()
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(slots=True)
@@ -46,43 +46,295 @@ class GenerateCall:
 
 
 def read_generate(text: bytes, signature: Signature, scratch: Scratch, max_input_size: int) -> GenerateCall:
-    """Read a request; tensors beyond what rides inside messages are placed in ``scratch``. Raises StatusError."""
+    """Read a request; tensors too large to ride inside messages lie in ``scratch``. Raises StatusError."""
     if len(text) > max_input_size:
         raise too_large("request JSON size", len(text), max_input_size)
     check_containers(text)
-    reading = _Reading(signature, scratch, max_input_size)
     document = parse(text, MAX_DEPTH + _OWN_DEPTH)
-    reading.take_id(document)
-    reading.take_members(document)
+    reading = _Reading(signature, scratch, max_input_size)
+    if type(document) is not dict:
+        raise internal("attempt to get members for non-object")
+    reading.take_id(document.get("id", _ABSENT))
+    for name, value in _members(document):
+        if name == _NESTED:
+            reading.take_nested(value)
+        else:
+            reading.take(name, value)
     reading.check_unique(text)
     return reading.finished()
 
 
-def read_long_generate(view: memoryview, signature: Signature, scratch: Scratch, max_input_size: int) -> Steps[GenerateCall]:
-    """Do what ``read_generate`` does, in steps. What is unusual in its form is read in one, where it is not too long for that.
+def read_long_generate(text: bytes, signature: Signature, scratch: Scratch, max_input_size: int) -> Steps[GenerateCall]:
+    """Do what ``read_generate`` does, in steps. Documents of an unusual form are read in one, and must not be too long for that.
 
-    Raises StatusError.
+    Raises StatusError; of several faults perhaps another one, because each member is read for itself.
     """
-    if len(view) > max_input_size:
-        raise too_large("request JSON size", len(view), max_input_size)
-    text = bytes(view)
+    if len(text) > max_input_size:
+        raise too_large("request JSON size", len(text), max_input_size)
     members = _raw_members(text)
     if members is None:
-        _check_rest(text)
+        _check_rest(len(text))
         return read_generate(text, signature, scratch, max_input_size)
     yield
     reading = _Reading(signature, scratch, max_input_size)
-    if "id" in members:
-        reading.take_id({"id": _parsed(members["id"])})
+    reading.take_id(_parsed(members["id"]) if "id" in members else _ABSENT)
     for name, raw in members.items():
-        if name == _NESTED and _NESTED not in signature.inputs:
-            nested = _raw_members(raw) if len(raw) > LONG_BYTE_SIZE else None
-            if nested is None:
-                reading.take_nested(_parsed(raw))
-                continue
-            for inner, inner_raw in nested.items():
-                with reading.nested:
-                    yield from _take_raw(reading, inner, inner_raw, nested)
-        else:
-            yield from _take_raw(reading, name, raw, members)
+        if name != _NESTED:
+            yield from _take_raw(reading, name, raw)
+            continue
+        nested = _raw_members(raw) if len(memoryview(raw)) > LONG_BYTE_SIZE and _NESTED not in signature.inputs else None
+        if nested is None:
+            reading.take_nested(_parsed(raw))
+            continue
+        with _converting():
+            for inner_name, inner in nested.items():
+                yield from _take_raw(reading, inner_name, inner)
     return reading.finished()
+
+
+def _take_raw(reading: _Reading, name: str, raw: msgspec.Raw) -> Steps[None]:
+    """Read one member of a long document."""
+    spec = reading.signature.inputs.get(name)
+    view = memoryview(raw)
+    if spec is not None and len(view) > LONG_BYTE_SIZE and view[0] == ord("[") and spec.datatype.name not in ("FP16", "BF16"):
+        array = yield from measured(view, len(view), 0)
+        if array is not None and array.brackets == 2:
+            elements = _Gathered(name, spec.datatype.name, reading)
+            yield from read_elements(view, array, elements)
+            if elements.fault is not None:
+                raise elements.fault
+            reading.place(spec, elements.count, b"".join(elements.parts))
+            return
+    reading.take(name, _parsed(raw))
+    yield
+
+
+def _parsed(raw: msgspec.Raw) -> Any:
+    text = bytes(raw)
+    if len(text) > LONG_BYTE_SIZE and text[:1] in (b"[", b"{"):
+        _check_rest(len(text))
+        check_containers(text)
+    return parse(text, MAX_DEPTH + _OWN_DEPTH)
+
+
+def _check_rest(byte_size: int) -> None:
+    if byte_size > REST_BYTE_SIZE:
+        raise invalid(f"request JSON apart from the data of its tensors exceeds the maximum allowed size of {REST_BYTE_SIZE} bytes")
+
+
+def _raw_members(text: bytes | msgspec.Raw) -> dict[str, msgspec.Raw] | None:
+    """An object's members as they are written; None where it is none, or may hold more than these: members given twice, odd blanks."""
+    try:
+        members = _MEMBERS.decode(text)
+    except UNDECODABLE:
+        return None
+    if any(["\0" in name for name in members]):
+        return None
+    count = len(members)
+    compact = sum([len(quote(name)) + len(memoryview(raw)) for name, raw in members.items()]) + 2 * count + (1 if count else 2)
+    # Either no blanks at all, or one behind each colon and each comma.
+    return members if len(memoryview(text)) - compact in (0, 2 * count - 1) else None
+
+
+def _members(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names as the original compares them, up to a zero byte, and what it finds by them."""
+    for name, value in given.items():
+        if "\0" in name:
+            name = name.partition("\0")[0]
+            value = given.get(name, _ABSENT)
+        yield name, value
+
+
+@contextlib.contextmanager
+def _converting() -> Iterator[None]:
+    """Says of errors that they are within the nested parameters."""
+    try:
+        yield
+    except StatusError as error:
+        raise StatusError(error.code, f"Converting keyword: '{_NESTED}': {error.message}") from None
+
+
+class _Reading:
+    """One pass over a request: what has been read so far."""
+
+    __slots__ = ("_byte_size", "_limit", "_names", "_parameters", "_request_id", "_scratch", "_tensors", "_text", "signature")
+
+    def __init__(self, signature: Signature, scratch: Scratch, limit: int) -> None:
+        self.signature = signature
+        self._scratch = scratch
+        self._limit = limit
+        self._byte_size = 0
+        self._request_id = ""
+        self._text = b""
+        self._names: set[str] = set()
+        self._tensors: list[Tensor] = []
+        self._parameters: Parameters = {}
+
+    def take_id(self, value: Any) -> None:
+        """Read the request's id, which like any other member is an input or a parameter besides."""
+        if value is _ABSENT:
+            return
+        if type(value) is not str:
+            raise internal(f"Unable to parse 'id': {wrong_type('string')}")
+        text = value.partition("\0")[0]
+        self._text = quote(text) if text else b""
+        self._request_id = clean(text)
+
+    def take_nested(self, value: Any) -> None:
+        """Read the nested object, whose members are as good as any."""
+        if _NESTED in self.signature.inputs:
+            raise invalid(f"Keyword '{_NESTED}' for nested schema also given as input tensor name")
+        if type(value) is not dict:
+            reason = no_member(_NESTED) if value is _ABSENT else wrong_type("object")
+            raise internal(f"Expected JSON object for keyword: '{_NESTED}': {reason}")
+        with _converting():
+            for name, inner in _members(value):
+                self.take(name, inner)
+
+    def take(self, name: str, value: Any) -> None:
+        """Read a member: an input where the model has one of this name."""
+        spec = self.signature.inputs.get(name)
+        if spec is not None:
+            if value is _ABSENT:
+                raise invalid(f"unexpected key not found in generate request, expecting key '{name}'")
+            self._take_input(spec, value)
+        elif value is _ABSENT:
+            raise internal(f"parameter key '{clean(name)}' was not found in the JSON")
+        else:
+            given = custom_parameter(name, value)
+            self._parameters[clean(name)] = given.partition("\0")[0] if type(given) is str else given
+
+    def _take_input(self, spec: TensorSpec, value: Any) -> None:
+        """Read a tensor: one value, or an array with as many elements as the tensor, each of which may be in arrays of its own."""
+        name, datatype = spec.name, spec.datatype.name
+        values = value if type(value) is list else [value]
+        shape = self._shape(spec, len(values))
+        check_datatype(name, datatype)
+        if datatype == "BYTES":
+            content = string_tensor_bytes(values)
+            self.check_size(name, len(content))
+        else:
+            self.check_size(name, numbers_byte_size(name, datatype, len(values)))
+            content = tensor_bytes(values, datatype, len(values))
+        self._add(spec, shape, content)
+
+    def place(self, spec: TensorSpec, count: int, content: bytes) -> None:
+        """Take a tensor of ``count`` elements that were read."""
+        shape = self._shape(spec, count)
+        self.check_size(spec.name, len(content))
+        self._add(spec, shape, content)
+
+    def _add(self, spec: TensorSpec, shape: tuple[int, ...], content: bytes) -> None:
+        self._check_new(spec.name)
+        self._byte_size += len(content)
+        place = self._scratch.place(content) if content else Inline(_NOTHING)
+        self._tensors.append(Tensor(spec.name, spec.datatype.name, shape, place))
+
+    def _check_new(self, name: str) -> None:
+        if name in self._names:
+            raise invalid(f"{label(self._request_id)}input '{name}' already exists in request")
+        self._names.add(name)
+
+    def check_size(self, name: str, byte_size: int) -> None:
+        """Refuse a tensor of ``byte_size`` bytes that would make the request larger than it may be. Raises StatusError INVALID_ARG."""
+        total = self._byte_size + byte_size
+        if total > self._limit:
+            raise invalid(
+                f"request size of {total} bytes with input '{name}' of size {byte_size} bytes exceeds the maximum allowed input size of "
+                f"{self._limit}. Use --http-max-input-size to increase the limit."
+            )
+
+    def _shape(self, spec: TensorSpec, count: int) -> tuple[int, ...]:
+        """The shape of ``count`` elements: the last variable dim, the batch's if there is no other, takes what the fixed ones leave."""
+        shape = inferred_shape(spec.shape, count)
+        if shape is None:
+            raise invalid(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
+        return shape
+
+    def check_unique(self, text: bytes) -> None:
+        """Refuse inputs that are given twice in one object, which a parsed document does not show. Raises StatusError INVALID_ARG."""
+        if all([text.count(quote(name)) < 2 for name in self._names]):
+            return
+        try:
+            pairs = json.loads(text.decode("utf-8", "surrogateescape"), object_pairs_hook=tuple)
+        except ValueError:
+            return
+        self._names.clear()
+        for name, _ in pairs:
+            if name == _NESTED:
+                # The first of them counts, each time.
+                nested = next(value for other, value in pairs if other == name)
+                with _converting():
+                    for inner, _ in nested:
+                        if inner in self.signature.inputs:
+                            self._check_new(inner)
+            elif name in self.signature.inputs:
+                self._check_new(name)
+
+    def finished(self) -> GenerateCall:
+        """The whole request."""
+        return GenerateCall(RequestBody(self._request_id, 1, self._tensors, [], self._parameters), self._text)
+
+
+def inferred_shape(dims: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+    """The shape of ``count`` elements in ``dims``, of which -1 varies: the last of these takes them all; None where none fits."""
+    fixed = 1
+    variable = -1
+    for index, dim in enumerate(dims):
+        if dim < 0:
+            variable = index
+        else:
+            fixed *= dim
+    quotient, rest = divmod(count, fixed) if fixed else (0, 1)
+    if rest or (variable < 0 and quotient != 1):
+        return None
+    return tuple([quotient if index == variable else 1 if dim < 0 else dim for index, dim in enumerate(dims)])
+
+
+class _Gathered(Elements):
+    """The elements of a flat array, however many: ``count`` of them, as stored, in ``parts``."""
+
+    def __init__(self, name: str, datatype: str, reading: _Reading) -> None:
+        super().__init__()
+        self.count = 0
+        self.parts: list[bytes] = []
+        self._byte_size = 0
+        self._name = name
+        self._datatype = datatype
+        self._reading = reading
+
+    def quick(self, text: bytes) -> bool:
+        if self._datatype == "BYTES":
+            strings = flat_strings(text)
+            if strings is None:
+                return False
+            self._store(text.count(b'"') // 2, strings.tobytes())
+            return True
+        values = flat_numbers(b"[" + text + b"]", self._datatype)
+        if not len(values):
+            return False
+        self._store_numbers(values)
+        return True
+
+    def take(self, values: list[Any]) -> None:
+        if self.fault is not None:
+            return
+        try:
+            if self._datatype == "BYTES":
+                self._store(len(values), string_content(values))
+            else:
+                self.fault = misfit_of(values, self._datatype)
+                if self.fault is None:
+                    self._store_numbers(wide_array(values, self._datatype))
+        except StatusError as error:
+            self.fault = error
+
+    def _store_numbers(self, values: np.ndarray[Any, Any]) -> None:
+        with np.errstate(over="ignore"):
+            self._store(len(values), values.astype(DATATYPES[self._datatype].dtype, copy=False).tobytes())
+
+    def _store(self, count: int, content: bytes) -> None:
+        self.count += count
+        self._byte_size += len(content)
+        self._reading.check_size(self._name, self._byte_size)
+        self.parts.append(content)

@@ -43,8 +43,7 @@ class InferCall:
     """An inference request that has been read.
 
     ``id_text`` is its id as JSON, empty where it has none. ``forms`` has how each output listed in the
-    request is to be answered, ``form`` is for those that are not. ``sequence_id`` is 0 or "" outside
-    sequences.
+    request is to be answered, ``form`` is for those that are not.
     """
 
     body: RequestBody
@@ -53,9 +52,6 @@ class InferCall:
     forms: Mapping[str, OutputForm] | None = None
     priority: int = 0
     timeout_us: int = 0
-    sequence_id: int | str = 0
-    sequence_start: bool = False
-    sequence_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

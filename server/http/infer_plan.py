@@ -46,7 +46,7 @@ class Plan:
         self._inputs = inputs
         self._spans = spans
         # Without the first request's tensors: they would keep that request's whole body.
-        self.terms = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters))
+        self.terms = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters, call.body.context))
         self.end = end
         self.uses_regions = bool(spans) or any([region is not None for _, _, _, region, _, _ in inputs])
         self._looked_at: Signature | None = None
@@ -65,7 +65,7 @@ class Plan:
             outputs = outputs.copy()
             for index, span in self._spans.items():
                 outputs[index] = WantedOutput(outputs[index].name, regions.span(*span))
-        return RequestBody("", batch_size_of(tensors, signature), tensors, outputs, planned.parameters)
+        return RequestBody("", batch_size_of(tensors, signature), tensors, outputs, planned.parameters, planned.context)
 
     def always_fits(self, signature: Signature, body: RequestBody) -> bool:
         """Does every request of this plan pass the checks of ``signature`` as it is, because ``body``, which is one of them, does?

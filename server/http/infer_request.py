@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Placement, Span
-from ...workers.contract.messages import Parameters, RequestBody, Tensor, WantedOutput
+from ...workers.contract.messages import Parameters, RequestBody, RequestContext, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
 from .exchange import HttpRequest
@@ -37,6 +37,7 @@ _FAULTY_COUNT = 1000
 OWN_DEPTH = 3
 """Levels that a request has around a tensor's data."""
 
+_START, _END = 1, 2
 _RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"))
 
 _FEW_ELEMENTS = 48
@@ -128,6 +129,7 @@ class Reading:
         "at",
         "call",
         "end",
+        "flags",
         "names",
         "outputs",
         "parameters",
@@ -135,6 +137,7 @@ class Reading:
         "request",
         "request_id",
         "scratch",
+        "sequence_id",
         "settings",
         "signature",
         "tensors",
@@ -163,6 +166,8 @@ class Reading:
         self.outputs: list[WantedOutput] = []
         self.parameters: Parameters = {}
         self.call = InferCall(_NO_BODY)
+        self.sequence_id: int | str = 0
+        self.flags = 0
 
     def typed(self, envelope: Envelope, text: bytes) -> InferCall:
         """Read what the typed decode gave. Raises Irregular where ``text`` may hold more than that, besides StatusError."""
@@ -200,7 +205,11 @@ class Reading:
 
     def finished(self) -> InferCall:
         batch_size = batch_size_of(self.tensors, self.signature)
-        self.call.body = RequestBody(self.request_id, batch_size, self.tensors, self.outputs, self.parameters)
+        timeout_us = self.call.timeout_us
+        context = None
+        if timeout_us or self.sequence_id or self.flags:
+            context = RequestContext(self.sequence_id, self.flags, timeout_us)
+        self.call.body = RequestBody(self.request_id, batch_size, self.tensors, self.outputs, self.parameters, context)
         return self.call
 
     def take_parameters(self, given: Mapping[str, Any]) -> None:
@@ -211,15 +220,15 @@ class Reading:
                 call.form = IN_BINARY if _boolean(value, name) else IN_JSON
             elif name == "sequence_id":
                 if _is_unsigned(value):
-                    call.sequence_id = value
+                    self.sequence_id = value
                 else:
-                    call.sequence_id = clean(_string(value, name))
-                    if len(call.sequence_id.encode()) > MAX_CORRELATION_ID:
+                    self.sequence_id = clean(_string(value, name))
+                    if len(self.sequence_id.encode()) > MAX_CORRELATION_ID:
                         raise unsupported(f"string correlation ID cannot be longer than {MAX_CORRELATION_ID} characters")
             elif name == "sequence_start":
-                call.sequence_start = _boolean(value, name)
+                self.flags = (self.flags & ~_START) | (_START if _boolean(value, name) else 0)
             elif name == "sequence_end":
-                call.sequence_end = _boolean(value, name)
+                self.flags = (self.flags & ~_END) | (_END if _boolean(value, name) else 0)
             elif name == "priority":
                 call.priority = _unsigned(value, name)
             elif name == "timeout":

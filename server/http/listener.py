@@ -14,7 +14,7 @@ from ...workers.contract.status import unavailable
 from .. import descriptors
 from .acceptor import Acceptor
 from .connection import Connection
-from .exchange import Answer, Cancel, Head, HttpRequest
+from .exchange import Answer, Cancel, Head, StreamingRequest
 from .limits import Limits
 from .tls_stream import TlsStream
 
@@ -31,7 +31,7 @@ _LEAVE_AT_ONCE = 32
 _FEW_CONNECTIONS = 8
 
 
-Handle = Callable[[HttpRequest, Answer], Cancel | None]
+Handle = Callable[[StreamingRequest, Answer], Cancel | None]
 """Answers every request of a door."""
 
 

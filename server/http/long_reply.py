@@ -81,7 +81,7 @@ class LongReply:
 
 
 def array_pieces(content: memoryview, tensor: Tensor) -> Generator[bytes, None, None]:
-    """A large tensor as one flat JSON array without its last bracket, in pieces. Raises StatusError INTERNAL where its size is not its shape's."""
+    """A large tensor as one flat JSON array, its last bracket missing, in pieces. Raises StatusError where its size is wrong."""
     return (_strings if tensor.datatype == "BYTES" else _numbers)(content, tensor)
 
 

@@ -295,10 +295,7 @@ class Lifecycle:
         served.workers = list(shares)
         config = document(served.config)
         load = Load(0, served.number, served.name, chosen.name, served.directory, served.version, config, settings, [], chosen.file)
-        loads = [
-            self.farm.load(worker, msgspec.structs.replace(load, instances=specs), interpreter)
-            for worker, specs in shares.items()
-        ]
+        loads = [self.farm.load(worker, msgspec.structs.replace(load, instances=specs), interpreter) for worker, specs in shares.items()]
         results = await asyncio.gather(*loads, return_exceptions=True)
         for failure in results:
             if isinstance(failure, BaseException):

@@ -87,6 +87,26 @@ class Client:
         body = await asyncio.wait_for(self.reader.readexactly(size), PATIENCE_S)
         return int(lines[0].split()[1]), headers, body
 
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """The next reply's status and headers (names lower-case)."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+        lines = head.decode().split("\r\n")
+        return int(lines[0].split()[1]), {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+
+    async def chunk(self) -> bytes:
+        """The next chunk of a reply, empty for the last one."""
+        size = int(await asyncio.wait_for(self.reader.readuntil(b"\r\n"), PATIENCE_S), 16)
+        content = await asyncio.wait_for(self.reader.readexactly(size + 2), PATIENCE_S)
+        assert content[size:] == b"\r\n"
+        return content[:size]
+
+    async def chunks(self) -> list[bytes]:
+        """All chunks up to the last one."""
+        found = []
+        while content := await self.chunk():
+            found.append(content)
+        return found
+
     async def rest(self) -> bytes:
         """Everything up to the server's close."""
         try:

@@ -41,7 +41,7 @@ def seen(call: InferCall) -> list[Any]:
         call.body.parameters,
         call.body.batch_size,
     )
-    return [contents, body, call.form, call.forms, call.priority, call.timeout_us, call.sequence_id, call.sequence_start, call.sequence_end]
+    return [contents, body, call.form, call.forms, call.priority, call.timeout_us, call.body.context]
 
 
 def test_the_second_time_reads_the_same_with_its_own_tensors() -> None:

@@ -17,7 +17,7 @@ from tensorfarm.server.http.infer_head import infer_head
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.server.http.json_text import MAX_CONTAINERS
 from tensorfarm.shm.placement import Inline, Lease, Span
-from tensorfarm.workers.contract.messages import WantedOutput
+from tensorfarm.workers.contract.messages import RequestContext, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from .doors import an_arena
@@ -69,7 +69,7 @@ def test_a_body_in_the_arena_stays_there() -> None:
 def test_defaults() -> None:
     call = read(inputs())
     assert (call.body.id, call.id_text, call.body.batch_size, call.body.inputs, call.body.outputs) == ("", b"", 1, [], [])
-    assert (call.form, call.priority, call.timeout_us, call.sequence_id, call.sequence_start) == (IN_JSON, 0, 0, 0, False)
+    assert (call.form, call.priority, call.timeout_us, call.body.context) == (IN_JSON, 0, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_parameters() -> None:
 @pytest.mark.parametrize("sequence_id", [5, 0, 2**64 - 1, "abc", "", "x" * 128])
 def test_sequence(sequence_id: int | str) -> None:
     call = read(inputs(parameters={"sequence_id": sequence_id, "sequence_start": True, "sequence_end": False}))
-    assert (call.sequence_id, call.sequence_start, call.sequence_end) == (sequence_id, True, False)
+    assert call.body.context == RequestContext(sequence_id, 1)
     assert call.body.parameters == {}
 
 

@@ -1,8 +1,10 @@
-"""The two servers that the parity tests compare: one of each for all of them."""
+"""The servers that the parity tests compare: a pair for the models of both kinds, a pair for Python models alone."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,56 @@ def oracle(servers: tuple[Server, Server]) -> int:
 def farm(servers: tuple[Server, Server]) -> int:
     """The HTTP port of tensorfarm."""
     return servers[1].http_port
+
+
+PYTHON_MODELS = Path(__file__).resolve().parent.parent / "python_models"
+"""Sources of Python models, one folder each."""
+
+SERVED = (
+    *("adder", "answers", "asked", "asynchronous", "asynchronous_streams", "batched_adder", "batches", "calls", "dies", "faults", "kept"),
+    *("logs", "measured", "no_execute", "repeater", "senders", "streams", "surroundings", "typed"),
+)
+"""Those that the pair for Python models serves."""
+
+COUNTED = ("adder", "answers", "batches", "faults", "repeater", "senders", "streams")
+"""Those that it serves a second time as ``counted_…``: for tests that count, nobody else asks them."""
+
+
+def copy_model(source: str, folder: Path) -> None:
+    """Copy a Python model's folder to ``folder``, whose name it gets."""
+    shutil.copytree(PYTHON_MODELS / source, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace(f'name: "{source}"', f'name: "{folder.name}"'))
+
+
+@pytest.fixture(scope="package")
+def python_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """The real server and tensorfarm, started at the same time, both with one and the same folder of Python models.
+
+    Without auto-complete, which costs the real server a second for each model.
+    """
+    real.require()
+    root = tmp_path_factory.mktemp("python")
+    for name in SERVED:
+        copy_model(name, root / "models" / name)
+    for name in COUNTED:
+        copy_model(name, root / "models" / f"counted_{name}")
+    flag = "--disable-auto-complete-config"
+    started = [
+        real.start(root / "models", flag, folder=root / "oracle"),
+        start_tensorfarm(root / "models", flag, folder=root / "farm", wait=False),
+    ]
+    with stopping(*started) as (theirs, ours):
+        yield theirs, ours
+
+
+@pytest.fixture(scope="package")
+def python_oracle(python_servers: tuple[Server, Server]) -> int:
+    """The HTTP port of the real server with Python models."""
+    return python_servers[0].http_port
+
+
+@pytest.fixture(scope="package")
+def python_farm(python_servers: tuple[Server, Server]) -> int:
+    """The HTTP port of tensorfarm with Python models."""
+    return python_servers[1].http_port

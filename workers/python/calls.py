@@ -14,6 +14,7 @@ import msgspec
 
 from ...shm.copy_on_write import Taken
 from ...shm.placement import Inline, Lease, Placement
+from ..contract import messages
 from ..contract.messages import (
     Answer,
     Call,
@@ -25,17 +26,16 @@ from ..contract.messages import (
     RequestBody,
     RequestContext,
     Result,
-    Tensor,
     WantedOutput,
 )
 from ..contract.status import Code, StatusError
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
-from . import tensor as tensors
-from .errors import TritonError
+from .errors import TritonError, TritonModelException
 from .memory import INLINE, LentInputs, ModelMemory
 from .request import InferenceRequest
 from .response import InferenceResponse
+from .tensor import Tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -74,16 +74,15 @@ class Calls:
         self._pending: dict[int, _Pending] = {}
         self._questions: dict[int, Future[bool | int | float | None]] = {}
         self._settled = threading.Condition()
-        self._asides: queue.SimpleQueue[FromWorker | tuple[int, list[Taken]]] = queue.SimpleQueue()
-        threading.Thread(target=self._say_asides, name="asides", daemon=True).start()
+        self._asides: queue.SimpleQueue[FromWorker | tuple[int, list[Taken]] | Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._do_asides, name="asides", daemon=True).start()
 
     # inference
 
     def call(self, request: InferenceRequest, decoupled: bool) -> InferenceResponse | Iterator[InferenceResponse]:
         """As ``Host`` says."""
         if not self.open:
-            failed = _error(Code.INTERNAL, "BLS is only supported during the 'execute' function.")
-            return iter((failed,)) if decoupled else failed
+            raise TritonModelException("BLS is only supported during the 'execute' function.")
         number = next(self._numbers)
         leases: list[Lease] = []
         try:
@@ -113,7 +112,7 @@ class Calls:
             if answer.final:
                 return _error(Code.INTERNAL, "the model gave no response") if response is None else response
 
-    def _inputs(self, request: InferenceRequest, leases: list[Lease]) -> tuple[list[Tensor], bool]:
+    def _inputs(self, request: InferenceRequest, leases: list[Lease]) -> tuple[list[messages.Tensor], bool]:
         """A call's inputs: passed on where they lie, as far as the model has not touched them, else copied to the arena once."""
         inputs = []
         borrowing = False
@@ -128,7 +127,7 @@ class Calls:
                     leases.append(place)
             elif type(place) is not Inline:
                 borrowing = True
-            inputs.append(Tensor(tensor.name(), tensor.datatype, tuple(tensor.shape()), place))
+            inputs.append(messages.Tensor(tensor.name(), tensor.datatype, tuple(tensor.shape()), place))
         return inputs, borrowing
 
     def _response(self, answer: Answer) -> InferenceResponse:
@@ -144,9 +143,7 @@ class Calls:
         memory: Any = INLINE
         if loan:
             memory = LentInputs(self._model_memory, lambda taken: self._asides.put((loan, taken)))
-        response = InferenceResponse([tensors.Tensor.received(output, memory) for output in result.outputs])
-        response.parameters_dict = result.parameters
-        return response
+        return InferenceResponse.received([Tensor.received(output, memory) for output in result.outputs], None, result.parameters)
 
     def settle(self) -> None:
         """Wait for calls that read memory of the request which is about to end: nobody else holds it."""
@@ -172,9 +169,16 @@ class Calls:
         """As ``Host`` says. Safe wherever Python may run a finalizer."""
         self._asides.put(message)
 
-    def _say_asides(self) -> None:
+    def aside(self, work: Callable[[], None]) -> None:
+        """Have something done soon, in another thread. Safe wherever Python may run a finalizer."""
+        self._asides.put(work)
+
+    def _do_asides(self) -> None:
         while True:
             message = self._asides.get()
+            if callable(message):
+                message()
+                continue
             if isinstance(message, tuple):
                 loan, taken = message
                 while taken:

@@ -56,17 +56,18 @@ class _Managed(ctypes.Structure):
 _NAME = ctypes.create_string_buffer(b"dltensor")
 _USED = ctypes.create_string_buffer(b"used_dltensor")
 
-# capsules are passed by address: one that is being destroyed must not be counted as used again
-_new = ctypes.pythonapi.PyCapsule_New
+# Function objects of our own: those that are attributes of ctypes.pythonapi get their types from whoever wants them.
+# Capsules are passed by address: one that is being destroyed must not be counted as used again.
+_new = ctypes.pythonapi["PyCapsule_New"]
 _new.restype = ctypes.py_object
 _new.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid = ctypes.pythonapi["PyCapsule_IsValid"]
 _is_valid.restype = ctypes.c_int
 _is_valid.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer = ctypes.pythonapi["PyCapsule_GetPointer"]
 _pointer.restype = ctypes.c_void_p
 _pointer.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename = ctypes.pythonapi["PyCapsule_SetName"]
 _rename.restype = ctypes.c_int
 _rename.argtypes = [ctypes.py_object, ctypes.c_void_p]
 
@@ -93,7 +94,7 @@ _GIVE_BACK = _Callback(_give_back)
 _DESTROY = _Callback(_destroy)
 # consumers may call these while the interpreter ends, when modules are gone
 for _kept in (_GIVE_BACK, _DESTROY, _NAME, _USED):
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+    ctypes.pythonapi["Py_IncRef"](ctypes.py_object(_kept))
 
 
 def given(array: Array, datatype: str) -> object:

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import threading
 import time
-import traceback
 from collections.abc import Callable, Coroutine
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from ..main_thread import MainThread
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
 from .calls import Calls
-from .errors import TritonError
+from .errors import TritonModelException
 from .failure import failure_text
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
 from .request import InferenceRequest
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from .module import PythonModel
 
 FINAL = 1
+_RESCHEDULE = 2
 
 _NO_RESPONSE = "Unable to send response. "
 
@@ -61,6 +61,11 @@ class OpenRequest:
     def is_cancelled(self) -> bool:
         """Has the client gone?"""
         return self.cancelled
+
+    def dropped(self) -> None:
+        """As ``Responder`` says."""
+        if not self.answered:
+            self._execution.later(self)
 
 
 class Execution:
@@ -94,6 +99,7 @@ class Execution:
         number = message.batch
         results: list[Result | None] = [None] * len(message.requests)
         failed: list[int] = []
+        names = self._model.output_names
         requests: list[InferenceRequest] = []
         opened: list[OpenRequest] = []
         for index, body in enumerate(message.requests):
@@ -111,31 +117,38 @@ class Execution:
                     failed.append(index)
                     continue
             opened.append(open_request)
-            requests.append(InferenceRequest.received(body, inputs, open_request))
+            requests.append(InferenceRequest.received(body, inputs, open_request, names))
         self._batches[number] = opened
         input_end_ns = time.monotonic_ns()
         fault: StatusError | None = None
         responses: list[InferenceResponse | None] | None = None
+        beside = False
         if requests:
             try:
-                responses = self._execute(requests)
+                responses, beside = self._execute(requests, opened)
             except StatusError as error:
                 fault = error
         output_start_ns = time.monotonic_ns()
         for position, open_request in enumerate(opened):
+            result = None
             if fault is not None:
                 failed.append(open_request.index)
-                result = None if open_request.answered else _failed(fault)
-            else:
-                response = None if responses is None else responses[position]
-                result = None if response is None else self._result(open_request.body, response)
+                result = _failed(fault)
+            elif responses is not None and (response := responses[position]) is not None:
+                result = self._result(open_request.body, response)
+            elif not beside and not requests[position].has_sender():
+                result = _failed(_unanswered(requests[position], self._model.instance))
             if result is not None:
                 with self._lock:
+                    if open_request.answered:
+                        self._free(result)
+                        result = None
                     open_request.answered = True
             results[open_request.index] = result
         # The model's arrays must have gone before it is asked which of them have not.
         requests.clear()
-        del requests, responses, position, open_request
+        response = None
+        del requests, responses, response
         self._calls.settle()
         self._finish(number, opened)
         # An error that the model itself answers with is a success to the original's statistics.
@@ -156,40 +169,46 @@ class Execution:
             inputs.append(tensor)
         return RequestBody(body.id, body.batch_size, inputs, body.outputs, body.parameters, body.context)
 
-    def _execute(self, requests: list[InferenceRequest]) -> list[InferenceResponse | None] | None:
-        """The model's responses, checked; None where it answers by senders. Raises StatusError."""
+    def _execute(self, requests: list[InferenceRequest], opened: list[OpenRequest]) -> tuple[list[InferenceResponse | None] | None, bool]:
+        """The model's responses, checked, None where it answers by senders; and whether it runs on beside. Raises StatusError."""
         model = self._model
         try:
             returned = model.execute(requests)
             if inspect.iscoroutine(returned):
                 if model.decoupled:
-                    self._run_beside(returned)
-                    return None
+                    self._run_beside(returned, opened)
+                    return None, True
                 returned = asyncio.run_coroutine_threadsafe(returned, self._event_loop()).result()
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            text = failure_text(error)
-            model.log_error(f"Failed to process the request(s) for model '{model.instance}', message: {text}")
-            raise internal(f"Failed to process the request(s) for model '{model.instance}', message: {text}") from error
+            text = f"Failed to process the request(s) for model '{model.instance}', message: {failure_text(error)}"
+            model.log_error(text)
+            raise internal(text) from error
         if model.decoupled:
             if returned is not None:
-                raise internal(f"Python model '{model.instance}' is using the decoupled mode and the execute function must return None.")
-            return None
-        return _checked(returned, len(requests), model.instance)
+                raise _misused(
+                    model.instance,
+                    f"Python model '{model.instance}' is using the decoupled mode and the execute function must return None.",
+                )
+            return None, False
+        checked = _checked(returned, len(requests), model.instance)
+        for open_request, response in zip(opened, checked or (), strict=False):
+            if open_request.used and response is not None:
+                raise _misused(model.instance, f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
+        return checked, False
 
     def _result(self, body: RequestBody, response: InferenceResponse) -> Result:
         """What a response is in a message, its outputs stored."""
         error = response.error()
         if error is not None:
             return Result([], {}, Fault(error.code(), error.message()))
-        wanted = {output.name: output.span for output in body.outputs} if body.outputs else None
+        spans = {output.name: output.span for output in body.outputs}
+        wanted = spans or self._model.output_names
         stored: list[Tensor] = []
-        for tensor in response.output_tensors():
+        for tensor in response.tensors:
             name = tensor.name()
-            span = None
-            if wanted is not None:
-                if name not in wanted:
-                    continue
-                span = wanted[name]
+            if name not in wanted:
+                continue
+            span = spans.get(name)
             content = tensor.content()
             if type(content) is not bytes and span is None and content.nbytes <= INLINE_BYTE_SIZE:
                 content = content.tobytes()
@@ -198,12 +217,15 @@ class Execution:
                 try:
                     place = store(self._memory, name, content if type(content) is bytes else _flat(content), span)
                 except StatusError as failure:
-                    for made in stored:
-                        if type(made.place) is Lease:
-                            self._memory.free(made.place)
+                    self._free(Result(stored))
                     return _failed(failure)
             stored.append(Tensor(name, tensor.datatype, tuple(tensor.shape()), place))
         return Result(stored, response.parameters_dict or {})
+
+    def _free(self, result: Result) -> None:
+        for tensor in result.outputs:
+            if type(tensor.place) is Lease:
+                self._memory.free(tensor.place)
 
     def _finish(self, number: int, opened: list[OpenRequest]) -> None:
         """A batch has run: what of it is answered needs its inputs no more."""
@@ -223,23 +245,37 @@ class Execution:
     # response senders
 
     def respond(self, request: OpenRequest, response: InferenceResponse | None, flags: int) -> None:
-        """Send a response of a sender, from any thread. Raises TritonError where the order is broken."""
+        """Send a response of a sender, from any thread. Raises TritonModelException where the order is broken."""
         began_ns = time.monotonic_ns()
         final = flags == FINAL
         with self._lock:
             if request.answered:
-                raise TritonError(f"{_NO_RESPONSE}Response sender has been closed.")
+                raise TritonModelException(f"{_NO_RESPONSE}Response sender has been closed.")
             if not self._model.decoupled:
                 if response is None and not request.used:
-                    raise TritonError(f"{_NO_RESPONSE}Non-decoupled model cannot send complete final before sending a response.")
+                    raise TritonModelException(f"{_NO_RESPONSE}Non-decoupled model cannot send complete final before sending a response.")
                 if response is not None and request.used:
-                    raise TritonError(f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
+                    raise TritonModelException(f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
             request.answered = final
             request.used = True
         result = None if response is None else self._result(request.body, response)
         if final:
             self._answered(request)
         self._speak(Respond(request.batch, request.index, result, final, began_ns, time.monotonic_ns()))
+
+    def later(self, request: OpenRequest) -> None:
+        """Fail a request whose sender is gone, in another thread: this may be anywhere, with any lock held."""
+        text = f"model '{self._model.instance}' has dropped a request's response sender without sending its final response"
+        self._calls.aside(lambda: self._fail(request, internal(text)))
+
+    def _fail(self, request: OpenRequest, error: StatusError) -> None:
+        """End a request with an error, if it has not ended."""
+        with self._lock:
+            if request.answered:
+                return
+            request.answered = True
+        self._answered(request)
+        self._speak(Respond(request.batch, request.index, _failed(error), True))
 
     def _answered(self, request: OpenRequest) -> None:
         """The last response of a request is about to go: from then on its client may change its regions."""
@@ -265,7 +301,7 @@ class Execution:
             threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
         return self._loop
 
-    def _run_beside(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _run_beside(self, work: Coroutine[Any, Any, Any], opened: list[OpenRequest]) -> None:
         """Let a decoupled model's batch run on while the next one begins."""
         future = asyncio.run_coroutine_threadsafe(work, self._event_loop())
         self._background.add(future)
@@ -274,7 +310,10 @@ class Execution:
             self._background.discard(future)
             error = future.exception()
             if error is not None:
-                self._model.log_error(f"Failed to process the request(s) for model '{self._model.instance}', message: {failure_text(error)}")
+                text = f"Failed to process the request(s) for model '{self._model.instance}', message: {failure_text(error)}"
+                self._model.log_error(text)
+                for request in opened:
+                    self._fail(request, internal(text))
 
         future.add_done_callback(ended)
 
@@ -291,23 +330,34 @@ def _flat(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+def _misused(instance: str, text: str) -> StatusError:
+    return internal(f"Failed to process the request(s) for model '{instance}', message: {text}")
+
+
+def _unanswered(request: InferenceRequest, instance: str) -> StatusError:
+    """Why a request without a response has none."""
+    if request.release_flags == _RESCHEDULE:
+        return internal(
+            "Failed to release request: Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not "
+            "configured to handle such a flag."
+        )
+    return internal(f"model '{instance}' returned no response to a request and has not taken its response sender")
+
+
 def _checked(returned: Any, count: int, instance: str) -> list[InferenceResponse | None] | None:
     """What ``execute`` returned, if it is what it should be. Raises StatusError."""
     if returned is None:
         return None
-    complaint = f"Failed to process the request(s) for model '{instance}', message: "
     if not isinstance(returned, list):
-        raise internal(f"{complaint}Expected a list in the execute return, found type '{type(returned)}'.")
+        raise _misused(instance, f"Expected a list in the execute return, found type '{type(returned)}'.")
     if len(returned) != count:
-        raise internal(
-            f"{complaint}Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
-            f"InferenceRequest(s) size is:{count}, and InferenceResponse(s) size is:{len(returned)}\n"
+        raise _misused(
+            instance,
+            "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
+            f"InferenceRequest(s) size is:{count}, and InferenceResponse(s) size is:{len(returned)}\n",
         )
     for response in returned:
-        if response is not None and type(response) is not InferenceResponse:
-            raise internal(
-                f"{complaint}Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
-            )
+        if response is not None and not isinstance(response, InferenceResponse):
+            text = f"Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
+            raise _misused(instance, text)
     return returned
-
-

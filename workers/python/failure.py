@@ -12,4 +12,4 @@ def failure_text(error: BaseException) -> str:
     """``<type>: <text>``, then file, line and function of each of the model's frames, the innermost first."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
     at = "".join([f"  {frame.filename}({frame.lineno}): {frame.name}\n" for frame in reversed(frames)])
-    return f"{type(error).__name__}: {error}" + (f"\n\nAt:\n{at}" if at else "")
+    return f"{type(error).__name__}: {str(error) or '<EMPTY MESSAGE>'}" + (f"\n\nAt:\n{at}" if at else "")

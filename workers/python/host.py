@@ -37,7 +37,11 @@ class Responder(Protocol):
     """Answers one request that this process is executing, from any thread."""
 
     def send(self, response: InferenceResponse | None, flags: int) -> None:
-        """Send a response, the end of responses (flag 1), or both. Raises TritonError where the order is broken."""
+        """Send a response, the end of responses (flag 1), or both. Raises TritonModelException where the order is broken."""
+        ...
+
+    def dropped(self) -> None:
+        """The sender is gone: nobody can answer the request any more. Called wherever Python may run a finalizer."""
         ...
 
     def is_cancelled(self) -> bool:
@@ -60,7 +64,7 @@ class Host(Protocol):
     def call(self, request: InferenceRequest, decoupled: bool) -> InferenceResponse | Iterator[InferenceResponse]:
         """Run an inference request with another model, and wait for its response; ``decoupled``: an iterator over its responses.
 
-        Failures of the inference are responses with an error.
+        Failures of the inference are responses with an error. Raises TritonModelException where a model may not call others.
         """
         ...
 

@@ -31,11 +31,9 @@ class _Life:
         self.alive = True
 
 
-def _end(life: _Life) -> None:
+def _end(life: _Life, server: host.Host) -> None:
     life.alive = False
-    server = host.current
-    if server is not None:
-        server.tell(Forget([], [life.number]))
+    server.tell(Forget([], [life.number]))
 
 
 class Metric:
@@ -110,13 +108,14 @@ class MetricFamily:
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
         if not are(str, name, description) or not are(MetricKind, kind):
             raise incompatible("MetricFamily(name: str, description: str, kind: MetricKind)", name, description, kind)
+        server = host.required()
         try:
-            number = host.required().ask(OpenFamily(0, name, description, kind.name.lower()))
+            number = server.ask(OpenFamily(0, name, description, kind.name.lower()))
         except StatusError as error:
             raise refused("Error when creating MetricFamily", error) from error
         self._life = _Life(kind, int(number or 0))
         # a process that ends takes its metrics along: the server sees to it
-        weakref.finalize(self, _end, self._life).atexit = False
+        weakref.finalize(self, _end, self._life, server).atexit = False
 
     def Metric(self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None) -> Metric:
         """A series with these labels; ``buckets`` are the upper bounds of a histogram's, and of nothing else's.

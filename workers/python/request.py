@@ -95,12 +95,12 @@ class InferenceRequest:
             and requested_output_names.__class__ in _SEQUENCES
             and are(str, *requested_output_names)
             and are(Tensor, *(tensor for tensor in inputs if tensor is not None))
-            and correlation_id is not None
+            and not are(type(None), correlation_id)
             and within(model_version, _INT64)
             and within(flags, UINT32)
             and within(timeout, _UINT64)
             and are(PreferredMemory, preferred_memory)
-            and (trace is None or are(InferenceTrace, trace))
+            and are(InferenceTrace, *([] if trace is None else [trace]))
         ):
             raise incompatible(
                 "InferenceRequest(request_id: str = '', correlation_id: int | str = 0, inputs: list[Tensor], "
@@ -224,6 +224,13 @@ class InferenceRequest:
         """What answers the request besides, or instead of, what ``execute`` returns; always the same one."""
         return self._sender
 
+    def has_sender(self) -> bool:
+        """Has the model asked for the response sender?"""
+        try:
+            return _sender_slot.__get__(self) is not None
+        except AttributeError:
+            return False
+
     def is_cancelled(self) -> bool:
         """Has the client gone?"""
         return self._responder is not None and self._responder.is_cancelled()
@@ -257,6 +264,7 @@ def _flag(decoupled: object) -> bool:
 
 
 _new = InferenceRequest.__new__
+_sender_slot: Any = InferenceRequest.__dict__["_sender"]
 _received = Tensor.received
 _LATE = frozenset(
     (

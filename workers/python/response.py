@@ -30,7 +30,7 @@ class InferenceResponse:
         for tensor in tensors:
             if tensor.__class__ is not Tensor:
                 _refuse(tensors, error, parameters)
-        self.tensors = tensors
+        self.tensors: list[Tensor] = tensors
         self._error = error
         self._spaced = True
         self.parameters_dict: Parameters = {} if parameters is None else parameters_.checked(parameters)

@@ -15,6 +15,8 @@ class InferenceResponseSender:
 
     __slots__ = ("_responder",)
 
+    _responder: Responder | None
+
     def __init__(self, responder: Responder | None) -> None:
         self._responder = responder
 
@@ -35,6 +37,10 @@ class InferenceResponseSender:
         if self._responder is None:
             raise TritonModelException("Unable to send response. Response sender has no reference to the decoupled state of the model.")
         self._responder.send(response, flags)
+
+    def __del__(self) -> None:
+        if self._responder is not None:
+            self._responder.dropped()
 
     def is_cancelled(self) -> bool:
         """Does nobody wait for responses any more?"""

@@ -131,7 +131,7 @@ class Tensor:
         dtype = _NUMERIC.get(datatype)
         content = self._memory.bytes_of(place)
         if dtype is None:
-            array: Array = decoded(memoryview(content)).reshape(self.dims())
+            array: Array = decoded(content.data).reshape(self.dims())
         else:
             array = _ndarray(self.dims(), dtype, content)
         self._array = array

@@ -1,0 +1,133 @@
+"""A handler of our own connections as an ASGI app, which is how HTTP/2 clients reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from starlette.types import Receive, Scope, Send
+
+from ...workers.contract.status import StatusError
+from .asgi_stream import AsgiStream, disconnect
+from .body import Growing
+from .endpoint import Disconnected, Guard, scope_peer_is_local, send_reply
+from .errors import JSON_TYPE, error_body, error_reply, plain_error_reply
+from .exchange import Answer, Body, Cancel, Head, Headers, Reply, StreamingRequest
+from .head import Malformed
+from .limits import Limits
+from .restriction import Restrictions
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+_logger = logging.getLogger(__name__)
+
+Handler = Callable[["Service", str, str, StreamingRequest, Answer], Cancel | None]
+"""Replies to a request to a model and, where that is not empty, one version of it; takes over its body in any case."""
+
+
+class _AsgiRequest(StreamingRequest):
+    """A request that came as ASGI messages; its reply is ``reply``."""
+
+    __slots__ = ("_unsent_limit", "reply")
+
+    def __init__(self, head: Head, body: Body, start_ns: int, peer_is_local: bool, unsent_limit: int) -> None:
+        super().__init__(head, body, start_ns, peer_is_local)
+        self._unsent_limit = unsent_limit
+        self.reply: asyncio.Future[Reply | AsgiStream] = asyncio.get_running_loop().create_future()
+
+    def begin(self, status: int, headers: Headers) -> AsgiStream:
+        stream = AsgiStream(status, headers, self._unsent_limit)
+        if not self.reply.done():
+            self.reply.set_result(stream)
+        return stream
+
+    def answer(self, reply: Reply) -> None:
+        """The handler's reply; one that comes after the client has gone is dropped."""
+        if not self.reply.done():
+            self.reply.set_result(reply)
+        elif reply.on_sent is not None:
+            reply.on_sent()
+
+
+class HandlerApp:
+    """The ASGI app of a model's route; ``plain`` routes send their 405 as text/plain."""
+
+    def __init__(self, service: Service, restrictions: Restrictions, limits: Limits, handler: Handler, plain: bool) -> None:
+        self._service = service
+        self._guard = Guard(restrictions, "inference", ("POST",), plain)
+        self._limits = limits
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply: Reply | AsgiStream
+        try:
+            reply = self._guard.refusal(scope) or await self._handle(scope, receive)
+        except StatusError as failure:
+            reply = error_reply(failure)
+        except Malformed as failure:
+            reply = plain_error_reply(failure.status, failure.message)
+        except Disconnected:
+            return
+        except Exception:
+            _logger.exception("an HTTP handler failed")
+            reply = Reply(500, (JSON_TYPE,), (error_body("internal error"),))
+        if isinstance(reply, Reply):
+            await send_reply(reply, scope, send)
+        else:
+            await reply.send(receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive) -> Reply | AsgiStream:
+        start_ns = time.monotonic_ns()
+        body = await _received(receive, Growing(self._service.arena, self._limits))
+        headers = scope["headers"]
+        head = Head(scope["method"], scope["path"], headers, [name for name, _ in headers], scope["query_string"].decode("latin-1"))
+        request = _AsgiRequest(head, body, start_ns, scope_peer_is_local(scope), self._limits.stream_unsent_byte_size)
+        params = scope["path_params"]
+        cancel = self._handler(self._service, params["model"], params.get("version", ""), request, request.answer)
+        reply = await _reply_or_disconnect(request.reply, receive, cancel)
+        if isinstance(reply, AsgiStream):
+            reply.cancel = cancel
+        return reply
+
+
+async def _reply_or_disconnect(replied: asyncio.Future[Reply | AsgiStream], receive: Receive, cancel: Cancel | None) -> Reply | AsgiStream:
+    """Wait for the reply, or its beginning; cancels the request and raises Disconnected where the client goes first."""
+    if replied.done():
+        return replied.result()
+    gone = asyncio.ensure_future(disconnect(receive))
+    wanted = False
+    try:
+        await asyncio.wait((replied, gone), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            raise Disconnected
+        wanted = True
+        return replied.result()
+    finally:
+        gone.cancel()
+        reply = replied.result() if replied.done() else None
+        if not wanted and isinstance(reply, Reply):
+            # Answered in the very turn in which the connection ended: nobody else gives the outputs back.
+            if reply.on_sent is not None:
+                reply.on_sent()
+        elif not wanted:
+            replied.cancel()
+            if cancel is not None:
+                cancel()
+
+
+async def _received(receive: Receive, growing: Growing) -> Body:
+    """A request's whole body. Raises Disconnected, and Malformed where there is no room for it."""
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            growing.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return growing.take()
+    finally:
+        growing.abandon()

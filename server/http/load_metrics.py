@@ -1,0 +1,42 @@
+"""How full a language model's cache is, told in the header of a reply to who asks: ORCA's ``endpoint-load-metrics``.
+
+The figures are custom metrics of the model: the family ``nv_trt_llm_kv_cache_block_metrics`` with the label
+``kv_cache_block_type``, of which ``tokens_per``, ``used`` and ``max`` are needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from ..prometheus_text import Family
+from .exchange import Headers
+from .json_text import write
+
+_logger = logging.getLogger(__name__)
+
+FAMILY = "nv_trt_llm_kv_cache_block_metrics"
+_LABEL = "kv_cache_block_type"
+
+
+def load_metrics_headers(form: bytes, families: Iterable[Family]) -> Headers:
+    """The header in the form asked for, ``text`` or ``json``; none, and a line in the log, where that cannot be told.
+
+    ``families`` are the custom metrics of all models.
+    """
+    samples = [sample for family in families if family.name == FAMILY for sample in family.samples]
+    blocks = {sample.labels[_LABEL]: sample.value for sample in samples if _LABEL in sample.labels}
+    try:
+        used, most, tokens = blocks["used"], blocks["max"], blocks["tokens_per"]
+    except KeyError:
+        _logger.error("no endpoint-load-metrics in the reply: the metric family %s is not there, or not complete", FAMILY)
+        return ()
+    figures: dict[str, float | int] = {"kv_cache_utilization": used / most if most > 0 else 0.0, "max_token_capacity": int(most * tokens)}
+    if form == b"json":
+        text = b"JSON " + write({"named_metrics": figures})
+    elif form == b"text":
+        text = b"TEXT " + b", ".join([b"named_metrics.%b=%b" % (name.encode(), write(value)) for name, value in figures.items()])
+    else:
+        _logger.error("no endpoint-load-metrics in the reply: its format is neither text nor json")
+        return ()
+    return ((b"endpoint-load-metrics", text),)

@@ -1,0 +1,28 @@
+"""Answers, one JSON text each: initialize()'s args, the names of things around the model, the public names of pb_utils."""
+
+import json
+import os
+import sys
+import threading
+
+import beside
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.args = args
+
+    def execute(self, requests):
+        here = {
+            "module": [__name__, __package__, __file__, __name__ in sys.modules],
+            "folder": pb_utils.get_model_dir(),
+            "beside": beside.NAME,
+            "path": [entry for entry in sys.path if entry.startswith(self.args["model_repository"])],
+            "main thread": threading.current_thread() is threading.main_thread(),
+            "home": os.environ.get("HOME"),
+        }
+        texts = [json.dumps(self.args), json.dumps(here), json.dumps([name for name in dir(pb_utils) if name[0] != "_"])]
+        said = np.array([text.encode() for text in texts], np.object_)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("SAID", said)]) for _ in requests]
