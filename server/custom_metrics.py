@@ -83,6 +83,9 @@ class CustomMetrics:
         if handle is None or handle.owner != owner:
             raise internal("Could not create metric. Metric family has been invalidated.")
         family = handle.family
+        bounds = question.bounds or []
+        if any(not low < high for low, high in itertools.pairwise(bounds)):
+            raise internal("Bucket Boundaries must be strictly sorted")
         labels = tuple(sorted(question.labels.items()))
         known = handle.numbers.get(labels)
         if known is not None:
@@ -90,9 +93,6 @@ class CustomMetrics:
         for name, _ in labels:
             if not _LABEL.fullmatch(name) or (family.kind == "histogram" and name == "le"):
                 raise internal("Invalid label name")
-        bounds = question.bounds or []
-        if any(not low < high for low, high in itertools.pairwise(bounds)):
-            raise internal("Bucket Boundaries must be strictly sorted")
         series = family.series.get(labels)
         if series is None:
             series = family.series[labels] = _Series(labels, Histogram(bounds) if family.kind == "histogram" else None)

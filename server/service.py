@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -77,6 +78,21 @@ class Service:
     def version_ready(self, name: str, version: str = "") -> bool:
         """Is there a live instance of it? Raises what ``find`` raises."""
         return self.find(name, version).healthy
+
+    @property
+    def checks(self) -> bool:
+        """Has any model a readiness check of its own?"""
+        return bool(self._lifecycle.checked)
+
+    async def asked_version_ready(self, name: str, version: str = "") -> bool:
+        """As ``version_ready``, with the model's own check. Raises what ``find`` raises."""
+        return await self._lifecycle.asked_ready(self.find(name, version))
+
+    async def asked_ready(self) -> bool:
+        """As ``ready``, with the models' own checks."""
+        if not self.ready() or not self.options.strict_readiness:
+            return self.ready()
+        return all(await asyncio.gather(*[self._lifecycle.asked_ready(version) for version in self.versions()]))
 
     def versions(self) -> list[ModelVersion]:
         """Every ready version, by name, then version."""

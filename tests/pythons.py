@@ -33,7 +33,10 @@ def _environment(version: str, folder: Path) -> tuple[Path | None, str]:
     if program is None:
         return None, f"no Python {version} on this machine"
     home = folder / version
-    commands = ([program, "-m", "venv", str(home)], [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "numpy"])
+    commands = (
+        [program, "-m", "venv", str(home)],
+        [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "numpy"],
+    )
     for command in commands:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, stdin=subprocess.DEVNULL)

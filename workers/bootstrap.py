@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).resolve().parent
 _MSGSPEC = (0, 20)
 """The first msgspec that decodes memoryviews rightly."""
 
-_WHAT_RUNS_ANYWHERE = ("workers.__main__", "workers.backends.python")
+WHAT_RUNS_ANYWHERE = ("workers.__main__", "workers.backends.python")
 """All of our modules that a worker in a model's own interpreter uses: these, and what they import."""
 
 
@@ -63,7 +63,7 @@ def _import_with_stand_ins(lacking: list[str]) -> None:
     for name in lacking:
         sys.modules[name] = importlib.import_module(f"{_PACKAGE}.workers.portable.{name}")
     try:
-        for name in _WHAT_RUNS_ANYWHERE:
+        for name in WHAT_RUNS_ANYWHERE:
             importlib.import_module(f"{_PACKAGE}.{name}")
     finally:
         for name, module in theirs.items():

@@ -157,7 +157,7 @@ class Worker:
             raise
         finally:
             model.settled.set()
-        return Loaded(message.task)
+        return Loaded(message.task, model.loaded.checks)
 
     def _make_instances(self, model: _Model, loaded: LoadedModel, message: Load) -> None:
         try:

@@ -18,7 +18,7 @@ from ...workers.contract.status import Code, StatusError, internal, unavailable,
 from ..statistics import ExecutionTimes, FailureReason, VersionStatistics
 from .ensemble_plan import OUTSIDE, EnsemblePlan, Selection, Step, fitted
 from .ensemble_wave import Belonging, ComputeTimes, Lent, Source, Value, Wave, belonging_of, belonging_parameters
-from .request import Request, Response
+from .request import EndMark, Request, Response
 
 SubmitStep = Callable[[str, int, Request], Callable[[], None]]
 """Finds a model's version (-1: the newest), checks and queues a request for it; returns what cancels it. Raises StatusError."""
@@ -210,6 +210,7 @@ class Ensemble:
             whole.priority,
             whole.timeout_us,
             on_execution=lambda times: self._executed(run, times),
+            caller=whole.caller,
         )
         call.sent = True
         try:
@@ -262,8 +263,7 @@ class Ensemble:
         run = call.run
         if response.final:
             self._ended(call)
-        end_mark = response.final and not response.outputs and response.error is None and (call.answered or call.step.decoupled)
-        if run.error is not None or end_mark:
+        if run.error is not None or type(response) is EndMark:
             response.release()
         elif response.error is not None:
             response.release()
@@ -417,7 +417,8 @@ class Ensemble:
             on_finish, request.on_finish = request.on_finish, None
             on_finish()
         if not responses:
-            responses = [Response(request, [], error=None if run.told else run.error)]
+            ended = run.error is None or run.told
+            responses = [EndMark(request, []) if ended else Response(request, [], error=run.error)]
         responses[-1].final = True
         watchers = self._idle_watchers
         if watchers and not self._runs:

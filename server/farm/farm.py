@@ -97,6 +97,7 @@ class _Holding:
     load: Load
     ready: set[int] = field(default_factory=set)
     loaded: bool = False
+    checks: bool = False
     gathering: int = 0
 
     @property
@@ -181,10 +182,11 @@ class Farm:
         answer = await self._ask(seat, lambda task: Check(task, model))
         return isinstance(answer, Checked) and answer.ready
 
-    async def load(self, worker: str, load: Load, interpreter: Interpreter = OWN) -> None:
+    async def load(self, worker: str, load: Load, interpreter: Interpreter = OWN) -> bool:
         """Have a worker create a model's instances, now and after each of its restarts. Raises StatusError.
 
-        ``load.task`` is filled in here. Returns when all instances have said they are ready.
+        ``load.task`` is filled in here. Returns when all instances have said they are ready, with whether the model has a
+        readiness check of its own.
         """
         seat = self._seat(worker, interpreter)
         try:
@@ -204,6 +206,7 @@ class Farm:
                 self._spawn(self._drop(seat, load.model))
             self._close_later(seat)
             raise
+        return holding.checks
 
     async def unload(self, worker: str, model: int) -> None:
         """Have a worker drop a model whose requests have ended; a worker that holds nothing any more ends, and its memory with it."""
@@ -227,11 +230,9 @@ class Farm:
 
     async def _fill(self, seat: Seat, holding: _Holding) -> None:
         load = holding.load
-        await self._ask(
-            seat,
-            lambda task: msgspec.structs.replace(load, task=task),
-        )
+        answer = await self._ask(seat, lambda task: msgspec.structs.replace(load, task=task))
         holding.loaded = True
+        holding.checks = isinstance(answer, Loaded) and answer.checks
         if not holding.complete:
             # Each instance speaks over a socket of its own, so the answer may overtake them.
             holding.gathering, future = self._open_task(seat)

@@ -35,6 +35,7 @@ _OWN_DEPTH = 2
 _NOTHING = memoryview(b"")
 _ABSENT: Any = object()
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
 
 
 @dataclass(slots=True)
@@ -111,7 +112,10 @@ def _take_raw(reading: _Reading, name: str, raw: msgspec.Raw) -> Steps[None]:
 
 def _parsed(raw: msgspec.Raw) -> Any:
     text = bytes(raw)
-    if len(text) > LONG_BYTE_SIZE and text[:1] in (b"[", b"{"):
+    if len(text) > LONG_BYTE_SIZE:
+        if text[:1] == b'"':
+            with contextlib.suppress(*UNDECODABLE):
+                return _STRING.decode(text)
         _check_rest(len(text))
         check_containers(text)
     return parse(text, MAX_DEPTH + _OWN_DEPTH)

@@ -36,10 +36,17 @@ def ready(service: Service) -> Reply:
     return _YES if service.ready() else _NO
 
 
-def model_ready(service: Service, call: Call) -> Reply:
+async def asked_ready(service: Service, call: Call) -> Reply:
+    """As ``ready``, asking the models that have a check of their own."""
+    if service.exiting:
+        return _exiting()
+    return _YES if await service.asked_ready() else _NO
+
+
+async def model_ready(service: Service, call: Call) -> Reply:
     """200 where a model version can run; that it is not there looks the same as that it cannot."""
     try:
-        if service.version_ready(call.model, call.version):
+        if await service.asked_version_ready(call.model, call.version):
             return _YES
     except StatusError as failure:
         if failure.code not in (Code.NOT_FOUND, Code.UNAVAILABLE):
@@ -51,7 +58,7 @@ def routes(endpoint: EndpointOf) -> list[Route]:
     """Server health; the fast path answers the GETs of HTTP/1.1 before they come here."""
     return [
         Route("/v2/health/live", endpoint("health", {"GET": lambda service, call: live(service)}, plain=True)),
-        Route("/v2/health/ready", endpoint("health", {"GET": lambda service, call: ready(service)}, plain=True)),
+        Route("/v2/health/ready", endpoint("health", {"GET": asked_ready}, plain=True)),
     ]
 
 

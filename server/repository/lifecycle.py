@@ -56,7 +56,7 @@ class IndexEntry:
 class Lifecycle:
     """Every model of the repositories, and what the farm says about their instances.
 
-    ``heard`` gets what models say beside their answers, ``worker_left`` each worker process that has ended.
+    ``checked`` are those with a readiness check of their own. ``heard`` gets what models say beside their answers, ``worker_left`` each worker process that has ended.
     """
 
     def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log, environments: Environments) -> None:
@@ -74,6 +74,7 @@ class Lifecycle:
         self._instance_numbers = itertools.count(1)
         self._instances: dict[int, tuple[Instance, ModelVersion]] = {}
         self._loads: dict[int, ModelVersion] = {}
+        self.checked: set[ModelVersion] = set()
         self._loading = asyncio.Semaphore(options.model_load_thread_count)
 
     # questions
@@ -159,6 +160,23 @@ class Lifecycle:
     def in_flight(self) -> list[tuple[str, int, int]]:
         """Name, version and number of requests of every version that has some."""
         return [(load.name, load.version, load.scheduler.in_flight) for load in self._loads.values() if not load.scheduler.idle]
+
+    async def asked_ready(self, served: ModelVersion) -> bool:
+        """Can it be asked, and does it say so itself where it has a check? Those who ask at the same time share the outcome."""
+        if not served.checks or not served.healthy:
+            return served.healthy
+        if served.checking is None:
+            served.checking = asyncio.ensure_future(self._check(served))
+        return await asyncio.shield(served.checking)
+
+    async def _check(self, served: ModelVersion) -> bool:
+        try:
+            return all(await asyncio.gather(*[self.farm.check(worker, served.number) for worker in served.workers]))
+        except StatusError as error:
+            self._log.warning(f"the readiness check of '{served.name}' version {served.version} failed: {error.message}")
+            return False
+        finally:
+            served.checking = None
 
     # loading
 
@@ -301,6 +319,9 @@ class Lifecycle:
             if isinstance(failure, BaseException):
                 await self._remove(served)
                 raise failure
+        served.checks = any(result is True for result in results)
+        if served.checks:
+            self.checked.add(served)
 
     async def _unload(self, slot: VersionSlot) -> None:
         """Take a version out of service, wait for its requests, and free it."""
@@ -323,6 +344,7 @@ class Lifecycle:
             served.scheduler.instance_down(instance)
             del self._instances[instance.number]
         del self._loads[served.number]
+        self.checked.discard(served)
 
     # the end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ class ModelVersion:
     """A loaded version: what doors and dispatch need to know of it.
 
     ``number`` names this load of it in messages to workers; a reload has another. ``labels`` has, for each
-    output with a label file, the label of each class index.
+    output with a label file, the label of each class index. ``checks``: it has a readiness check of its own; ``checking`` is the
+    outcome to come of the one that is under way.
     """
 
     name: str
@@ -41,6 +43,8 @@ class ModelVersion:
     labels: dict[str, list[str]] = field(default_factory=dict)
     instances: list[Instance] = field(default_factory=list)
     workers: list[str] = field(default_factory=list)
+    checks: bool = False
+    checking: asyncio.Future[bool] | None = None
 
     @property
     def platform(self) -> str:

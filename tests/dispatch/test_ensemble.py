@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tensorfarm.server.dispatch.ensemble import Ensemble
 from tensorfarm.server.dispatch.ensemble_plan import fitted, plan_of
-from tensorfarm.server.dispatch.request import Request, Response
+from tensorfarm.server.dispatch.request import EndMark, Request, Response
 from tensorfarm.server.statistics import FailureReason, VersionStatistics
 from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.configuration import ModelConfig
@@ -160,9 +160,7 @@ class Bench:
         if final:
             self.asked.remove(asked)
             asked.over = True
-            assert request.on_finish is not None
-            on_finish, request.on_finish = request.on_finish, None
-            on_finish()
+            self.finish(request)
         wanted = () if error is not None else names or [output.name for output in request.body.outputs]
         outputs = [Tensor(name, "INT32", shape, self.lease()) for name in wanted if name != "-"]
         response = Response(request, outputs, parameters or {}, error, final)
@@ -173,8 +171,19 @@ class Bench:
         return response
 
     def end(self, asked: Asked | str) -> None:
-        """The end mark of a decoupled member."""
-        self.answer(asked, "-")
+        """The end mark of a member."""
+        if isinstance(asked, str):
+            asked = self.waiting(asked)
+        self.asked.remove(asked)
+        asked.over = True
+        self.finish(asked.request)
+        asked.request.on_response(EndMark(asked.request, []))
+
+    def finish(self, request: Request) -> None:
+        """What dispatch does before a final response."""
+        assert request.on_finish is not None
+        on_finish, request.on_finish = request.on_finish, None
+        on_finish()
 
 
 CHAIN = ensemble_config([step("a", {"IN": "X"}, {"OUT": "T"}), step("b", {"IN": "T"}, {"OUT": "Y"})], ["X"], ["Y"])
@@ -432,20 +441,40 @@ def test_what_was_never_set_is_a_deadlock() -> None:
     """A member that was reloaded as a decoupled one may never answer."""
     bench = Bench(CHAIN, A, B)
     bench.ask(id="q")
+    bench.answer("a")
+    bench.end("b")
+    (response,) = bench.responses
+    assert response.error is not None
+    assert response.error.code is Code.INVALID_ARG
+    assert response.error.message == (
+        "in ensemble 'E', [request id: q] unexpected deadlock, at least one output is not set while no more ensemble steps can be made"
+    )
+    assert bench.released == bench.made
+    assert bench.statistics.fail_count == 1
+
+
+def test_a_member_that_is_not_decoupled_has_one_response() -> None:
+    bench = Bench(CHAIN, A, B)
+    bench.ask()
     asked = bench.waiting("a")
-    bench.answer(asked, "OUT", final=False)
+    bench.answer(asked, final=False)
     bench.end(asked)
-    bench.answer("b")
-    assert bench.responses[0].error is None
-    bench.ask(id="q")
-    bench.answer(bench.waiting("a"))
     asked = bench.waiting("b")
-    bench.answer(asked, "OUT", final=False)
-    assert len(bench.responses) == 1
+    bench.answer(asked, final=False)
+    assert bench.responses == []
+    bench.end(asked)
+    assert [(response.final, response.error) for response in bench.responses] == [(True, None)]
+    bench.ask()
+    asked = bench.waiting("a")
+    bench.answer(asked, final=False)
     bench.answer(asked)
+    assert len(bench.responses) == 1
+    bench.answer("b")
     error = bench.responses[1].error
     assert error is not None
-    assert error.message == "in ensemble 'E', model 'b' gave several responses although it is not decoupled"
+    assert error.message == "in ensemble 'E', model 'a' gave several responses although it is not decoupled"
+    bench.responses[0].release()
+    assert sorted(map(id, bench.released)) == sorted(map(id, bench.made))
 
 
 def test_a_stopping_ensemble_takes_no_more() -> None:
@@ -528,6 +557,7 @@ def test_an_end_mark_where_the_last_response_has_gone() -> None:
     bench.answer(flow, "OUT", final=False)
     bench.end(flow)
     assert [(bool(response.outputs), response.final) for response in bench.responses] == [(True, False), (False, True)]
+    assert type(bench.responses[1]) is EndMark
     bench.ask()
     bench.end("flow")
     assert [response.final for response in bench.responses] == [False, True, True]

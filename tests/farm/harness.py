@@ -26,7 +26,7 @@ from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.shm.arena import create_memory
 from tensorfarm.shm.placement import Inline, Lease, Placement
 from tensorfarm.workers.contract.configuration import ModelConfig, document
-from tensorfarm.workers.contract.messages import Done, InstanceSpec, Load, RequestBody, Tensor, WantedOutput
+from tensorfarm.workers.contract.messages import Done, InstanceSpec, Load, RequestBody, Respond, Spoken, Tensor, WantedOutput
 from tensorfarm.workers.contract.signature import signature_of
 from tensorfarm.workers.contract.status import StatusError
 
@@ -69,6 +69,9 @@ class House:
         self.lost: list[tuple[int, StatusError]] = []
         self.lost_models: list[tuple[int, StatusError]] = []
         self.done: list[Done] = []
+        self.responses: list[Respond] = []
+        self.said: list[Spoken] = []
+        self.gone: list[int] = []
         self.regions = RegionRegistry()
         self.arena_fd = create_memory(1 << 20)
         self.farm = Farm(self.loop, self, self.regions, self.arena_fd, ARENA_BYTE_SIZES)
@@ -105,6 +108,18 @@ class House:
     def batch_done(self, done: Done, process: WorkerProcess) -> None:
         self.done.append(done)
         self.dispatcher.batch_done(done, process)
+        self.changed()
+
+    def responded(self, message: Respond, process: WorkerProcess) -> None:
+        self.responses.append(message)
+        self.changed()
+
+    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+        self.said.append(message)
+        self.changed()
+
+    def worker_gone(self, process: WorkerProcess) -> None:
+        self.gone.append(process.arena.number)
         self.changed()
 
     def worker_says(self, worker: str, line: str) -> None:

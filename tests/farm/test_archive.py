@@ -117,10 +117,14 @@ def test_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_header_that_fills_the_memory(tmp_path: Path) -> None:
-    refused(written(tmp_path / "a", member("a"), headers={"comment": "x" * (5 << 20)}), tmp_path, "it has a header of more than 4194304 bytes")
+    refused(
+        written(tmp_path / "a", member("a"), headers={"comment": "x" * (5 << 20)}), tmp_path, "it has a header of more than 4194304 bytes"
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b", bytes(100), b"x" * 2000, gzip.compress(b"text"), gzip.compress(b"x" * 5000)[:-9]], ids=range(7))
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x1f\x8b", bytes(100), b"x" * 2000, gzip.compress(b"text"), gzip.compress(b"x" * 5000)[:-9]], ids=range(7)
+)
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     refused(tmp_path / "a", tmp_path, "it is damaged, or no tar archive")

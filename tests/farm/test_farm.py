@@ -21,7 +21,7 @@ from tensorfarm.server.farm import farm as farm_module
 from tensorfarm.server.farm.backoff import Backoff
 from tensorfarm.server.farm.interpreter import OWN
 from tensorfarm.shm.placement import Inline, Span
-from tensorfarm.workers.contract.messages import Done, Hello, InstanceReady, WantedOutput
+from tensorfarm.workers.contract.messages import Done, Hello, Inspect, InstanceReady, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from ..servers import stopped
@@ -273,7 +273,7 @@ def test_a_load_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypat
             await house.load("alone", CONFIG.replace('"IN0"', '"OTHER"'))
         await house.until(lambda: list(house.farm.seats) == ["cpu"], "the worker that nobody needs to be closed")
         with pytest.raises(StatusError, match="unable to find backend library for backend 'none'"):
-            await house.farm.inspect("alone", "none", "/models", 1, good.load.config, {})
+            await house.farm.inspect("alone", Inspect(0, "none", "/models", 1, good.load.config, {}, True))
         await house.until(lambda: list(house.farm.seats) == ["cpu"], "the worker that nobody needs to be closed")
         await house.check(good)
 

@@ -83,7 +83,14 @@ def refusal(path_text: str | Path, model_directory: str = "/models/m") -> str:
 
 
 def test_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PYTHONHOME": "/of/the/server", "CONDA_PREFIX": "/x", "VIRTUAL_ENV": "/y", "PATH": "/bin:/usr/bin", "LD_LIBRARY_PATH": "/lib", "KEPT": "1"}.items():
+    for name, value in {
+        "PYTHONHOME": "/of/the/server",
+        "CONDA_PREFIX": "/x",
+        "VIRTUAL_ENV": "/y",
+        "PATH": "/bin:/usr/bin",
+        "LD_LIBRARY_PATH": "/lib",
+        "KEPT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     home = working(tmp_path / "env")
 
@@ -233,7 +240,9 @@ def test_a_refused_archive_leaves_nothing_and_is_looked_at_again(tmp_path: Path,
     async def work(environments: Environments) -> None:
         for content in (b"no archive", b"\x1f\x8bno archive", b""):
             packed.write_bytes(content)
-            with pytest.raises(StatusError, match=f"^the Python environment '{packed}' could not be unpacked: it is damaged, or no tar archive") as raised:
+            with pytest.raises(
+                StatusError, match=f"^the Python environment '{packed}' could not be unpacked: it is damaged, or no tar archive"
+            ) as raised:
                 await resolve(str(packed), "/models/m", environments)
             assert raised.value.code is Code.INTERNAL
         archive_of(working(tmp_path / "env"), packed)

@@ -84,6 +84,14 @@ class SmallService:
             raise not_found(f"Request for unknown model: '{name}' version {number} is not found")
         return self._versions[number]
 
+    checks = False
+
+    async def asked_ready(self) -> bool:
+        return self.ready()
+
+    async def asked_version_ready(self, name: str, version: str = "") -> bool:
+        return self.version_ready(name, version)
+
     def ready_versions(self, name: str) -> list[int]:
         return [1, 3]
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tensorfarm.workers.bootstrap import WHAT_RUNS_ANYWHERE
+
 from .tree import ROOT, distribution, lines, product_files
 
 # A room may import itself and those listed; the longest name that fits a file is its room. Every room of the server may also
@@ -15,6 +17,7 @@ MAY_IMPORT = {
     "shm": (),
     "workers/contract": ("shm",),
     "workers": ("shm", "workers"),
+    "workers/portable": (),
     "server/dispatch": ("shm", "workers/contract"),
     "server/farm": ("shm", "workers/contract", "server/dispatch"),
     "server/repository": ("shm", "workers/contract", "server/dispatch", "server/farm"),
@@ -29,7 +32,7 @@ CONFINED = {
     "posix_ipc": ("shm/system.py",),
     "starlette": ("server/http",),
     "tensorrt": ("workers/backends/tensorrt.py",),
-    "zmq": ("server/farm/channel.py", "workers/channel.py"),
+    "zmq": ("server/farm/channel.py", "workers/bootstrap.py", "workers/channel.py"),
 }
 
 # Import names that differ from the distribution's.
@@ -52,6 +55,19 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
             base = path.parents[node.level - 1]
             target = base / (node.module or "").replace(".", "/")
             yield from ((node.lineno, (target / alias.name).as_posix() if not node.module else target.as_posix()) for alias in node.names)
+
+
+def imported_at_once(path: Path) -> Iterator[str]:
+    """The modules that a file's own import brings with it: not those that its functions import, nor those for type checkers."""
+    for node in ast.parse((ROOT / path).read_text(), str(path)).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            target = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+            parts = [(target / alias.name).as_posix() for alias in node.names]
+            yield from (part if (ROOT / f"{part}.py").exists() else target.as_posix() for part in parts)
 
 
 def inside(path: str, folder: str) -> bool:
@@ -100,6 +116,24 @@ def test_third_party_packages_stay_where_they_belong() -> None:
             if places and not any(inside(path.as_posix(), place) for place in places):
                 wrong.append(f"{path}:{line} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_models_own_interpreters_need_numpy_only() -> None:
+    """All that a worker there imports must do without our dependencies, but for those that have stand-ins."""
+    there = {"numpy", "msgspec", "zmq"}
+    reached = {"workers/bootstrap", *(name.replace(".", "/") for name in WHAT_RUNS_ANYWHERE)}
+    waiting = sorted(reached)
+    wrong = []
+    while waiting:
+        path = Path(f"{waiting.pop()}.py")
+        for module in imported_at_once(path) if (ROOT / path).exists() else ():
+            if is_ours(module) and module not in reached:
+                reached.add(module)
+                waiting.append(module)
+            elif not is_ours(module) and module.partition(".")[0] not in there | set(sys.stdlib_module_names):
+                wrong.append(f"{path} imports {module}")
+    assert not wrong, "\n".join(wrong)
+    assert len(reached) > 20
 
 
 def test_every_third_party_package_is_declared() -> None:

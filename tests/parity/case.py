@@ -99,3 +99,13 @@ def tensor(name: str, datatype: str, shape: list[int], data: Any = None, **param
     if data is not None:
         content["data"] = data
     return content
+
+
+def verb(model: str, what: str, name: str = "", **more: Any) -> Case:
+    """A request to one of the Python models that do what their input VERB says. ``name`` is the case's id."""
+    return infer(name or f"{model}: {what}", model, {"inputs": [tensor("VERB", "BYTES", [1], [what])], **more})
+
+
+def stream(model: str, what: str) -> Case:
+    """The same by generate_stream, the one way of HTTP to decoupled models."""
+    return Case(f"{model}: {what}", "POST", f"/v2/models/{model}/generate_stream", compact({"VERB": what}))

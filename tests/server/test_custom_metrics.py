@@ -165,7 +165,11 @@ def test_le_is_the_histograms_own(owner: Owner) -> None:
 
 @pytest.mark.parametrize("bounds", [[3.0, 1.0], [1.0, 1.0], [1.0, math.nan]])
 def test_bounds_rise(owner: Owner, bounds: list[float]) -> None:
-    assert refusal(owner.metric, owner.family("h", "histogram"), {}, bounds)[1] == "Bucket Boundaries must be strictly sorted"
+    family = owner.family("h", "histogram")
+    assert refusal(owner.metric, family, {}, bounds)[1] == "Bucket Boundaries must be strictly sorted"
+    # also where the series is there already
+    owner.metric(family, {}, [1.0])
+    assert refusal(owner.metric, family, {}, bounds)[1] == "Bucket Boundaries must be strictly sorted"
 
 
 def test_a_histogram_of_no_bounds(metrics: CustomMetrics, owner: Owner) -> None:

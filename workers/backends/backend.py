@@ -79,6 +79,10 @@ class LoadedModel(Protocol):
     def runner(self, instance: InstanceSpec, memory: Memory) -> Runner:
         """Create one instance."""
 
+    @property
+    def checks(self) -> bool:
+        """Has the model a readiness check of its own? Known once its instances are made."""
+
     def ready(self) -> bool:
         """Does the model say itself that it can be asked? Raises StatusError where its check fails."""
 

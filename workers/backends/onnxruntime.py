@@ -154,6 +154,11 @@ class OnnxModel:
         """Create an instance. Raises UNSUPPORTED for one that is to run on a GPU."""
         return BatchRunner(self.executor(instance), memory, self._signature.model)
 
+    @property
+    def checks(self) -> bool:
+        """It has no check of its own."""
+        return False
+
     def ready(self) -> bool:
         """It can be asked as soon as it is loaded."""
         return True

@@ -64,6 +64,11 @@ class LoadedPythonModel:
         calls.open = True
         return execution
 
+    @property
+    def checks(self) -> bool:
+        """Does the model define ``is_ready``?"""
+        return self._model is not None and self._model.checks
+
     def ready(self) -> bool:
         """What the model's own check says. Raises StatusError."""
         return self._model is not None and self._model.ready()

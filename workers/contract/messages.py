@@ -206,9 +206,10 @@ class Inspected(msgspec.Struct, frozen=True, array_like=True, tag=21):
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=22):
-    """All instances exist and have said InstanceReady."""
+    """All instances exist and have said InstanceReady. ``checks``: the model has a readiness check of its own."""
 
     task: int
+    checks: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=23):

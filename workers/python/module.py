@@ -121,6 +121,7 @@ class PythonModel:
         if hasattr(self._model, "initialize"):
             attempted(lambda: self._model.initialize(arguments))
         self._initialized = True
+        self.checks = hasattr(self._model, "is_ready")
         if hasattr(self._model, "execute"):
             self.execute = self._model.execute
 

@@ -32,7 +32,29 @@ stand_in_encode = stand_in.msgpack.Encoder().encode
 real_decoders = {name: msgspec.msgpack.Decoder(getattr(messages, name)) for name in UNIONS}
 our_decoders: dict[str, Any] = {name: stand_in.msgpack.Decoder(getattr(ours, name)) for name in UNIONS}
 
-EDGES = [0, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63, 2**64 - 1, -1, -32, -33, -128, -129, -32768, -32769, -(2**31), -(2**31) - 1, -(2**63)]
+EDGES = [
+    0,
+    127,
+    128,
+    255,
+    256,
+    65535,
+    65536,
+    2**32 - 1,
+    2**32,
+    2**63,
+    2**64 - 1,
+    -1,
+    -32,
+    -33,
+    -128,
+    -129,
+    -32768,
+    -32769,
+    -(2**31),
+    -(2**31) - 1,
+    -(2**63),
+]
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     type(None): st.none(),
     bool: st.booleans(),
@@ -142,8 +164,47 @@ def check_outcomes(union: str, content: bytes) -> None:
 ])  # fmt: skip
 def test_types_are_strict_as_in_the_original(kind: Any, stand_ins: Any) -> None:
     real, made = msgspec.msgpack.Decoder(kind), stand_in.msgpack.Decoder(stand_ins)
-    raws = [encode(value) for value in (None, True, 0, 1, -1, 2**63, 1.0, "", "a", b"", b"a", [], [1], ["a"], {}, {"a": 1}, {"a": b""}, {1: 1}, [0, b"x"], [1, 2, 3, 4], [2, 3, 4, 5, 6])]
-    raws += [b"", b"\xc1", b"\xca\x3f\x80\x00\x00", b"\xd4\x01\x01", b"\xcc\x01", b"\xa1\xff", b"\xa2a", b"\xc4\x02a", b"\xd9\x01a", b"\xda\x00\x01a", b"\xdb\x00\x00\x00\x01a", b"\xcd\x00", b"\xc0\xc0"]
+    raws = [
+        encode(value)
+        for value in (
+            None,
+            True,
+            0,
+            1,
+            -1,
+            2**63,
+            1.0,
+            "",
+            "a",
+            b"",
+            b"a",
+            [],
+            [1],
+            ["a"],
+            {},
+            {"a": 1},
+            {"a": b""},
+            {1: 1},
+            [0, b"x"],
+            [1, 2, 3, 4],
+            [2, 3, 4, 5, 6],
+        )
+    ]
+    raws += [
+        b"",
+        b"\xc1",
+        b"\xca\x3f\x80\x00\x00",
+        b"\xd4\x01\x01",
+        b"\xcc\x01",
+        b"\xa1\xff",
+        b"\xa2a",
+        b"\xc4\x02a",
+        b"\xd9\x01a",
+        b"\xda\x00\x01a",
+        b"\xdb\x00\x00\x00\x01a",
+        b"\xcd\x00",
+        b"\xc0\xc0",
+    ]
     for raw in raws:
         expected, value = outcome(real.decode, raw)
         got = outcome(made.decode, raw)
@@ -171,7 +232,9 @@ def test_deep_nesting_needs_no_stack() -> None:
 
 
 def test_tensors_are_views_of_what_was_received() -> None:
-    frame = bytearray(encode(messages.Execute(1, [messages.RequestBody("", 1, [messages.Tensor("a", "INT8", (3,), Inline(memoryview(b"abc")))], [], {})])))
+    frame = bytearray(
+        encode(messages.Execute(1, [messages.RequestBody("", 1, [messages.Tensor("a", "INT8", (3,), Inline(memoryview(b"abc")))], [], {})]))
+    )
     decoded = our_decoders["ToInstance"].decode(memoryview(frame))
     (tensor,) = decoded.requests[0].inputs
     frame[frame.index(b"abc")] = ord("x")
@@ -205,11 +268,22 @@ def test_structs_behave_as_the_originals() -> None:
     assert repr(fault) == repr(real) and fault == ours.Fault(code=3, message="x") != ours.Fault(4, "x")
     assert fault != ours.Note("3", "x") and hash(fault) == hash(ours.Fault(3, "x"))
     assert type(fault).__struct_fields__ == type(real).__struct_fields__ == type(fault).__match_args__
-    for change in (lambda struct: setattr(struct, "code", 1), lambda struct: setattr(struct, "other", 1), lambda struct: delattr(struct, "code")):
+    for change in (
+        lambda struct: setattr(struct, "code", 1),
+        lambda struct: setattr(struct, "other", 1),
+        lambda struct: delattr(struct, "code"),
+    ):
         for struct in (fault, real):
             with pytest.raises(AttributeError):
                 change(struct)
-    for arguments, named in (((), {}), ((1,), {}), ((1, "x", 2), {}), ((1,), {"code": 1, "message": ""}), ((1, ""), {"other": 1}), ((), {"code": 1})):
+    for arguments, named in (
+        ((), {}),
+        ((1,), {}),
+        ((1, "x", 2), {}),
+        ((1,), {"code": 1, "message": ""}),
+        ((1, ""), {"other": 1}),
+        ((), {"code": 1}),
+    ):
         for kind in (ours.Fault, messages.Fault):
             with pytest.raises(TypeError):
                 kind(*arguments, **named)
@@ -220,7 +294,15 @@ def test_structs_behave_as_the_originals() -> None:
         stand_in.structs.replace(fault, other=5)
 
 
-@pytest.mark.parametrize("options", [{"frozen": True}, {"array_like": True}, {"frozen": True, "array_like": True, "tag": "text"}, {"frozen": True, "array_like": True, "default": [1]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frozen": True},
+        {"array_like": True},
+        {"frozen": True, "array_like": True, "tag": "text"},
+        {"frozen": True, "array_like": True, "default": [1]},
+    ],
+)
 def test_what_the_stand_in_cannot_do_is_refused_at_once(options: dict[str, Any]) -> None:
     default = options.pop("default", [])
     with pytest.raises(TypeError):

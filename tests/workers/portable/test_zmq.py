@@ -295,7 +295,9 @@ def test_a_server_that_does_not_greet_is_given_up(monkeypatch: pytest.MonkeyPatc
         assert isinstance(within(dealer), zmq.ZMQError)
 
 
-@pytest.mark.parametrize("frames", [b"\xff\x01x", b"\x04\x06\x05ERROR", b"\x06" + (1 << 40).to_bytes(8, "big"), b"\x00\x05abc"], ids=range(4))
+@pytest.mark.parametrize(
+    "frames", [b"\xff\x01x", b"\x04\x06\x05ERROR", b"\x06" + (1 << 40).to_bytes(8, "big"), b"\x00\x05abc"], ids=range(4)
+)
 def test_a_server_that_breaks_the_protocol_is_left(frames: bytes) -> None:
     with greeted() as (server, peer):
         server.sendall(frames)
@@ -311,7 +313,9 @@ def test_the_channels_work_over_it(router: Router) -> None:
     assert [router.receive()[1] for _ in range(2)] == [b"\x92\x1e\xc4\x05token", b"\x92\x16\x01"]
     control = channel.ControlChannel(context, "ipc://router")
     heard: list[Any] = []
-    thread = threading.Thread(target=control.serve, args=(b"token", lambda message: heard.append(message) or type(message).__name__ != "Stop"))
+    thread = threading.Thread(
+        target=control.serve, args=(b"token", lambda message: heard.append(message) or type(message).__name__ != "Stop")
+    )
     thread.start()
     identity, hello = router.receive()
     assert hello == b"\x92\x14\xc4\x05token"

@@ -3,26 +3,31 @@
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-Tensor = pb_utils.Tensor
-Response = pb_utils.InferenceResponse
+
+def tensor(name, array):
+    return pb_utils.Tensor(name, array)
+
+
+def response(*positional, **named):
+    return pb_utils.InferenceResponse(*positional, **named)
 
 
 def texts(*values):
-    return Tensor("SAID", np.array(values, np.object_))
+    return tensor("SAID", np.array(values, np.object_))
 
 
 def many(values, dtype=np.float32):
-    return Tensor("MANY", np.array(values, dtype))
+    return tensor("MANY", np.array(values, dtype))
 
 
 def good():
-    return Response([texts(b"good")])
+    return response([texts(b"good")])
 
 
 def odd_object():
     array = np.empty(4, np.object_)
     array[:] = [1, None, 2.5, "s"]
-    return Tensor("SAID", array)
+    return tensor("SAID", array)
 
 
 RETURNED = {
@@ -43,28 +48,28 @@ RETURNED = {
 }
 
 RESPONSES = {
-    "nothing": lambda: Response(),
-    "no outputs": lambda: Response([]),
-    "tuple of outputs": lambda: Response((texts(b"x"),)),
-    "named arguments": lambda: Response(output_tensors=[texts(b"x")], error=None),
-    "none as output": lambda: Response([None]),
-    "error and outputs": lambda: Response([texts(b"x")], error=pb_utils.TritonError("both")),
-    "error by position": lambda: Response([], pb_utils.TritonError("second argument")),
-    "error without text": lambda: Response([], error=pb_utils.TritonError("")),
-    "error not ascii": lambda: Response([], error=pb_utils.TritonError('größe "\u20ac"\n')),
+    "nothing": lambda: response(),
+    "no outputs": lambda: response([]),
+    "tuple of outputs": lambda: response((texts(b"x"),)),
+    "named arguments": lambda: response(output_tensors=[texts(b"x")], error=None),
+    "none as output": lambda: response([None]),
+    "error and outputs": lambda: response([texts(b"x")], error=pb_utils.TritonError("both")),
+    "error by position": lambda: response([], pb_utils.TritonError("second argument")),
+    "error without text": lambda: response([], error=pb_utils.TritonError("")),
+    "error not ascii": lambda: response([], error=pb_utils.TritonError('größe "\u20ac"\n')),
 }
 
 CODES = ("UNKNOWN", "INTERNAL", "NOT_FOUND", "INVALID_ARG", "UNAVAILABLE", "UNSUPPORTED", "ALREADY_EXISTS", "CANCELLED")
 
 OUTPUTS = {
-    "unknown name": lambda: [Tensor("NOSUCH", np.zeros(1, np.int32))],
-    "unknown name beside a known one": lambda: [Tensor("NOSUCH", np.zeros(1, np.int32)), many([1])],
+    "unknown name": lambda: [tensor("NOSUCH", np.zeros(1, np.int32))],
+    "unknown name beside a known one": lambda: [tensor("NOSUCH", np.zeros(1, np.int32)), many([1])],
     "other datatype": lambda: [many([1, 2], np.int32)],
     "double": lambda: [many([0.1], np.float64)],
-    "too long": lambda: [Tensor("TWO", np.arange(3, dtype=np.int32))],
-    "too short": lambda: [Tensor("TWO", np.arange(1, dtype=np.int32))],
-    "other rank": lambda: [Tensor("TWO", np.zeros((1, 2), np.int32))],
-    "own order": lambda: [many([1]), texts(b"x"), Tensor("TWO", np.arange(2, dtype=np.int32))],
+    "too long": lambda: [tensor("TWO", np.arange(3, dtype=np.int32))],
+    "too short": lambda: [tensor("TWO", np.arange(1, dtype=np.int32))],
+    "other rank": lambda: [tensor("TWO", np.zeros((1, 2), np.int32))],
+    "own order": lambda: [many([1]), texts(b"x"), tensor("TWO", np.arange(2, dtype=np.int32))],
     "twice": lambda: [many([1]), many([2])],
     "scalar": lambda: [many(3)],
     "empty": lambda: [many([])],
@@ -75,29 +80,29 @@ OUTPUTS = {
     "bytes as numbers": lambda: [many([-1, 1], np.int8), many([255], np.uint8)],
     "big numbers": lambda: [many([2**63 - 1, -(2**63)], np.int64), many([2**64 - 1], np.uint64)],
     "long long": lambda: [many([1], np.longlong)],
-    "transposed": lambda: [Tensor("MANY", np.arange(6, dtype=np.float32).reshape(2, 3).T)],
-    "strided": lambda: [Tensor("MANY", np.arange(6, dtype=np.float32)[::2])],
-    "reversed": lambda: [Tensor("MANY", np.arange(6, dtype=np.float32)[::-1])],
-    "broadcast": lambda: [Tensor("MANY", np.broadcast_to(np.float32(7), (2, 2)))],
-    "read only": lambda: [Tensor("MANY", np.frombuffer(b"\0\0\x80?", np.float32))],
-    "matrix": lambda: [Tensor("MANY", np.matrix([[1.0, 2.0]]))],
+    "transposed": lambda: [tensor("MANY", np.arange(6, dtype=np.float32).reshape(2, 3).T)],
+    "strided": lambda: [tensor("MANY", np.arange(6, dtype=np.float32)[::2])],
+    "reversed": lambda: [tensor("MANY", np.arange(6, dtype=np.float32)[::-1])],
+    "broadcast": lambda: [tensor("MANY", np.broadcast_to(np.float32(7), (2, 2)))],
+    "read only": lambda: [tensor("MANY", np.frombuffer(b"\0\0\x80?", np.float32))],
+    "matrix": lambda: [tensor("MANY", np.matrix([[1.0, 2.0]]))],
     "foreign byte order": lambda: [many([1, 2], ">f4")],
     "complex": lambda: [many([1], np.complex64)],
     "times": lambda: [many([1], "M8[s]")],
     "records": lambda: [many([(1,)], [("a", "i4")])],
-    "unicode array": lambda: [Tensor("SAID", np.array(["a", "bc"]))],
-    "byte array": lambda: [Tensor("SAID", np.array([b"a", b"bc", b"a\0b\0"]))],
+    "unicode array": lambda: [tensor("SAID", np.array(["a", "bc"]))],
+    "byte array": lambda: [tensor("SAID", np.array([b"a", b"bc", b"a\0b\0"]))],
     "texts": lambda: [texts("é", "€", "")],
     "bytes": lambda: [texts("é".encode(), b"", b"a\0b")],
     "odd objects": lambda: [odd_object()],
-    "text in two dims": lambda: [Tensor("SAID", np.array([[b"a"], [b"b"]], np.object_))],
-    "text scalar": lambda: [Tensor("SAID", np.array(b"scalar", np.object_))],
-    "no texts": lambda: [Tensor("SAID", np.array([], np.object_))],
-    "no byte strings": lambda: [Tensor("SAID", np.array([], "S1"))],
+    "text in two dims": lambda: [tensor("SAID", np.array([[b"a"], [b"b"]], np.object_))],
+    "text scalar": lambda: [tensor("SAID", np.array(b"scalar", np.object_))],
+    "no texts": lambda: [tensor("SAID", np.array([], np.object_))],
+    "no byte strings": lambda: [tensor("SAID", np.array([], "S1"))],
     "not utf-8": lambda: [texts(b"\xff\xc3")],
     "escapes": lambda: [texts(b'"\\/\b\f\n\r\t\x01\x7f')],
     "large": lambda: [many(np.arange(300_000))],
-    "empty name": lambda: [Tensor("", np.zeros(1))],
+    "empty name": lambda: [tensor("", np.zeros(1))],
 }
 
 
@@ -111,7 +116,7 @@ class TritonPythonModel:
             if verb in RESPONSES:
                 responses.append(RESPONSES[verb]())
             elif verb in CODES:
-                responses.append(Response([], error=pb_utils.TritonError(f"as {verb}", getattr(pb_utils.TritonError, verb))))
+                responses.append(response([], error=pb_utils.TritonError(f"as {verb}", getattr(pb_utils.TritonError, verb))))
             else:
-                responses.append(Response(OUTPUTS[verb]()))
+                responses.append(response(OUTPUTS[verb]()))
         return responses

@@ -7,8 +7,6 @@ import threading
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-Request = pb_utils.InferenceRequest
-
 
 def numbers(*values, name="X", dtype=np.int32):
     return pb_utils.Tensor(name, np.array(values, dtype))
@@ -17,11 +15,13 @@ def numbers(*values, name="X", dtype=np.int32):
 def add(*values, **named):
     """A request to `adder`, or to another model where `model_name` says so."""
     settings = {"model_name": "adder", "requested_output_names": ["SUM", "SAID"], "inputs": [numbers(*(values or (1, 2)))], **named}
-    return Request(**settings)
+    return pb_utils.InferenceRequest(**settings)
 
 
 def repeat(times, **named):
-    return Request(model_name="repeater", requested_output_names=["NUMBER"], inputs=[numbers(times, name="TIMES"), *named.get("more", [])])
+    return pb_utils.InferenceRequest(
+        model_name="repeater", requested_output_names=["NUMBER"], inputs=[numbers(times, name="TIMES"), *named.get("more", [])]
+    )
 
 
 def show(response):
@@ -122,7 +122,9 @@ CALLS = {
     "other rank": lambda: [add(inputs=[numbers([1, 2])]).exec()],
     "empty input": lambda: [add(inputs=[numbers()]).exec()],
     "batch": lambda: [add(model_name="batched_adder", requested_output_names=["SUM"], inputs=[numbers([1, 2], [3, 4])]).exec()],
-    "batch too big": lambda: [add(model_name="batched_adder", requested_output_names=["SUM"], inputs=[numbers([1, 2], [3, 4], [5, 6])]).exec()],
+    "batch too big": lambda: [
+        add(model_name="batched_adder", requested_output_names=["SUM"], inputs=[numbers([1, 2], [3, 4], [5, 6])]).exec()
+    ],
     "no batch dim": lambda: [add(model_name="batched_adder", requested_output_names=["SUM"], inputs=[numbers(1, 2)]).exec()],
     "error": lambda: [add(404).exec(), *add(404).exec(decoupled=True)],
     "raises": lambda: [add(500).exec(), *add(500).exec(decoupled=True)],
@@ -148,7 +150,7 @@ CALLS = {
 }
 
 MADE = {
-    "all by position": lambda: Request("an id", 5, [numbers(1)], ["SUM"], "adder", 1, 2, 3),
+    "all by position": lambda: pb_utils.InferenceRequest("an id", 5, [numbers(1)], ["SUM"], "adder", 1, 2, 3),
     "by default": lambda: add(),
     "empty model name": lambda: add(model_name=""),
     "outputs twice": lambda: add(requested_output_names=["SUM", "SUM"]),
@@ -164,9 +166,9 @@ MADE = {
     "correlation id float": lambda: add(correlation_id=1.5),
     "correlation id none": lambda: add(correlation_id=None),
     "correlation id list": lambda: add(correlation_id=[1]),
-    "no model name": lambda: Request(requested_output_names=["SUM"], inputs=[numbers(1)]),
-    "no inputs": lambda: Request(model_name="adder", requested_output_names=["SUM"]),
-    "no output names": lambda: Request(model_name="adder", inputs=[numbers(1)]),
+    "no model name": lambda: pb_utils.InferenceRequest(requested_output_names=["SUM"], inputs=[numbers(1)]),
+    "no inputs": lambda: pb_utils.InferenceRequest(model_name="adder", requested_output_names=["SUM"]),
+    "no output names": lambda: pb_utils.InferenceRequest(model_name="adder", inputs=[numbers(1)]),
     "output names as text": lambda: add(requested_output_names="SUM"),
     "output names as numbers": lambda: add(requested_output_names=[1]),
     "inputs as numbers": lambda: add(inputs=[1]),

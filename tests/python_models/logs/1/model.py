@@ -4,25 +4,24 @@ import sys
 
 import triton_python_backend_utils as pb_utils
 
-Logger = pb_utils.Logger
-
 
 class TritonPythonModel:
     def initialize(self, args):
-        Logger.log_info("own line: in initialize")
+        pb_utils.Logger.log_info("own line: in initialize")
 
     def execute(self, requests):
-        Logger.log("own line: as it is")
-        Logger.log("own line: a warning", Logger.WARNING)
-        Logger.log("own line: by name", level=Logger.ERROR)
-        Logger.log_info("own line: information, é and \ttab")
-        Logger.log_warn('own line: "quoted" and \\')
-        Logger.log_error("own line: first\nsecond")
-        Logger.log_verbose("own line: not to be seen")
-        Logger.log("own line: not to be seen", Logger.VERBOSE)
+        logger = pb_utils.Logger
+        logger.log("own line: as it is")
+        logger.log("own line: a warning", logger.WARNING)
+        logger.log("own line: by name", level=logger.ERROR)
+        logger.log_info("own line: information, é and \ttab")
+        logger.log_warn('own line: "quoted" and \\')
+        logger.log_error("own line: first\nsecond")
+        logger.log_verbose("own line: not to be seen")
+        logger.log("own line: not to be seen", logger.VERBOSE)
         print("own line: printed", flush=True)
         print("own line: printed as an error", file=sys.stderr, flush=True)
         return [pb_utils.InferenceResponse() for _ in requests]
 
     def finalize(self):
-        Logger.log_info("own line: in finalize")
+        pb_utils.Logger.log_info("own line: in finalize")

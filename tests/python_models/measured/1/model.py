@@ -5,8 +5,6 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-Family = pb_utils.MetricFamily
-
 
 def attempt(function, *positional, **named):
     """Whether a call works, or what it raises; of errors that are Python's own, the class alone."""
@@ -21,9 +19,9 @@ def attempt(function, *positional, **named):
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.counters = Family(name="own_requests", description="Requests of this model", kind=Family.COUNTER)
-        self.gauges = Family("own_level", "A level", Family.GAUGE)
-        self.histograms = Family(name="own_sizes", description="Sizes", kind=Family.HISTOGRAM)
+        self.counters = pb_utils.MetricFamily(name="own_requests", description="Requests of this model", kind=pb_utils.MetricFamily.COUNTER)
+        self.gauges = pb_utils.MetricFamily("own_level", "A level", pb_utils.MetricFamily.GAUGE)
+        self.histograms = pb_utils.MetricFamily(name="own_sizes", description="Sizes", kind=pb_utils.MetricFamily.HISTOGRAM)
         self.counter = self.counters.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         self.gauge = self.gauges.Metric(labels={})
         self.other_gauge = self.gauges.Metric(labels={"colour": 'a "quoted" \\ one\n'})
@@ -45,7 +43,9 @@ class TritonPythonModel:
         for value in (0.05, 0.5, 5, 50):
             self.histogram.observe(value)
         shared = self.counters.Metric(labels={"model": "measured", "version": "1"})
-        again = Family(name="own_requests", description="Other words", kind=Family.COUNTER).Metric(labels={"again": "yes"})
+        again = pb_utils.MetricFamily(name="own_requests", description="Other words", kind=pb_utils.MetricFamily.COUNTER).Metric(
+            labels={"again": "yes"}
+        )
         again.increment(1)
         return [self.counter.value(), shared.value(), again.value(), self.gauge.value(), self.other_gauge.value()]
 
@@ -62,8 +62,8 @@ class TritonPythonModel:
             attempt(self.counters.Metric, labels={}, buckets=[1]),
             attempt(self.histograms.Metric, labels={}),
             attempt(self.histograms.Metric, labels={}, buckets=5),
-            attempt(Family, name="own_requests", description="x", kind=Family.GAUGE),
-            attempt(Family, name="own requests", description="x", kind=Family.GAUGE),
-            attempt(Family),
-            attempt(Family, 5, "x", Family.GAUGE),
+            attempt(pb_utils.MetricFamily, name="own_requests", description="x", kind=pb_utils.MetricFamily.GAUGE),
+            attempt(pb_utils.MetricFamily, name="own requests", description="x", kind=pb_utils.MetricFamily.GAUGE),
+            attempt(pb_utils.MetricFamily),
+            attempt(pb_utils.MetricFamily, 5, "x", pb_utils.MetricFamily.GAUGE),
         ]

@@ -79,7 +79,11 @@ class TritonPythonModel:
             str(request.get_response_sender() is sender),
         ]
         sender.send(response(*notes))
-        self.notes = [attempt(sender.send, response("x")), attempt(sender.send, response("x"), flags=FINAL), attempt(sender.send, flags=FINAL)]
+        self.notes = [
+            attempt(sender.send, response("x")),
+            attempt(sender.send, response("x"), flags=FINAL),
+            attempt(sender.send, flags=FINAL),
+        ]
         self.notes += [attempt(sender.send, response("x")), attempt(sender.send, flags=FINAL)]
 
     def noted(self, request, sender):

@@ -115,7 +115,11 @@ class TritonPythonModel:
             attempt(sender.send, response=response("by name"), flags=0),
         ]
         sender.send(response(*notes), flags=FINAL)
-        self.notes = [attempt(sender.send, response("x")), attempt(sender.send, flags=FINAL), attempt(sender.send, response("x"), flags=FINAL)]
+        self.notes = [
+            attempt(sender.send, response("x")),
+            attempt(sender.send, flags=FINAL),
+            attempt(sender.send, response("x"), flags=FINAL),
+        ]
 
     def noted(self, request, sender):
         for note in self.notes:
