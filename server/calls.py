@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..shm.placement import Lease
 from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release, Result, ToWorker
@@ -47,7 +47,7 @@ class ModelCalls:
         self,
         find: Callable[[str, int], Target],
         ask: Callable[[str, int, Request], Callable[[], None]],
-        share: Callable[[int, Caller], None],
+        share: Callable[[int, Any], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._find = find
@@ -144,5 +144,3 @@ class ModelCalls:
 
 def _nothing() -> None:
     pass
-
-

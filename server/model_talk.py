@@ -19,7 +19,7 @@ from ..workers.contract.messages import (
     Say,
     Spoken,
 )
-from ..workers.contract.status import StatusError
+from ..workers.contract.status import StatusError, invalid
 from .calls import ModelCalls
 from .custom_metrics import CustomMetrics
 from .farm.worker_process import WorkerProcess
@@ -47,7 +47,11 @@ class ModelTalk:
         elif isinstance(message, Say):
             self._say(message, process)
         elif isinstance(message, Measure):
-            self._metrics.measure(process, message)
+            try:
+                self._metrics.measure(process, message)
+            except StatusError as error:
+                # Nobody waits for an answer to it.
+                self._log.warning(f"a custom metric of worker '{process.name}' was not changed: {error.message}")
         elif isinstance(message, Forget):
             self._metrics.forget(process, message)
         elif isinstance(message, OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload):
@@ -75,8 +79,12 @@ class ModelTalk:
         return None
 
     def _ready(self, question: AskReady) -> bool:
-        if question.version and not (question.version.isascii() and question.version.isdigit()):
-            return False
+        version = question.version
+        if version and not (version.isascii() and version.isdigit()):
+            raise invalid(
+                f"failed to get model version from specified version string '{version}' (details: stol), "
+                "version should be an integral value > 0"
+            )
         try:
             return self._service.version_ready(question.model, question.version)
         except StatusError:

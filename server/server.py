@@ -88,7 +88,7 @@ class Server:
         self.lifecycle = Lifecycle(options, self._dispatcher, book, log, self._environments)
         self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings, self._view)
         self._farm = self.lifecycle.farm = Farm(self._loop, self.lifecycle, self._regions, self._arena_fd, self._sizes)
-        metrics = CustomMetrics()
+        metrics = CustomMetrics(lambda: self._exposition.kinds())
         calls = ModelCalls(self._find, self.service.ask, self._farm.share)
         talk = ModelTalk(self.service, calls, metrics, log)
         self.lifecycle.heard, self.lifecycle.worker_left = talk.heard, talk.gone
@@ -101,7 +101,9 @@ class Server:
             pool_used_bytes=lambda: arena.used_byte_size,
             worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()},
             arena_used_bytes=lambda: {"requests": arena.used_byte_size},
+            sources=(metrics.families,),
         )
+        self.service.custom_families = metrics.families
         self._http: HttpDoor | None = None
         self._tls: Tls | None = None
         self._metrics: HttpDoor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,51 +117,68 @@ class EnsemblePlan:
         )
 
 
-def plan_of(config: Any, signature: Signature, members: Mapping[str, Signature]) -> EnsemblePlan:
-    """The plan of an ensemble whose configuration and members (signatures by model name) have been checked.
+def origins_of(config: Any, decoupled: Callable[[str, int], bool]) -> dict[str, int]:
+    """The origin of each tensor of an ensemble; ``decoupled`` says whether a model's version (-1: the newest) is.
 
     Raises StatusError INVALID_ARG where tensors of different decoupled steps come together.
     """
-    origins = dict.fromkeys(signature.inputs, OUTSIDE)
+    origins = {tensor.name: OUTSIDE for tensor in config.input}
     unread = list(enumerate(config.ensemble_scheduling.step))
-    steps: dict[int, Step] = {}
     while unread:
         ready = [(number, step) for number, step in unread if all(tensor in origins for tensor in step.input_map.values())]
         if not ready:
             raise invalid(f"ensemble '{config.name}' has steps whose inputs are not connected")
-        for number, message in ready:
-            member = members[message.model_name]
-            origin = _common_origin(config.name, [origins[tensor] for tensor in message.input_map.values()])
-            step = steps[number] = Step(
+        for number, step in ready:
+            origin = _common_origin(config.name, [origins[tensor] for tensor in step.input_map.values()])
+            made = number if decoupled(step.model_name, step.model_version) else origin
+            origins |= dict.fromkeys(step.output_map.values(), made)
+        done = {number for number, _ in ready}
+        unread = [(number, step) for number, step in unread if number not in done]
+    _common_origin(config.name, [origins[tensor.name] for tensor in config.output])
+    return origins
+
+
+def plan_of(config: Any, signature: Signature, member: Callable[[str, int], Signature]) -> EnsemblePlan:
+    """The plan of an ensemble that has been checked; ``member`` gives the signature of a model's version (-1: the newest).
+
+    Raises what ``origins_of`` raises.
+    """
+    origins = origins_of(config, lambda model, version: member(model, version).decoupled)
+    steps = []
+    for number, message in enumerate(config.ensemble_scheduling.step):
+        found = member(message.model_name, message.model_version)
+        tensors = tuple(dict.fromkeys(tensor for _, tensor in sorted(message.input_map.items())))
+        steps.append(
+            Step(
                 number=number,
                 model=message.model_name,
                 version=message.model_version,
-                batching=member.batching,
-                decoupled=member.decoupled,
-                inputs=_links(message.input_map, member.inputs),
-                outputs=_links(message.output_map, member.outputs),
-                tensors=tuple(dict.fromkeys(tensor for _, tensor in sorted(message.input_map.items()))),
-                origin=origin,
+                batching=found.batching,
+                decoupled=found.decoupled,
+                inputs=_links(message.input_map, found.inputs),
+                outputs=_links(message.output_map, found.outputs),
+                tensors=tensors,
+                origin=origins[tensors[0]],
             )
-            origins |= dict.fromkeys(message.output_map.values(), step.produces)
-        unread = [(number, step) for number, step in unread if number not in steps]
+        )
     return EnsemblePlan(
         name=config.name,
         batching=signature.batching,
-        decoupled=any(step.decoupled for step in steps.values()),
-        steps=tuple(step for _, step in sorted(steps.items())),
+        decoupled=any(step.decoupled for step in steps),
+        steps=tuple(steps),
         inputs=signature.inputs,
         outputs=signature.outputs,
-        origin=_common_origin(config.name, [origins[name] for name in signature.outputs]),
+        origin=origins[next(iter(signature.outputs))],
         max_inflight=config.ensemble_scheduling.max_inflight_requests,
     )
 
 
-def _common_origin(ensemble: str, origins: Sequence[int]) -> int:
-    if len(set(origins)) > 1:
+def _common_origin(ensemble: str, origins: Iterable[int]) -> int:
+    found = set(origins)
+    if len(found) > 1:
         # The ensemble's own name where a member's is to be expected is the protocol's.
         raise invalid(f"in ensemble {ensemble}, step of model '{ensemble}' receives inputs originated from different decoupled models")
-    return origins[0]
+    return found.pop()
 
 
 def _links(mapping: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> tuple[Link, ...]:

@@ -318,10 +318,9 @@ class Farm:
             self._events.worker_says(seat.name, line)
 
         def receive(process: WorkerProcess, message: FromWorker) -> None:
-            kind = type(message)
-            if kind is Done:
+            if type(message) is Done:
                 self._events.batch_done(message, process)
-            elif kind is Respond:
+            elif type(message) is Respond:
                 self._events.responded(message, process)
             elif isinstance(message, Spoken):
                 self._events.spoken(message, process)

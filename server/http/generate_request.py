@@ -21,7 +21,7 @@ from ...workers.contract.signature import Signature, TensorSpec
 from ...workers.contract.status import StatusError, internal, invalid, label
 from .infer_call import Scratch
 from .infer_request import UNDECODABLE, check_datatype, clean, custom_parameter, numbers_byte_size, too_large
-from .json_cutting import measured
+from .json_cutting import KEPT_BYTE_SIZE, measured
 from .json_elements import Elements, read_elements
 from .json_tensor import flat_numbers, flat_strings, misfit_of, string_content, string_tensor_bytes, tensor_bytes, wide_array
 from .json_text import MAX_DEPTH, check_containers, no_member, parse, quote, wrong_type
@@ -83,7 +83,7 @@ def read_long_generate(text: bytes, signature: Signature, scratch: Scratch, max_
         if name != _NESTED:
             yield from _take_raw(reading, name, raw)
             continue
-        nested = _raw_members(raw) if len(memoryview(raw)) > LONG_BYTE_SIZE and _NESTED not in signature.inputs else None
+        nested = _raw_members(bytes(raw)) if len(memoryview(raw)) > LONG_BYTE_SIZE and _NESTED not in signature.inputs else None
         if nested is None:
             reading.take_nested(_parsed(raw))
             continue
@@ -126,8 +126,8 @@ def _check_rest(byte_size: int) -> None:
         raise invalid(f"request JSON apart from the data of its tensors exceeds the maximum allowed size of {REST_BYTE_SIZE} bytes")
 
 
-def _raw_members(text: bytes | msgspec.Raw) -> dict[str, msgspec.Raw] | None:
-    """An object's members as they are written; None where it is none, or may hold more than these: members given twice, odd blanks."""
+def _raw_members(text: bytes) -> dict[str, msgspec.Raw] | None:
+    """An object's members as they are written; None where it is none, or may hold more than these: members given twice."""
     try:
         members = _MEMBERS.decode(text)
     except UNDECODABLE:
@@ -136,8 +136,31 @@ def _raw_members(text: bytes | msgspec.Raw) -> dict[str, msgspec.Raw] | None:
         return None
     count = len(members)
     compact = sum([len(quote(name)) + len(memoryview(raw)) for name, raw in members.items()]) + 2 * count + (1 if count else 2)
-    # Either no blanks at all, or one behind each colon and each comma.
-    return members if len(memoryview(text)) - compact in (0, 2 * count - 1) else None
+    # No blanks at all, or one behind each colon and each comma.
+    if len(text) - compact in (0, 2 * count - 1) or _are_all(members, text):
+        return members
+    return None
+
+
+def _are_all(members: Mapping[str, msgspec.Raw], text: bytes) -> bool:
+    """Are these members, of which the last counts where a name is given twice, all that an object has?"""
+    rest: list[bytes] = []
+    at = 0
+    for raw in members.values():
+        value = bytes(raw)
+        if len(value) > KEPT_BYTE_SIZE:
+            start = text.find(value, at)
+            if start < 0:
+                return False
+            rest += (text[at:start], b"0")
+            at = start + len(value)
+    rest.append(text[at:])
+    if sum(map(len, rest)) > REST_BYTE_SIZE:
+        return False
+    try:
+        return len(json.loads(b"".join(rest).decode("utf-8", "surrogateescape"), object_pairs_hook=tuple)) == len(members)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _members(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -261,7 +284,7 @@ class _Reading:
             return
         try:
             pairs = json.loads(text.decode("utf-8", "surrogateescape"), object_pairs_hook=tuple)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         self._names.clear()
         for name, _ in pairs:

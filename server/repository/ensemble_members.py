@@ -156,7 +156,8 @@ def _meet(ensemble: str, name: str, new: _Tensor, known: dict[str, _Tensor]) -> 
     if old.data_type != new.data_type:
         types = [model_config.DataType.Name(tensor.data_type) for tensor in (old, new)]
         raise invalid(
-            f"{where}: inconsistent data type: {types[0]} is inferred from model {old.model} while {types[1]} is inferred from model {new.model}"
+            f"{where}: inconsistent data type: {types[0]} is inferred from model {old.model} "
+            f"while {types[1]} is inferred from model {new.model}"
         )
     if not (_matches(old.dims, new.dims) or (old.batching != new.batching and _matches(old.full, new.full))):
         raise invalid(

@@ -56,7 +56,8 @@ class IndexEntry:
 class Lifecycle:
     """Every model of the repositories, and what the farm says about their instances.
 
-    ``checked`` are those with a readiness check of their own. ``heard`` gets what models say beside their answers, ``worker_left`` each worker process that has ended.
+    ``checked`` are those with a readiness check of their own. ``heard`` gets what models say beside their answers, ``worker_left``
+    each worker process that has ended.
     """
 
     def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log, environments: Environments) -> None:

@@ -89,7 +89,8 @@ class Bench:
         self.statistics = VersionStatistics()
         self.leases = 0
         signature = signature_of(config)
-        self.plan = plan_of(config, signature, {member.model: member for member in members})
+        known = {member.model: member for member in members}
+        self.plan = plan_of(config, signature, lambda name, version: known[name])
         self.ensemble = Ensemble(
             self.plan,
             self.statistics,

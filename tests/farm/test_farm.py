@@ -246,6 +246,7 @@ def test_workers_that_die_at_their_start(tmp_path: Path, monkeypatch: pytest.Mon
 def test_workers_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_delay_secs = Backoff.delay_secs
     monkeypatch.setattr(Backoff, "delay_secs", lambda backoff, lived_ns: real_delay_secs(backoff, lived_ns) / 1000)
+
     async def work(house: House) -> None:
         await house.load("other")
         served = house.model()

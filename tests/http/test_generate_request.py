@@ -283,13 +283,26 @@ def test_long_bodies_are_read_as_short_ones(monkeypatch: pytest.MonkeyPatch, doc
     assert outcome(read_long, body) == outcome(read, body)
 
 
-@pytest.mark.parametrize("body", [b'{"INT32":[1,2],"INT32":[3]}', b'{"BYTES":"\xff"}', b'{"a":1}\0x', b'{"a":Inf}', b'{"a\\u0000":1}', b"{"])
+@pytest.mark.parametrize(
+    "body", [b'{"INT32":[1,2],"INT32":[3]}', b'{"BYTES":"\xff\xff\xff"}', b'{"a":1}\0x', b'{"a":Inf}', b'{"a\\u0000":1}', b"{"]
+)
 def test_unusual_long_bodies_are_read_in_one(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    """And so they must not be long."""
     monkeypatch.setattr(generate_request, "LONG_BYTE_SIZE", 4)
     assert outcome(read_long, body) == outcome(read, body)
-    monkeypatch.setattr(generate_request, "REST_BYTE_SIZE", 4)
-    with pytest.raises(StatusError, match="apart from the data of its tensors exceeds the maximum allowed size of 4 bytes"):
+    monkeypatch.setattr(generate_request, "REST_BYTE_SIZE", 0)
+    with pytest.raises(StatusError, match="apart from the data of its tensors exceeds the maximum allowed size of 0 bytes"):
         read_long(body)
+
+
+@pytest.mark.parametrize("size", [100, 5000])
+def test_blanks_do_not_matter(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Only what is read in one must not be long: here that is what stands around the tensors."""
+    monkeypatch.setattr(generate_request, "REST_BYTE_SIZE", 400)
+    body = b' \n{ "a" :1 ,\n "BYTES": "%b",\t"INT32" : [%b]}\r\n ' % (b"x" * size, b"1 , " * size + b"2")
+    assert outcome(read_long, body)[2] == {"a": 1} if size > 400 else outcome(read_long, body)[0] is Code.INVALID_ARG
+    twice = body.replace(b'"a" :1', b'"BYTES": "%b"' % (b"y" * size))
+    assert outcome(read_long, twice)[0] is Code.INVALID_ARG
 
 
 def test_large_tensors_lie_in_the_arena() -> None:

@@ -79,6 +79,7 @@ def python_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S
     ]
     with stopping(*started) as (theirs, ours):
         yield theirs, ours
+        theirs.kill()  # with so many models its own stop takes long and may hang
 
 
 @pytest.fixture(scope="package")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from ..batch import Memory
 from ..contract.messages import Answer, Cancel, InstanceSpec, Note, Reply
@@ -12,6 +13,7 @@ from ..python.calls import Calls
 from ..python.execution import Execution
 from ..python.memory import ModelMemory
 from ..python.module import PythonModel, completed
+from ..title import set_title
 from .backend import ModelSource, Surroundings
 
 
@@ -24,7 +26,10 @@ class PythonBackend:
     def complete(self, source: ModelSource) -> list[Note]:
         """Have the model's ``auto_complete_config`` fill in its configuration. Raises StatusError."""
         surroundings = self._surroundings
-        host.current = Calls(surroundings.speak, surroundings.memory, ModelMemory(surroundings.memory), 0, _directory(source))
+        name = os.path.basename(source.directory)
+        calls = Calls(surroundings.speak, surroundings.memory, ModelMemory(surroundings.memory), 0, name, _directory(source))
+        host.current = calls
+        surroundings.hear = _hearing(calls, None)
         source.document = surroundings.main.call(lambda: completed(source))
         return []
 
@@ -47,20 +52,13 @@ class LoadedPythonModel:
             raise internal("a process holds one instance of a Python model")
         surroundings = self._surroundings
         model_memory = ModelMemory(surroundings.memory)
-        calls = Calls(surroundings.speak, surroundings.memory, model_memory, instance.number, _directory(self._source))
+        calls = Calls(surroundings.speak, surroundings.memory, model_memory, instance.number, instance.name, _directory(self._source))
         host.current = calls
 
-        def hear(message: Cancel | Answer | Reply) -> None:
-            if isinstance(message, Answer):
-                calls.answered(message)
-            elif isinstance(message, Reply):
-                calls.replied(message)
-            else:
-                execution.cancel(message)
-
-        surroundings.hear = hear
-        model = self._model = surroundings.main.call(lambda: PythonModel(self._source, instance))
+        surroundings.hear = _hearing(calls, None)
+        model = self._model = surroundings.main.call(lambda: _titled(self._source, instance))
         execution = Execution(model, surroundings.memory, model_memory, calls, surroundings.speak, surroundings.main)
+        surroundings.hear = _hearing(calls, execution)
         calls.open = True
         return execution
 
@@ -75,6 +73,25 @@ class LoadedPythonModel:
 
     def close(self) -> None:
         """Its process ends, and its memory with it."""
+
+
+def _titled(source: ModelSource, instance: InstanceSpec) -> PythonModel:
+    set_title(os.path.basename(source.directory))
+    return PythonModel(source, instance)
+
+
+def _hearing(calls: Calls, execution: Execution | None) -> Callable[[Cancel | Answer | Reply], None]:
+    """What gets the server's words to a model; ``execution`` is there once batches may come."""
+
+    def hear(message: Cancel | Answer | Reply) -> None:
+        if isinstance(message, Answer):
+            calls.answered(message)
+        elif isinstance(message, Reply):
+            calls.replied(message)
+        elif execution is not None:
+            execution.cancel(message)
+
+    return hear
 
 
 def _directory(source: ModelSource) -> str:

@@ -61,8 +61,10 @@ class Calls:
         memory: WorkerMemory,
         model_memory: ModelMemory,
         instance: int,
+        instance_name: str,
         model_directory: str,
     ) -> None:
+        self.instance_name = instance_name
         self.model_directory = model_directory
         self.verbose = True
         self.open = False
@@ -120,7 +122,7 @@ class Calls:
             place: Placement | None = tensor.place
             if place is None:
                 content = tensor.content()
-                view = content if type(content) is bytes else content.reshape(-1).view("uint8").data
+                view = content if isinstance(content, bytes) else content.reshape(-1).view("uint8").data
                 # A copy, because the model may change its array while the call is on its way.
                 place = store(self._memory, tensor.name(), bytes(view) if len(view) <= INLINE_BYTE_SIZE else view, None)
                 if type(place) is Lease:
@@ -162,7 +164,8 @@ class Calls:
         number = next(self._numbers)
         future: Future[bool | int | float | None] = Future()
         self._questions[number] = future
-        self._speak(msgspec.structs.replace(question, question=number))
+        # Behind what the model has told before.
+        self._asides.put(msgspec.structs.replace(question, question=number))
         return future.result()
 
     def tell(self, message: Any) -> None:

@@ -210,12 +210,11 @@ class Execution:
                 continue
             span = spans.get(name)
             content = tensor.content()
-            if type(content) is not bytes and span is None and content.nbytes <= INLINE_BYTE_SIZE:
-                content = content.tobytes()
-                place: Placement = Inline(memoryview(content))
+            if not isinstance(content, bytes) and span is None and content.nbytes <= INLINE_BYTE_SIZE:
+                place: Placement = Inline(memoryview(content.tobytes()))
             else:
                 try:
-                    place = store(self._memory, name, content if type(content) is bytes else _flat(content), span)
+                    place = store(self._memory, name, content if isinstance(content, bytes) else _flat(content), span)
                 except StatusError as failure:
                     self._free(Result(stored))
                     return _failed(failure)

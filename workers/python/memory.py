@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ...shm.copy_on_write import Bytes, PrivatePages, Taken
-from ...shm.placement import Inline, Lease, Placement
+from ...shm.placement import Inline, Lease, Placement, Span
 from ..memory import WorkerMemory
 
 _ALIGNMENT = 8
@@ -42,12 +41,12 @@ class ModelMemory:
         self._lock = threading.Lock()
         self._mappings: dict[tuple[type, int], PrivatePages] = {}
 
-    def take(self, place: Lease | Any) -> tuple[Bytes, Taken | None]:
+    def take(self, place: Lease | Span) -> tuple[Bytes, Taken | None]:
         """The bytes of a lease or span as an array, and what to give back. Raises StatusError where a region is not what it was."""
         view = self._memory.view(place)
         if not len(view):
             return np.empty(0, np.uint8), None
-        key = (type(place), place.arena if type(place) is Lease else place.region)
+        key = (type(place), place.arena if isinstance(place, Lease) else place.region)
         with self._lock:
             pages = self._mappings.get(key)
             if pages is None:
@@ -85,7 +84,7 @@ class SharedInputs:
 
     def bytes_of(self, place: Placement) -> Bytes:
         """As ``InputMemory`` says."""
-        if type(place) is Inline:
+        if isinstance(place, Inline):
             return _copied(place.content)
         array, taken = self._memory.take(place)
         if taken is not None:

@@ -19,6 +19,7 @@ from ..contract.status import StatusError, internal, invalid, unavailable
 from . import triton_python_backend_utils
 from .failure import failure_text
 from .model_config import ModelConfig
+from .request import InferenceRequest
 
 READY_CHECK_TIMEOUT_SECS = 5.0
 
@@ -122,11 +123,12 @@ class PythonModel:
             attempted(lambda: self._model.initialize(arguments))
         self._initialized = True
         self.checks = hasattr(self._model, "is_ready")
-        if hasattr(self._model, "execute"):
-            self.execute = self._model.execute
+        self._execute = getattr(self._model, "execute", None)
 
-    def execute(self, requests: list[Any]) -> Any:
-        """The model's own ``execute`` takes the place of this one, where it has one."""
+    def execute(self, requests: list[InferenceRequest]) -> Any:
+        """What the model's ``execute`` returns. Raises what it raises."""
+        if self._execute is not None:
+            return self._execute(requests)
         raise triton_python_backend_utils.TritonModelException(f"Python model {self._file} does not implement `execute` method.")
 
     def ready(self) -> bool:
@@ -140,7 +142,8 @@ class PythonModel:
             try:
                 said = check()
                 outcome.append(asyncio.run(said) if inspect.iscoroutine(said) else said)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
+            except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+                # A model's own code; whoever asked is told.
                 outcome.append(internal(failure_text(error)))
 
         with self._check_lock:
@@ -161,7 +164,8 @@ class PythonModel:
             return
         try:
             self._model.finalize()
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+            # A model's own code, and the last of it.
             triton_python_backend_utils.Logger.log_info(failure_text(error))
 
     def log_error(self, text: str) -> None:
