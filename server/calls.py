@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..shm.placement import Lease
 from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release, Result, ToWorker
 from ..workers.contract.signature import Signature
-from ..workers.contract.status import Code, StatusError, internal
+from ..workers.contract.status import Code, StatusError, internal, invalid
 from .dispatch.request import EndMark, Request, Response
 
 
@@ -76,7 +76,11 @@ class ModelCalls:
         )
         if message.body.context is not None:
             request.timeout_us = message.body.context.timeout_us
+        names = [tensor.name for tensor in message.body.inputs]
         try:
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise invalid(f"{request.label}input '{twice}' already exists in request")
             if self._target(message).signature.decoupled and not message.decoupled:
                 raise internal(
                     f"Model {message.model} is using the decoupled. The current BLS request call doesn't support models using the "
@@ -92,6 +96,8 @@ class ModelCalls:
 
     def _target(self, message: Call) -> Target:
         try:
+            if message.version < -1:
+                raise internal("no such version")
             return self._find(message.model, message.version)
         except StatusError:
             raise internal(f"Failed for execute the inference request. Model '{message.model}' is not ready.") from None

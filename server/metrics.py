@@ -160,7 +160,7 @@ class MetricsExposition:
         return {family.name: family.kind for family in self._own()}
 
     def _own(self) -> list[Family]:
-        versions = [version.statistics for version in self._service.versions()]
+        versions = _by_label([version.statistics for version in self._service.versions()])
         families = self._counters(versions)
         families += self._gauges(versions)
         families += self._host()
@@ -248,3 +248,12 @@ class MetricsExposition:
                 [Sample({"arena": arena}, byte_size) for arena, byte_size in sorted(arenas.items())],
             ),
         ]
+
+
+def _by_label(versions: Sequence[VersionStatistics]) -> list[VersionStatistics]:
+    """One of each set of labels: the versions of an ensemble have the same, and are counted together."""
+    found: dict[tuple[tuple[str, str], ...], VersionStatistics] = {}
+    for version in versions:
+        labels = tuple(version.labels.items())
+        found[labels] = version if labels not in found else found[labels].joined(version)
+    return list(found.values())

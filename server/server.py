@@ -9,6 +9,7 @@ import os
 import signal
 import stat
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from ..shm.arena import Arena, create_memory
@@ -21,6 +22,7 @@ from .busy_poll import DEFAULT_US, BusyPoll
 from .calls import ModelCalls
 from .custom_metrics import CustomMetrics
 from .dispatch.dispatcher import Dispatcher
+from .dispatch.ensemble import Ensemble
 from .dispatch.instance import PlannedBatch
 from .farm.environments import Environments
 from .farm.farm import Farm
@@ -90,6 +92,9 @@ class Server:
         self._farm = self.lifecycle.farm = Farm(self._loop, self.lifecycle, self._regions, self._arena_fd, self._sizes)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
         calls = ModelCalls(self._find, self.service.ask, self._farm.share)
+        self.lifecycle.make_ensemble = partial(
+            Ensemble, submit_step=self.service.ask, view=self.service.view, warn=log.warning, call_soon=self._loop.call_soon
+        )
         talk = ModelTalk(self.service, calls, metrics, log)
         self.lifecycle.heard, self.lifecycle.worker_left = talk.heard, talk.gone
         self._exposition = MetricsExposition(

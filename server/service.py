@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -137,16 +138,24 @@ class Service:
         regions += [output.span.region for output in request.body.outputs if output.span is not None]
         if regions:
             self._hold(request, tuple(regions))
-        submit = self._dispatcher.submit_awaited if request.caller else self._dispatcher.submit
         try:
-            submit(version.scheduler, request)
+            self._enter(version, request)
         except StatusError:
             self.regions.release(request.regions)
             raise
 
     def submit_checked(self, version: ModelVersion, request: Request) -> None:
         """As ``submit``, for a request without regions of which it is known that ``validate`` passes it as it is."""
-        self._dispatcher.submit(version.scheduler, request)
+        if version.ensemble is None:
+            self._dispatcher.submit(version.scheduler, request)
+        else:
+            version.ensemble.submit(request, time.monotonic_ns())
+
+    def _enter(self, version: ModelVersion, request: Request) -> None:
+        if request.caller and version.ensemble is None:
+            self._dispatcher.submit_awaited(version.scheduler, request)
+        else:
+            self.submit_checked(version, request)
 
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
         self.regions.hold(regions)
@@ -162,4 +171,7 @@ class Service:
 
     def cancel(self, version: ModelVersion, request: Request) -> None:
         """The client has gone: nobody waits for this request's responses any more."""
-        self._dispatcher.cancel(version.scheduler, request)
+        if version.ensemble is None:
+            self._dispatcher.cancel(version.scheduler, request)
+        else:
+            version.ensemble.cancel(request)

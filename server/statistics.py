@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from .latency import Histogram, Summary
@@ -189,6 +189,11 @@ class VersionStatistics:
         if self.first_response is not None:
             self.first_response.observe((now_ns - start_ns) // 1_000_000)
 
+    def joined(self, other: VersionStatistics) -> VersionStatistics:
+        """Both together, for a page that has them under one label; the distributions are those of the first."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
+        return VersionStatistics(self.labels, self.failures, self.summaries, self.first_response, self.caching, **sums)
+
     def as_json(self, name: str, version: int | str) -> dict[str, Any]:
         """The ``model_stats`` entry of the statistics extension, members in the protocol's order."""
         computed = self.success_count - self.cache_hit_count
@@ -220,6 +225,9 @@ class VersionStatistics:
             ],
             "memory_usage": [],
         }
+
+
+_SUMMED = tuple(one.name for one in fields(VersionStatistics) if one.type == "int" and one.name != "last_inference_ms")
 
 
 def _duration(count: int, ns: int) -> dict[str, int]:

@@ -35,7 +35,7 @@ class AsgiStream:
         """Send more of the body; without parts, only the head where that has not left."""
         if self._over:
             return
-        if self._unsent_byte_size > self._unsent_limit:
+        if parts and self._unsent_byte_size > self._unsent_limit:
             self.abort()
             return
         self._parts += parts
@@ -55,11 +55,11 @@ class AsgiStream:
 
     async def send(self, receive: Receive, send: Send) -> None:
         """Send all that is written, as it comes, up to the end; returns early where the client has gone or the reply is broken off."""
-        if self._over:
-            return
         sending = self._sending = asyncio.ensure_future(self._send_all(send))
         gone = asyncio.ensure_future(disconnect(receive))
         sent = False
+        if self._over:
+            sending.cancel()
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done() and not sending.cancelled():

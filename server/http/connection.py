@@ -473,7 +473,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._active is not exchange or self._gone or transport.is_closing():
             return
         if self._write_paused:
-            if transport.get_write_buffer_size() > self._door.limits.stream_unsent_byte_size:
+            if byte_size and transport.get_write_buffer_size() > self._door.limits.stream_unsent_byte_size:
                 transport.abort()
                 return
             if self._unsent >= 0:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Receive, Scope, Send
 
+from ...workers.contract.json_writing import write
 from ...workers.contract.status import StatusError, invalid
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, error_reply, plain_error_reply
 from .exchange import Reply
-from .json_text import write
 from .peer import peer_is_local
 from .restriction import Restrictions
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...workers.contract.json_writing import quote
 from ...workers.contract.status import Code, StatusError
 from .exchange import Reply
-from .json_text import quote
 
 JSON_TYPE = (b"Content-Type", b"application/json")
 PLAIN_TYPE = (b"Content-Type", b"text/plain")

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...shm.datatypes import DATATYPES
 from ...shm.placement import Inline
+from ...workers.contract.json_writing import quote
 from ...workers.contract.messages import Parameters, RequestBody, Tensor
 from ...workers.contract.signature import Signature, TensorSpec
 from ...workers.contract.status import StatusError, internal, invalid, label
@@ -24,7 +25,7 @@ from .infer_request import UNDECODABLE, check_datatype, clean, custom_parameter,
 from .json_cutting import KEPT_BYTE_SIZE, measured
 from .json_elements import Elements, read_elements
 from .json_tensor import flat_numbers, flat_strings, misfit_of, string_content, string_tensor_bytes, tensor_bytes, wide_array
-from .json_text import MAX_DEPTH, check_containers, no_member, parse, quote, wrong_type
+from .json_text import MAX_DEPTH, check_containers, no_member, parse, wrong_type
 from .long_request import LONG_BYTE_SIZE, REST_BYTE_SIZE
 from .turns import Steps
 

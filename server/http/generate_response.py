@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ...shm.datatypes import element_count
+from ...workers.contract.json_writing import quote, write
 from ...workers.contract.messages import Tensor
 from ...workers.contract.status import invalid
 from ..dispatch.request import Response
 from .json_tensor import json_array
-from .json_text import quote, write
 from .long_reply import SHORT_BYTE_SIZE, array_pieces, unequal
 from .turns import Steps
 

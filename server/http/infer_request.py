@@ -19,6 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Placement, Span
+from ...workers.contract.json_writing import quote
 from ...workers.contract.messages import Parameters, RequestBody, RequestContext, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
@@ -27,7 +28,7 @@ from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings,
 from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
 from .infer_plan import PLANNED_BYTE_SIZE, batch_size_of, keep_plan
 from .json_tensor import NUMBERS, REFUSED, flat_numbers, flat_strings, string_tensor_bytes, tensor_bytes
-from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, depth_error, no_member, parse, quote, wrong_type
+from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, depth_error, no_member, parse, wrong_type
 from .raw_request import read_raw
 
 MAX_CORRELATION_ID = 128

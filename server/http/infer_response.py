@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...shm.datatypes import element_count
 from ...shm.placement import Inline, Span
+from ...workers.contract.json_writing import quote, write
 from ...workers.contract.messages import Tensor
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import Response
@@ -16,7 +17,6 @@ from .errors import JSON_TYPE, PLAIN_TYPE, http_status
 from .exchange import Reply
 from .infer_call import InferCall
 from .json_tensor import json_array
-from .json_text import quote, write
 from .long_reply import SHORT_BYTE_SIZE, LongArray, LongReply, unequal
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _json_object(tensor: Tensor, content: memoryview) -> bytes:
         text, count = json_array(content, tensor.datatype)
     except ValueError:
         raise unequal(tensor) from None
-    if count != element_count(tensor.shape):
+    # A tensor without dims has one element, though the protocol counts none in its shape.
+    if count != (element_count(tensor.shape) if tensor.shape else 1):
         raise unequal(tensor)
     return head + text + b"}"

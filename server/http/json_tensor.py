@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 
 from ...shm.datatypes import DATATYPES, serialize_bytes
+from ...workers.contract.json_writing import quote
 from ...workers.contract.status import StatusError, internal, invalid
-from .json_text import DEPTH_MESSAGE, MAX_DEPTH, doubles, quote, wrong_type
+from .json_text import DEPTH_MESSAGE, MAX_DEPTH, doubles, wrong_type
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from ...workers.contract.json_writing import write
 from ..prometheus_text import Family
 from .exchange import Headers
-from .json_text import write
 
 _logger = logging.getLogger(__name__)
 

@@ -10,8 +10,6 @@ from ...workers.contract.status import unsupported
 def check_supported(config: Any) -> None:
     """Refuse, with a clear word, what the server itself cannot do yet; backends refuse what they cannot. Raises UNSUPPORTED."""
     name = config.name
-    if config.platform == "ensemble":
-        raise unsupported(f"model '{name}' is an ensemble; this release does not run ensembles yet")
     if config.HasField("sequence_batching"):
         raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
 

@@ -22,6 +22,8 @@ from ...workers.contract.messages import Done, Inspect, InstanceSpec, Load, Resp
 from ...workers.contract.signature import signature_of
 from ...workers.contract.status import StatusError, not_found, unavailable
 from ..dispatch.dispatcher import Dispatcher
+from ..dispatch.ensemble import Ensemble
+from ..dispatch.ensemble_plan import EnsemblePlan
 from ..dispatch.instance import Instance
 from ..dispatch.scheduler import scheduler_of
 from ..farm.environments import Environments
@@ -31,9 +33,11 @@ from ..farm.placement import worker_name
 from ..farm.worker_process import WorkerProcess
 from ..log import Log
 from ..options import Options, backend_settings
-from ..statistics import StatisticsBook
+from ..statistics import StatisticsBook, VersionStatistics
 from .backend_choice import BackendChoice, choose_backend, environment_path
 from .built import check_supported, fields_without_effect
+from .ensemble_members import is_ensemble
+from .ensembles import METRICS_VERSION, check_ensemble, ensemble_labels, ensembles_of, members_of, plan_ensemble, refused_at_once
 from .labels import read_labels
 from .layout import NoVersion, chosen_versions, present_versions, scan
 from .preparation import finish_config, merge_completed, read_config
@@ -63,6 +67,7 @@ class Lifecycle:
     def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log, environments: Environments) -> None:
         self.models: dict[str, Model] = {}
         self.farm: Farm
+        self.make_ensemble: Callable[[EnsemblePlan, VersionStatistics], Ensemble]
         self.heard: Callable[[Spoken, WorkerProcess], None]
         self.worker_left: Callable[[WorkerProcess], None]
         self._environments = environments
@@ -160,10 +165,12 @@ class Lifecycle:
 
     def in_flight(self) -> list[tuple[str, int, int]]:
         """Name, version and number of requests of every version that has some."""
-        return [(load.name, load.version, load.scheduler.in_flight) for load in self._loads.values() if not load.scheduler.idle]
+        return [(load.name, load.version, count) for load in self._loads.values() if (count := load.in_flight)]
 
     async def asked_ready(self, served: ModelVersion) -> bool:
         """Can it be asked, and does it say so itself where it has a check? Those who ask at the same time share the outcome."""
+        if served.ensemble is not None:
+            return all(await asyncio.gather(*[self.asked_ready(member) for member in served.members]))
         if not served.checks or not served.healthy:
             return served.healthy
         if served.checking is None:
@@ -187,29 +194,58 @@ class Lifecycle:
             model = self.models[found.name] = Model(found.name, [str(path) for path in found.directories])
             if model.ambiguous:
                 self._log.error(f"failed to poll model '{model.name}': {DUPLICATE}")
-        await asyncio.gather(*[self._load_model(model) for model in self.models.values() if not model.ambiguous])
+        read = {model.name: self._read(model) for model in self.models.values() if not model.ambiguous}
+        configs = {name: config for name, config in read.items() if config is not None}
+        ensembles = ensembles_of(configs)
+        for name, error in refused_at_once(ensembles, self.models).items():
+            self._refuse(self.models[name], error)
+        await asyncio.gather(*[self._load_model(self.models[name], config) for name, config in configs.items() if name not in ensembles])
+        for name, config in ensembles.items():
+            await self._load_ensemble(self.models[name], config)
 
-    async def _load_model(self, model: Model) -> None:
-        """Load the versions that the model's policy chooses; all of them, or none."""
-        directory = Path(model.directories[0])
+    def _read(self, model: Model) -> Any | None:
+        """A model's configuration, or None where it cannot be read."""
         try:
             config = read_config(
-                directory,
+                Path(model.directories[0]),
                 model.name,
                 config_name=self._options.model_config_name,
                 auto_complete=not self._options.disable_auto_complete_config,
             )
-            model.known = True
-            versions = self._versions(directory, config)
+        except StatusError as error:
+            detail = f" ({error.detail})" if isinstance(error, ConfigurationError) else ""
+            self._log.error(f"Poll failed for model directory '{model.name}': {error.message}{detail}")
+            return None
+        model.known = True
+        return config
+
+    def _refuse(self, model: Model, error: StatusError) -> None:
+        """An ensemble does not fit its members: it is as little known as a model without a configuration."""
+        model.known, model.fault = False, error.message
+        self._log.error(error.reason)
+
+    async def _load_ensemble(self, model: Model, config: Any) -> None:
+        if not model.known:
+            return
+        try:
+            check_ensemble(config, self.models, self._member)
+        except StatusError as error:
+            self._refuse(model, error)
+        else:
+            await self._load_model(model, config)
+
+    def _member(self, name: str, version: int) -> ModelVersion:
+        return self.find(name, "" if version < 0 else str(version))
+
+    async def _load_model(self, model: Model, config: Any) -> None:
+        """Load the versions that the model's policy chooses; all of them, or none."""
+        try:
+            versions = self._versions(Path(model.directories[0]), config)
         except NoVersion as error:
             for note in error.notes:
                 self._log.error(note)
+            model.fault = error.message
             self._log.error(f"failed to load model '{model.name}': {error.message}")
-            return
-        except StatusError as error:
-            model.known = False
-            detail = f" ({error.detail})" if isinstance(error, ConfigurationError) else ""
-            self._log.error(f"Poll failed for model directory '{model.name}': {error.message}{detail}")
             return
         model.slots = {number: VersionSlot(number, State.LOADING) for number in versions}
         await asyncio.gather(*[self._load_version(model, slot, config) for slot in model.slots.values()])
@@ -253,6 +289,8 @@ class Lifecycle:
         config = type(read)()
         config.CopyFrom(read)
         check_supported(config)
+        if is_ensemble(config):
+            return self._create_ensemble(model, version, config)
         settings = backend_settings(self._options, config.backend)
         chosen = choose_backend(config, Path(directory), version, Path(self._options.backend_directory))
         interpreter = await self._interpreter(config, chosen, directory)
@@ -263,13 +301,7 @@ class Lifecycle:
             for note in inspected.notes:
                 self.worker_event(note.severity, note.text)
             merge_completed(config, parse_document(inspected.config))
-        finish_config(config, ())
-        check_supported(config)
-        idle = fields_without_effect(config)
-        if idle:
-            self._log.warning(f"model '{model.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
-        if self._log.settings.log_verbose_level >= 1:
-            self._log.verbose(1, f"configuration of '{model.name}' version {version}: {document(config).decode()}")
+        self._finish(config, version)
         signature = signature_of(config)
         number = next(self._model_numbers)
         statistics = self._book.open(model.name, version, config.metric_tags, decoupled=signature.decoupled)
@@ -286,6 +318,37 @@ class Lifecycle:
         )
         await self._place(served, chosen, settings, interpreter)
         return served
+
+    def _create_ensemble(self, model: Model, version: int, config: Any) -> ModelVersion:
+        self._finish(config, version)
+        plan = plan_ensemble(config, self._member)
+        signature = signature_of(config)
+        statistics = self._book.open(model.name, METRICS_VERSION, config.metric_tags, decoupled=signature.decoupled)
+        served = ModelVersion(
+            name=model.name,
+            version=version,
+            number=next(self._model_numbers),
+            directory=model.directories[0],
+            config=config,
+            signature=signature,
+            statistics=statistics,
+            scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
+            labels=ensemble_labels(Path(model.directories[0]), config, plan, self._member),
+            ensemble=self.make_ensemble(plan, statistics),
+            members=members_of(plan, self._member),
+        )
+        self._loads[served.number] = served
+        return served
+
+    def _finish(self, config: Any, version: int) -> None:
+        """Bring a configuration to its final form. Raises StatusError."""
+        finish_config(config, ())
+        check_supported(config)
+        idle = fields_without_effect(config)
+        if idle:
+            self._log.warning(f"model '{config.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
+        if self._log.settings.log_verbose_level >= 1:
+            self._log.verbose(1, f"configuration of '{config.name}' version {version}: {document(config).decode()}")
 
     async def _interpreter(self, config: Any, chosen: BackendChoice, directory: str) -> Interpreter:
         """The Python that a model's workers run in."""
@@ -335,9 +398,12 @@ class Lifecycle:
             self._log.info(f"successfully unloaded '{served.name}' version {served.version}")
 
     async def _remove(self, served: ModelVersion) -> None:
-        served.scheduler.stopping = True
+        served.stop()
         idle = asyncio.get_running_loop().create_future()
-        self._dispatcher.when_idle(served.scheduler, lambda: idle.set_result(None))
+        if served.ensemble is None:
+            self._dispatcher.when_idle(served.scheduler, lambda: idle.set_result(None))
+        else:
+            served.ensemble.when_idle(lambda: idle.set_result(None))
         await idle
         for worker in served.workers:
             await self.farm.unload(worker, served.number)
@@ -352,7 +418,7 @@ class Lifecycle:
     def stop_accepting(self) -> None:
         """Refuse new requests; those already taken are finished."""
         for served in self._loads.values():
-            served.scheduler.stopping = True
+            served.stop()
 
     def abandon(self, error: StatusError) -> None:
         """Answer everything that is still in flight with ``error``."""

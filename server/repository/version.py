@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...workers.contract.signature import Signature
+from ..dispatch.ensemble import Ensemble
 from ..dispatch.instance import Instance
 from ..dispatch.scheduler import Scheduler
 from ..statistics import VersionStatistics
@@ -29,7 +30,8 @@ class ModelVersion:
 
     ``number`` names this load of it in messages to workers; a reload has another. ``labels`` has, for each
     output with a label file, the label of each class index. ``checks``: it has a readiness check of its own; ``checking`` is the
-    outcome to come of the one that is under way.
+    outcome to come of the one that is under way. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks; its
+    ``scheduler`` is never used.
     """
 
     name: str
@@ -45,6 +47,8 @@ class ModelVersion:
     workers: list[str] = field(default_factory=list)
     checks: bool = False
     checking: asyncio.Future[bool] | None = None
+    ensemble: Ensemble | None = None
+    members: list[ModelVersion] = field(default_factory=list)
 
     @property
     def platform(self) -> str:
@@ -53,8 +57,21 @@ class ModelVersion:
 
     @property
     def healthy(self) -> bool:
-        """Can any instance of it take batches at this moment?"""
+        """Can any instance of it take batches at this moment? Of an ensemble: can all of its members be asked?"""
+        if self.ensemble is not None:
+            return all(member.healthy for member in self.members)
         return any(instance.live for instance in self.instances)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        return self.scheduler.in_flight if self.ensemble is None else self.ensemble.in_flight
+
+    def stop(self) -> None:
+        """Take no more requests."""
+        self.scheduler.stopping = True
+        if self.ensemble is not None:
+            self.ensemble.stopping = True
 
 
 @dataclass(slots=True, eq=False)
@@ -72,13 +89,14 @@ class Model:
     """A model of the repository.
 
     ``known`` once its configuration has been read: before that the index has its name, and nothing else knows of it.
-    ``ambiguous`` where two repositories have it.
+    ``ambiguous`` where two repositories have it. ``fault`` is why nothing of it was loaded, where no version can tell.
     """
 
     name: str
     directories: list[str] = field(default_factory=list)
     slots: dict[int, VersionSlot] = field(default_factory=dict)
     known: bool = False
+    fault: str = ""
 
     @property
     def ambiguous(self) -> bool:

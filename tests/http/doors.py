@@ -91,7 +91,9 @@ class Client:
         """The next reply's status and headers (names lower-case)."""
         head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
         lines = head.decode().split("\r\n")
-        return int(lines[0].split()[1]), {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+        return int(lines[0].split()[1]), {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
+        }
 
     async def chunk(self) -> bytes:
         """The next chunk of a reply, empty for the last one."""

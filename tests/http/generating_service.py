@@ -19,11 +19,10 @@ from tensorfarm.server.http.tls import Tls
 from tensorfarm.server.prometheus_text import Family
 from tensorfarm.server.service import Service
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
-from tensorfarm.shm.placement import Inline, Lease
+from tensorfarm.shm.placement import Inline
 from tensorfarm.workers.contract.messages import Tensor
 from tensorfarm.workers.contract.status import StatusError
 
-from .doors import PATIENCE_S
 from .echo_service import EchoService, echo_signature, spec
 
 MODEL = echo_signature("m", [spec("IT", "BYTES", -1)], decoupled=True)
@@ -99,7 +98,9 @@ def generating(*signatures: Any, **options: Any) -> GeneratingService:
 
 
 @asynccontextmanager
-async def a_front(service: GeneratingService, limits: Limits | None = None, tls: Tls | None = None, **rules: tuple[str, str]) -> AsyncIterator[HttpDoor]:
+async def a_front(
+    service: GeneratingService, limits: Limits | None = None, tls: Tls | None = None, **rules: tuple[str, str]
+) -> AsyncIterator[HttpDoor]:
     """The door of a front before a service."""
     door = Front(cast(Service, service), rules, limits).door()
     await door.start("127.0.0.1", 0, False, tls)

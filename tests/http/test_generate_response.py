@@ -93,7 +93,8 @@ def test_a_wrong_size(output: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("datatype", "values"), [("INT32", list(range(50_000))), ("BYTES", [f"text {number}" for number in range(20_000)]), ("BYTES", ["x" * 100_000])]
+    ("datatype", "values"),
+    [("INT32", list(range(50_000))), ("BYTES", [f"text {number}" for number in range(20_000)]), ("BYTES", ["x" * 100_000])],
 )
 def test_long_tensors_are_written_in_steps(datatype: str, values: list[Any]) -> None:
     """And as short ones are."""

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.http.json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, double, doubles, parse, quote, write
+from tensorfarm.server.http.json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, doubles, parse
+from tensorfarm.workers.contract.json_writing import double, quote, write
 from tensorfarm.workers.contract.status import Code, StatusError
 
 NO_COMMA_IN_OBJECT = "Missing a comma or '}' after an object member."

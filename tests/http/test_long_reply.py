@@ -15,10 +15,10 @@ from tensorfarm.server.http import long_reply
 from tensorfarm.server.http.exchange import Reply
 from tensorfarm.server.http.infer_call import IN_BINARY, InferCall
 from tensorfarm.server.http.infer_response import infer_reply
-from tensorfarm.server.http.json_text import double, quote
 from tensorfarm.server.http.long_reply import LongReply
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Inline
+from tensorfarm.workers.contract.json_writing import double, quote
 from tensorfarm.workers.contract.messages import RequestBody, Tensor
 from tensorfarm.workers.contract.status import StatusError
 

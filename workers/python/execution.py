@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +23,9 @@ from .calls import Calls
 from .errors import TritonModelException
 from .failure import failure_text
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
+from .module import PythonModel, Unimplemented
 from .request import InferenceRequest
 from .response import InferenceResponse
-
-if TYPE_CHECKING:
-    from .module import PythonModel
 
 FINAL = 1
 _RESCHEDULE = 2
@@ -146,7 +144,6 @@ class Execution:
                     open_request.answered = True
             results[open_request.index] = result
         # The model's arrays must have gone before it is asked which of them have not.
-        requests.clear()
         response = None
         del requests, responses, response
         self._calls.settle()
@@ -179,7 +176,10 @@ class Execution:
                     self._run_beside(returned, opened)
                     return None, True
                 returned = asyncio.run_coroutine_threadsafe(returned, self._event_loop()).result()
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except Unimplemented as error:
+            raise _misused(model.instance, str(error)) from error
+        except BaseException as error:  # noqa: BLE001
+            # Whatever a model raises is its answer: its process goes on.
             text = f"Failed to process the request(s) for model '{model.instance}', message: {failure_text(error)}"
             model.log_error(text)
             raise internal(text) from error
@@ -239,7 +239,7 @@ class Execution:
             if left:
                 self._batches[number] = left
             else:
-                del self._batches[number]
+                self._batches.pop(number, None)
 
     # response senders
 
@@ -248,13 +248,13 @@ class Execution:
         began_ns = time.monotonic_ns()
         final = flags == FINAL
         with self._lock:
-            if request.answered:
-                raise TritonModelException(f"{_NO_RESPONSE}Response sender has been closed.")
             if not self._model.decoupled:
                 if response is None and not request.used:
                     raise TritonModelException(f"{_NO_RESPONSE}Non-decoupled model cannot send complete final before sending a response.")
                 if response is not None and request.used:
                     raise TritonModelException(f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
+            if request.answered:
+                raise TritonModelException(f"{_NO_RESPONSE}Response sender has been closed.")
             request.answered = final
             request.used = True
         result = None if response is None else self._result(request.body, response)
@@ -283,8 +283,7 @@ class Execution:
         with self._lock:
             opened = self._batches.get(request.batch)
             if opened is not None and all(other.answered for other in opened):
-                # While it still runs, `run` holds the list itself.
-                self._batches.pop(request.batch)
+                del self._batches[request.batch]
 
     def cancel(self, message: Cancel) -> None:
         """Nobody waits for a request any more; whether to go on is for the model to say."""

@@ -92,9 +92,13 @@ class SharedInputs:
         return array
 
     def finish(self) -> None:
-        """No more is taken, and what was should have gone."""
+        """No more is taken, and what was should have gone. May be called twice, and by two threads at once."""
         while self._taken:
-            self._memory.give_back(self._taken.pop())
+            try:
+                taken = self._taken.pop()
+            except IndexError:
+                return
+            self._memory.give_back(taken)
 
 
 class LentInputs(SharedInputs):

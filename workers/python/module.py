@@ -79,7 +79,7 @@ def attempted(work: Callable[[], Any]) -> Any:
         return work()
     except StatusError:
         raise
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         raise internal(failure_text(error)) from error
 
 
@@ -94,6 +94,10 @@ def completed(source: ModelSource) -> bytes:
     if not isinstance(returned, ModelConfig):
         raise internal(f"auto_complete_config function in model '{config['name']}' must return a valid pb.ModelConfig object.")
     return json.dumps(returned.as_dict()).encode()
+
+
+class Unimplemented(Exception):
+    """A model lacks a hook that it must have."""
 
 
 class PythonModel:
@@ -129,7 +133,7 @@ class PythonModel:
         """What the model's ``execute`` returns. Raises what it raises."""
         if self._execute is not None:
             return self._execute(requests)
-        raise triton_python_backend_utils.TritonModelException(f"Python model {self._file} does not implement `execute` method.")
+        raise Unimplemented(f"Python model {self._file} does not implement `execute` method.")
 
     def ready(self) -> bool:
         """What the model's ``is_ready`` says. Raises StatusError where it fails or takes too long."""
@@ -142,7 +146,7 @@ class PythonModel:
             try:
                 said = check()
                 outcome.append(asyncio.run(said) if inspect.iscoroutine(said) else said)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001
                 # A model's own code; whoever asked is told.
                 outcome.append(internal(failure_text(error)))
 
@@ -164,7 +168,7 @@ class PythonModel:
             return
         try:
             self._model.finalize()
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             # A model's own code, and the last of it.
             triton_python_backend_utils.Logger.log_info(failure_text(error))
 

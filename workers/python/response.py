@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ..contract.json_writing import write
 from ..contract.messages import Parameters
 from . import parameters as parameters_
 from .errors import TritonError, TritonModelException, are, incompatible
@@ -64,7 +65,7 @@ def json_text(parameters: Parameters, *, spaced: bool) -> str:
     """Parameters as JSON: ``spaced`` as Python writes it, for what a model made itself; otherwise as the server does."""
     if spaced:
         return json.dumps(parameters)
-    return json.dumps(parameters, ensure_ascii=False, separators=(",", ":"))
+    return write(parameters).decode()
 
 
 def _refuse(tensors: Sequence[object], error: object, parameters: object) -> None:

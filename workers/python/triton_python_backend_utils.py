@@ -183,3 +183,20 @@ def unload_model(model_name: str, unload_dependents: bool = False) -> None:
         host.required().ask(AskUnload(0, model_name, unload_dependents))
     except StatusError as error:
         raise refused("Failed to unload model", error) from error
+
+
+for _shown in (
+    InferenceRequest,
+    InferenceResponse,
+    InferenceResponseSender,
+    InferenceTrace,
+    Logger,
+    Metric,
+    MetricFamily,
+    PreferredMemory,
+    Tensor,
+    TritonError,
+    TritonModelException,
+):
+    # What the names of types say in errors is part of what users know.
+    _shown.__module__ = "c_python_backend_utils"

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq as real
 
+from tensorfarm.workers.contract import messages as real_messages
 from tensorfarm.workers.portable import zmq, zmtp
 
 from .tree import module
 
 PATIENCE_S = 15.0
+encode = msgspec.msgpack.encode
 SIZES = (0, 1, 255, 256, 65_535, 65_536, 8 << 20)
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 32)
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER"
@@ -310,7 +313,7 @@ def test_the_channels_work_over_it(router: Router) -> None:
     context = channel.new_context()
     voice = channel.VoiceChannel(context, "ipc://router", b"token")
     voice.send(messages.Loaded(1))
-    assert [router.receive()[1] for _ in range(2)] == [b"\x92\x1e\xc4\x05token", b"\x92\x16\x01"]
+    assert [router.receive()[1] for _ in range(2)] == [encode(real_messages.Voice(b"token")), encode(real_messages.Loaded(1))]
     control = channel.ControlChannel(context, "ipc://router")
     heard: list[Any] = []
     thread = threading.Thread(
@@ -318,16 +321,16 @@ def test_the_channels_work_over_it(router: Router) -> None:
     )
     thread.start()
     identity, hello = router.receive()
-    assert hello == b"\x92\x14\xc4\x05token"
-    router.send(identity, b"\x92\x04\x91\x05")
-    router.send(identity, b"\x91\x05")
+    assert hello == encode(real_messages.Hello(b"token"))
+    router.send(identity, encode(real_messages.Return([5])))
+    router.send(identity, encode(real_messages.Stop()))
     thread.join(PATIENCE_S)
     assert heard == [messages.Return([5]), messages.Stop()]
     instance = channel.InstanceChannel(context, "ipc://router")
     instance.send(messages.InstanceReady(b"token", 7))
     identity, ready = router.receive()
-    assert ready == b"\x93\x19\xc4\x05token\x07"
-    router.send(identity, b"\x91\x0b")
+    assert ready == encode(real_messages.InstanceReady(b"token", 7))
+    router.send(identity, encode(real_messages.Close()))
     assert within(instance.receive) == messages.Close()
     instance.close()
     voice._socket.close()

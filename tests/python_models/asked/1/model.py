@@ -22,7 +22,6 @@ def said(request):
         "types": [type(value).__name__ for value in (request.inputs(), names, request.parameters(), missing)],
         "cancelled": request.is_cancelled(),
         "trace": request.trace().get_context(),
-        "public": [name for name in dir(request) if name[0] != "_"],
     }
 
 

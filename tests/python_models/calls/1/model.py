@@ -213,4 +213,4 @@ class TritonPythonModel:
             return [attempt(MADE[name])]
         if kind == "initialized":
             return [self.initialized]
-        return [READINESS[name]()]
+        return [READINESS[kind]()]

@@ -10,6 +10,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
+def names():
+    """The public names of the module and of its classes."""
+    modules = {"": pb_utils, **{name: value for name, value in vars(pb_utils).items() if isinstance(value, type)}}
+    return sorted(f"{owner}.{name}" for owner, value in modules.items() for name in dir(value) if name[0] != "_")
+
+
 class TritonPythonModel:
     def initialize(self, args):
         self.args = args
@@ -23,6 +29,6 @@ class TritonPythonModel:
             "main thread": threading.current_thread() is threading.main_thread(),
             "home": os.environ.get("HOME"),
         }
-        texts = [json.dumps(self.args), json.dumps(here), json.dumps([name for name in dir(pb_utils) if name[0] != "_"])]
+        texts = [json.dumps(self.args), json.dumps(here), json.dumps(names())]
         said = np.array([text.encode() for text in texts], np.object_)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("SAID", said)]) for _ in requests]

@@ -1,0 +1,86 @@
+"""Ensembles among the models of a repository: the order they load in, and what makes one ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...workers.contract.signature import signature_of
+from ...workers.contract.status import StatusError
+from ..dispatch.ensemble_plan import EnsemblePlan, origins_of, plan_of
+from .ensemble_members import MemberState, check_available, check_loaded, check_tensors, circles, is_ensemble, member_names
+from .labels import read_labels
+from .version import Model, ModelVersion, State
+
+Find = Callable[[str, int], ModelVersion]
+"""The version of a loaded model that a step means; -1 is the newest."""
+
+METRICS_VERSION = 1
+"""The version that the metrics of every ensemble are labelled with, whatever its own is."""
+
+
+def ensembles_of(configs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the configurations (by model name) that are ensembles', members before those that run them."""
+    found = {name: config for name, config in configs.items() if is_ensemble(config)}
+    ordered: dict[str, Any] = {}
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        if name in found and name not in ordered and name not in above:
+            for member in member_names(found[name]):
+                add(member, (*above, name))
+            ordered[name] = found[name]
+
+    for name in found:
+        add(name, ())
+    return ordered
+
+
+def refused_at_once(ensembles: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, StatusError]:
+    """The ensembles that cannot be, whatever becomes of their members, and why."""
+    refused = circles({name: member_names(config) for name, config in ensembles.items()})
+    for name, config in ensembles.items():
+        try:
+            check_available(config, lambda member: member in models and models[member].known)
+        except StatusError as error:
+            refused[name] = error
+    return refused
+
+
+def check_ensemble(config: Any, models: Mapping[str, Model], find: Find) -> None:
+    """Check an ensemble whose members have been loaded, and note in its configuration whether it is decoupled. Raises StatusError."""
+    check_loaded(config, lambda name: member_state(models[name]))
+    decoupled = check_tensors(config, lambda name, version: find(name, version).config)
+    config.model_transaction_policy.decoupled = decoupled
+    origins_of(config, lambda name, version: find(name, version).signature.decoupled)
+
+
+def member_state(model: Model) -> MemberState:
+    """What has become of a model that is a member."""
+    ready = {slot.version: slot.served.config for slot in model.slots.values() if slot.state is State.READY and slot.served is not None}
+    if not model.known:
+        return MemberState(error=model.fault)
+    failed = [slot for _, slot in sorted(model.slots.items()) if slot.state is not State.READY]
+    reason = "".join(f"version {slot.version} is at {slot.state} state: {slot.reason};" for slot in failed)
+    return MemberState(ready, "", reason or model.fault)
+
+
+def plan_ensemble(config: Any, find: Find) -> EnsemblePlan:
+    """The plan of a checked ensemble with its final configuration."""
+    return plan_of(config, signature_of(config), lambda name, version: find(name, version).signature)
+
+
+def members_of(plan: EnsemblePlan, find: Find) -> list[ModelVersion]:
+    """The versions that an ensemble runs, each once."""
+    return list(dict.fromkeys(find(step.model, step.version) for step in plan.steps))
+
+
+def ensemble_labels(directory: Path, config: Any, plan: EnsemblePlan, find: Find) -> dict[str, list[str]]:
+    """The labels of an ensemble's outputs: its own, else those of the outputs that its members make them from. Raises StatusError."""
+    labels = {}
+    for step in plan.steps:
+        member = find(step.model, step.version)
+        for link in step.outputs:
+            if link.tensor in plan.outputs and link.name in member.labels:
+                labels[link.tensor] = member.labels[link.name]
+    return labels | read_labels(directory, config)

@@ -1,0 +1,107 @@
+"""Python models that load and that do not: reasons in the index, auto-complete, backends that are written in Python."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .. import oracle as real
+from ..broken_python import AUTO_COMPLETE, SOURCES, write_broken, write_model
+from ..servers import Server, start_tensorfarm, stopping
+from .case import Case, check, infer, stream, tensor
+from .conftest import copy_model
+
+BACKENDS = Path(__file__).resolve().parent.parent / "python_backends"
+"""Backends that are written in Python, one folder each."""
+
+COMPLETED = ("completed", "completed_streams", "weighted_configured", "weighted_bare")
+"""Models that only load with auto-complete and those backends."""
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Server, Server]]]:
+    """Two pairs of servers, each pair with one and the same models: the broken ones, and those for auto-complete."""
+    real.require()
+    root = tmp_path_factory.mktemp("load")
+    write_broken(root / "broken")
+    for name, source in AUTO_COMPLETE.items():
+        write_model(root / "completed", name, source)
+    for name in COMPLETED:
+        copy_model(name, root / "completed" / name)
+    shutil.copytree(BACKENDS, root / "backends", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "backends" / "no_model").mkdir()
+    write_model(root / "completed", "backend_without_model", "")
+    config = root / "completed" / "backend_without_model" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"python"', '"no_model"'))
+    with contextlib.ExitStack() as stack:
+        first, without = "--exit-on-error=false", "--disable-auto-complete-config"
+        pair = [
+            real.start(root / "broken", first, without, folder=root / "broken-oracle"),
+            start_tensorfarm(root / "broken", first, without, folder=root / "broken-farm", wait=False),
+        ]
+        theirs, ours = stack.enter_context(stopping(*pair))
+        _link_own_backends(theirs, root / "backends")
+        backends = f"--backend-directory={root / 'backends'}"
+        more = [
+            real.start(root / "completed", first, backends, folder=root / "completed-oracle"),
+            start_tensorfarm(root / "completed", first, backends, folder=root / "completed-farm", wait=False),
+        ]
+        yield [(theirs, ours), stack.enter_context(stopping(*more))]  # type: ignore[list-item]
+
+
+def _link_own_backends(server: Server, folder: Path) -> None:
+    """The real server finds its Python backend in the same folder as the backends that are written in Python."""
+    arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode().split("\0")
+    (own,) = (Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--backend-directory="))
+    (folder / "python").symlink_to(own / "python")
+
+
+def _index(server: Server) -> dict[str, tuple[str, str]]:
+    """State and reason of every model. The frames of Python's own import differ from one Python to the next."""
+    entries = server.ask("POST", "/v2/repository/index").json
+    reasons = {entry["name"]: (entry["state"], entry.get("reason", "")) for entry in entries}
+    return {name: (state, re.sub(r"  <frozen importlib\S*>\(\d+\): \w+\n", "", reason)) for name, (state, reason) in reasons.items()}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_reason(name: str, pairs: list[tuple[Server, Server]]) -> None:
+    theirs, ours = map(_index, pairs[0])
+    assert ours[name] == theirs[name]
+
+
+@pytest.mark.parametrize("name", [*AUTO_COMPLETE, *COMPLETED, "backend_without_model"])
+def test_reason_with_auto_complete(name: str, pairs: list[tuple[Server, Server]]) -> None:
+    theirs, ours = map(_index, pairs[1])
+    assert ours[name] == theirs[name]
+
+
+X = {"inputs": [tensor("X", "INT32", [1, 3], [1, 2, 3])]}
+FLAT = {"inputs": [tensor("X", "INT32", [3], [1, 2, 3])]}
+
+LOADED = [
+    *(Case(f"{what} of {name}", "GET", f"/v2/models/{name}{what}") for name in COMPLETED for what in ("", "/config", "/ready")),
+    infer("completed", "completed", X),
+    infer("completed, batch too big", "completed", {"inputs": [tensor("X", "INT32", [5, 1], [1, 2, 3, 4, 5])]}),
+    stream("completed_streams", "one response"),
+    infer("completed_streams by infer", "completed_streams", {"inputs": [tensor("VERB", "BYTES", [1], ["x"])]}),
+    infer("weighted_configured", "weighted_configured", FLAT),
+    infer("weighted_bare", "weighted_bare", FLAT),
+]
+
+
+@pytest.mark.parametrize("case", LOADED, ids=lambda case: case.id)
+def test_loaded(case: Case, pairs: list[tuple[Server, Server]]) -> None:
+    theirs, ours = pairs[1]
+    check(case, theirs.http_port, ours.http_port, {})
+
+
+def test_configuration_to_complete(pairs: list[tuple[Server, Server]]) -> None:
+    """What auto_complete_config() is given, and what has become of it at its end."""
+    theirs, ours = ([line for line in server.stdout.splitlines() if line.startswith("completed: ")] for server in pairs[1])
+    assert len(theirs) == 3
+    assert ours == theirs
