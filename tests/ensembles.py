@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .model_repository import TestTensor, config_type
@@ -79,4 +80,46 @@ def write_ensembles(root: Path, ensembles: Iterable[TestEnsemble]) -> Path:
         for version in ensemble.versions:
             (folder / str(version)).mkdir(parents=True)
         (folder / "config.pbtxt").write_text(ensemble_text(ensemble))
+    return root
+
+
+MEMBER = Path(__file__).resolve().parent / "python_models" / "ensemble_member" / "1" / "model.py"
+"""The one source of all Python members; what each does is the ``verb`` of its configuration."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A Python model for ensembles, see ``MEMBER``. ``settings`` are more parameters of its configuration."""
+
+    name: str
+    verb: str
+    inputs: tuple[TestTensor, ...]
+    outputs: tuple[TestTensor, ...]
+    max_batch_size: int = 0
+    versions: tuple[int, ...] = (1,)
+    optional: tuple[str, ...] = ()
+    extra: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_members(root: Path, members: Iterable[Member]) -> Path:
+    """Write Python members' folders into a repository."""
+    for member in members:
+        folder = root / member.name
+        for version in member.versions:
+            (folder / str(version)).mkdir(parents=True)
+            shutil.copy(MEMBER, folder / str(version) / "model.py")
+        for name, content in member.files.items():
+            (folder / name).write_text(content)
+        settings = {"verb": member.verb, **member.settings}
+        lines = [
+            f'name: "{member.name}" backend: "python" max_batch_size: {member.max_batch_size}',
+            *(_tensor("input", tensor, tensor.name in member.optional) for tensor in member.inputs),
+            *(_tensor("output", tensor) for tensor in member.outputs),
+            "instance_group { kind: KIND_CPU count: 1 }",
+            *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in settings.items()),
+            member.extra,
+        ]
+        (folder / "config.pbtxt").write_text("\n".join(lines))
     return root

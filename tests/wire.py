@@ -71,6 +71,17 @@ class Connection:
         """Say that nothing more will be sent; replies can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
 
+    @property
+    def received(self) -> bytes:
+        """What has come of the reply that is being read, and was not taken yet."""
+        return bytes(self._buffer)
+
+    def wait_for(self, content: bytes) -> None:
+        """Read until ``content`` has come."""
+        while content not in self._buffer:
+            if not self._fill():
+                raise ConnectionError("the server closed the connection")
+
     def _fill(self) -> bool:
         chunk = self._socket.recv(1 << 20)
         self._buffer += chunk

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ MAX_INPUT_BYTE_SIZE = 128 << 20
 
 _READY_SECS = 90.0
 _STOP_SECS = 30.0
+
+
+Fill = Callable[[Path], Path]
+"""Makes a repository in a folder, and returns that."""
 
 
 class ContenderError(Exception):
@@ -63,9 +67,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def tensorfarm(folder: Path) -> Iterator[Contender]:
-    """tensorfarm with both models in ONNX."""
-    repository = workload.onnx_repository(folder / "models")
+def tensorfarm(folder: Path, fill: Fill = workload.onnx_repository) -> Iterator[Contender]:
+    """tensorfarm with both models in ONNX, or with what ``fill`` puts into its repository: add_sub must be among it."""
+    repository = fill(folder / "models")
     http_port, metrics_port = free_ports(2)
     command = [sys.executable, "-P", "-m", "tensorfarm.server", f"--model-repository={repository}", "--http-address=127.0.0.1"]
     command += [f"--http-port={http_port}", f"--metrics-port={metrics_port}", "--allow-grpc=false", "--allow-client-shm=true"]
@@ -76,9 +80,12 @@ def tensorfarm(folder: Path) -> Iterator[Contender]:
 
 
 @contextmanager
-def tritonserver(folder: Path) -> Iterator[Contender]:
-    """The real tritonserver with both models in its Python backend. Raises ContenderError where there is none for this machine."""
-    repository = workload.python_repository(folder / "models")
+def tritonserver(folder: Path, fill: Fill = workload.python_repository) -> Iterator[Contender]:
+    """The real tritonserver with both models in its Python backend, or with what ``fill`` makes.
+
+    Raises ContenderError where there is none for this machine.
+    """
+    repository = fill(folder / "models")
     ports = free_ports(3)
     environment = dict(zip(("HTTP_PORT", "GRPC_PORT", "METRICS_PORT"), map(str, ports), strict=True))
     command = [str(SCRIPTS / "oracle"), f"--model-repository={repository}"]

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .load import LoadError, Reply, exchange
 from .workload import Ask, WrongAnswer, post, tensor
 
@@ -34,20 +37,29 @@ class Regions:
                 raise LoadError(f"a region could not be registered: {whole[:300]!r}")
 
     def identity(self, byte_size: int) -> Ask:
-        """A request that names the first ``byte_size`` bytes of both; making it fills ``in`` and clears ``out``."""
-        value = tensor(byte_size).tobytes()
-        self.inward[:byte_size] = value
+        """The tensor of that size through both regions and the model ``identity``."""
+        value = tensor(byte_size)
+        return self.ask("identity", value, value)
+
+    def ask(self, model: str, value: NDArray[np.float32], right: NDArray[np.float32]) -> Ask:
+        """A request that names the first bytes of both regions, and finds ``right`` in ``out`` afterwards; making it fills ``in`` and clears ``out``.
+
+        All requests find the same ``in``, so ``value`` must begin alike in all.
+        """
+        byte_size = value.nbytes
+        self.inward[:byte_size] = value.tobytes()
         self.outward[:byte_size] = bytes(byte_size)
         described = {"name": "INPUT0", "shape": [byte_size // 4], "datatype": "FP32", "parameters": _place("in", byte_size)}
         body = json.dumps({"inputs": [described], "outputs": [{"name": "OUTPUT0", "parameters": _place("out", byte_size)}]}).encode()
+        content = right.tobytes()
 
         def check(reply: Reply) -> None:
             found = self.outward[:byte_size]
             self.outward[:byte_size] = bytes(byte_size)
-            if b" 200" not in reply.status or found != value:
-                raise WrongAnswer(f"the region does not hold the tensor that was sent: {reply.body[:300]!r}")
+            if b" 200" not in reply.status or found != content:
+                raise WrongAnswer(f"the region does not hold the right tensor: {reply.body[:300]!r}")
 
-        return Ask(post("/v2/models/identity/infer", body, "application/json"), check)
+        return Ask(post(f"/v2/models/{model}/infer", body, "application/json"), check)
 
 
 def _place(name: str, byte_size: int) -> dict[str, str | int]:

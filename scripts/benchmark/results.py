@@ -124,6 +124,25 @@ class Targets(msgspec.Struct, frozen=True):
     left_out: list[str]
 
 
+class PythonRow(msgspec.Struct, frozen=True):
+    """One thing that a Python model was asked on one server, by ``clients`` at once."""
+
+    contender: str
+    work: str
+    clients: int
+    figures: Figures
+
+
+class Python(msgspec.Struct, frozen=True):
+    """Python models, what they were meant to reach, and why some of that is not there; ``memory`` has bytes by server, after the load."""
+
+    length: Length
+    rows: list[PythonRow]
+    memory: dict[str, int]
+    targets: list[TargetRow]
+    left_out: list[str]
+
+
 class Facts(msgspec.Struct, frozen=True):
     """The machine, the share of its CPU that other work took just before, and the version of everything that took part."""
 
@@ -145,6 +164,7 @@ class Results(msgspec.Struct):
     variants: Variants | None = None
     sizes: Sizes | None = None
     targets: Targets | None = None
+    python: Python | None = None
 
 
 def save(results: Results, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from .frameworks import LABELS, TENSORFARM, TRITONSERVER
-from .results import Facts, Http, Sizes, TargetRow, Targets, Variants
+from .results import Facts, Http, Python, Sizes, TargetRow, Targets, Variants
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -113,11 +113,34 @@ def _milliseconds(value: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def targets_grid(targets: Targets) -> Grid:
+def python_grid(python: Python) -> Grid:
+    """Python models: one row for each thing asked, tensorfarm's figures beside tritonserver's."""
+    columns = ["work", "clients", "tensorfarm/s", "tritonserver/s", "ratio", *(f"{what}, {who}" for what in _PYTHON for who in _WHO)]
+    grid = Grid(f"Python models over HTTP; {python.length}", columns, frozenset({"work"}))
+    found = {(row.contender, row.work, row.clients): row.figures for row in python.rows}
+    before = ""
+    for work, clients in dict.fromkeys((row.work, row.clients) for row in python.rows):
+        pair = [found.get((name, work, clients)) for name in (TENSORFARM, TRITONSERVER)]
+        rates = [one.requests_per_second if one else None for one in pair]
+        cells = [work if work != before else "", str(clients), *("-" if rate is None else _plain(rate) for rate in rates), ratio(*rates)]
+        cells += [_milliseconds(one and one.p50_us / 1000) for one in pair]
+        cells += [_plain(one.cpu_us_per_request) if one else "-" for one in pair]
+        if before and work != before:
+            grid.sections.add(len(grid.rows) - 1)
+        grid.rows.append(cells)
+        before = work
+    return grid
+
+
+_PYTHON = ("p50 ms", "CPU µs")
+_WHO = ("ours", "theirs")
+
+
+def targets_grid(targets: Targets | Python) -> Grid:
     """Every row with what it should be and whether it is."""
     columns = ["work", "against", "in", "tensorfarm", "theirs", "ratio", "target", "result"]
     grid = Grid(f"What was aimed at; {targets.length}", columns, frozenset({"work", "against", "in", "target", "result"}))
-    for row in targets.rows:
+    for row in targets.targets if isinstance(targets, Python) else targets.rows:
         cells = [row.work, row.against, row.unit, _plain(row.ours), _plain(row.theirs), f"{row.ratio:.2f}"]
         grid.rows.append([*cells, _target(row), _result(row)])
     return grid

@@ -28,7 +28,7 @@ dynamic_batching { }
 instance_group [ { count: 1 kind: KIND_CPU } ]
 """
 
-_IDENTITY = """
+IDENTITY = """
 max_batch_size: 0
 input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] } ]
 output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] } ]
@@ -84,7 +84,7 @@ def python_repository(folder: Path) -> Path:
 
 
 def _repository(folder: Path, backend: str, file: str, add_sub_model: bytes, identity_model: bytes) -> Path:
-    for name, model, tensors in (("add_sub", add_sub_model, _ADD_SUB), ("identity", identity_model, _IDENTITY)):
+    for name, model, tensors in (("add_sub", add_sub_model, _ADD_SUB), ("identity", identity_model, IDENTITY)):
         version = folder / name / "1"
         version.mkdir(parents=True)
         (version / file).write_bytes(model)
@@ -209,14 +209,19 @@ def tensor(byte_size: int) -> NDArray[np.float32]:
 def identity_binary(byte_size: int) -> Ask:
     """The tensor as bytes, in and out."""
     value = tensor(byte_size)
-    described = {"name": "INPUT0", "shape": [value.size], "datatype": "FP32", "parameters": {"binary_data_size": byte_size}}
+    return tensor_binary("identity", value, value)
+
+
+def tensor_binary(model: str, value: NDArray[np.float32], right: NDArray[np.float32]) -> Ask:
+    """A tensor as bytes in the body, and in the reply what the model should make of it."""
+    described = {"name": "INPUT0", "shape": [value.size], "datatype": "FP32", "parameters": {"binary_data_size": value.nbytes}}
     header = json.dumps({"inputs": [described], "outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": True}}]}).encode()
 
     def check(reply: Reply) -> None:
-        if not reply.body.endswith(value.tobytes()):
-            raise WrongAnswer(f"not the tensor that was sent: {reply.body[:300]!r}")
+        if not reply.body.endswith(right.tobytes()):
+            raise WrongAnswer(f"not the tensor that it should be: {reply.body[:300]!r}")
 
-    return Ask(post("/v2/models/identity/infer", header + value.tobytes(), OCTETS, len(header)), check)
+    return Ask(post(f"/v2/models/{model}/infer", header + value.tobytes(), OCTETS, len(header)), check)
 
 
 def identity_json(byte_size: int) -> Ask:

@@ -57,12 +57,12 @@ def read_generate(text: bytes, signature: Signature, scratch: Scratch, max_input
     if type(document) is not dict:
         raise internal("attempt to get members for non-object")
     reading.take_id(document.get("id", _ABSENT))
-    for name, value in _members(document):
+    names, nested_names = _names_given_twice(document, text, signature)
+    for name, value in _members(document, names):
         if name == _NESTED:
-            reading.take_nested(value)
+            reading.take_nested(value, nested_names)
         else:
             reading.take(name, value)
-    reading.check_unique(text)
     return reading.finished()
 
 
@@ -164,13 +164,27 @@ def _are_all(members: Mapping[str, msgspec.Raw], text: bytes) -> bool:
         return False
 
 
-def _members(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _names_given_twice(document: Mapping[str, Any], text: bytes, signature: Signature) -> tuple[list[str] | None, list[str] | None]:
+    """The names in a document and in its nested object, in order, where some input may be given twice, which a dict does not show."""
+    nested = document.get(_NESTED)
+    given = {*document, *nested} if type(nested) is dict else document
+    if all([text.count(quote(name)) < 2 for name in given if name in signature.inputs]):
+        return None, None
+    try:
+        pairs = json.loads(text.decode("utf-8", "surrogateescape"), object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None, None
+    # Of objects with one name the first counts, each time.
+    nested = next((value for name, value in pairs if name == _NESTED), ())
+    return [name for name, _ in pairs], [name for name, _ in nested] if type(nested) is tuple else None
+
+
+def _members(given: Mapping[str, Any], names: list[str] | None = None) -> Iterator[tuple[str, Any]]:
     """Names as the original compares them, up to a zero byte, and what it finds by them."""
-    for name, value in given.items():
+    for name in given if names is None else names:
         if "\0" in name:
             name = name.partition("\0")[0]
-            value = given.get(name, _ABSENT)
-        yield name, value
+        yield name, given.get(name, _ABSENT)
 
 
 @contextlib.contextmanager
@@ -208,15 +222,15 @@ class _Reading:
         self._text = quote(text) if text else b""
         self._request_id = clean(text)
 
-    def take_nested(self, value: Any) -> None:
-        """Read the nested object, whose members are as good as any."""
+    def take_nested(self, value: Any, names: list[str] | None = None) -> None:
+        """Read the nested object, whose members are as good as any; ``names`` are theirs where some may be there twice."""
         if _NESTED in self.signature.inputs:
             raise invalid(f"Keyword '{_NESTED}' for nested schema also given as input tensor name")
         if type(value) is not dict:
             reason = no_member(_NESTED) if value is _ABSENT else wrong_type("object")
             raise internal(f"Expected JSON object for keyword: '{_NESTED}': {reason}")
         with _converting():
-            for name, inner in _members(value):
+            for name, inner in _members(value, names):
                 self.take(name, inner)
 
     def take(self, name: str, value: Any) -> None:
@@ -253,15 +267,12 @@ class _Reading:
         self._add(spec, shape, content)
 
     def _add(self, spec: TensorSpec, shape: tuple[int, ...], content: bytes) -> None:
-        self._check_new(spec.name)
+        if spec.name in self._names:
+            raise invalid(f"{label(self._request_id)}input '{spec.name}' already exists in request")
+        self._names.add(spec.name)
         self._byte_size += len(content)
         place = self._scratch.place(content) if content else Inline(_NOTHING)
         self._tensors.append(Tensor(spec.name, spec.datatype.name, shape, place))
-
-    def _check_new(self, name: str) -> None:
-        if name in self._names:
-            raise invalid(f"{label(self._request_id)}input '{name}' already exists in request")
-        self._names.add(name)
 
     def check_size(self, name: str, byte_size: int) -> None:
         """Refuse a tensor of ``byte_size`` bytes that would make the request larger than it may be. Raises StatusError INVALID_ARG."""
@@ -278,26 +289,6 @@ class _Reading:
         if shape is None:
             raise invalid(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
         return shape
-
-    def check_unique(self, text: bytes) -> None:
-        """Refuse inputs that are given twice in one object, which a parsed document does not show. Raises StatusError INVALID_ARG."""
-        if all([text.count(quote(name)) < 2 for name in self._names]):
-            return
-        try:
-            pairs = json.loads(text.decode("utf-8", "surrogateescape"), object_pairs_hook=tuple)
-        except (ValueError, RecursionError):
-            return
-        self._names.clear()
-        for name, _ in pairs:
-            if name == _NESTED:
-                # The first of them counts, each time.
-                nested = next(value for other, value in pairs if other == name)
-                with _converting():
-                    for inner, _ in nested:
-                        if inner in self.signature.inputs:
-                            self._check_new(inner)
-            elif name in self.signature.inputs:
-                self._check_new(name)
 
     def finished(self) -> GenerateCall:
         """The whole request."""

@@ -36,9 +36,10 @@ def choose_backend(config: Any, model_directory: Path, version: int, backend_dir
     if name in NATIVE or name == PYTHON:
         return BackendChoice(name)
     places = [model_directory / str(version) / "backend.py", model_directory / "backend.py"]
-    # The name is a client's word: it must not lead out of the folder.
-    if re.fullmatch(r"[\w.+-]+", name) and name not in (".", ".."):
-        places += [backend_directory / name / file for file in _FILES]
+    # The names are a client's words: they must not lead out of the folder.
+    files = (config.runtime,) if config.runtime else _FILES
+    if all(re.fullmatch(r"\w[\w.+-]*", word) for word in (name, *files)):
+        places += [backend_directory / name / file for file in files if file.endswith(".py")]
     for place in places:
         if place.is_file():
             return BackendChoice(PYTHON, os.path.abspath(place))

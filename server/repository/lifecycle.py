@@ -293,6 +293,8 @@ class Lifecycle:
             return self._create_ensemble(model, version, config)
         settings = backend_settings(self._options, config.backend)
         chosen = choose_backend(config, Path(directory), version, Path(self._options.backend_directory))
+        if chosen.file and not config.runtime:
+            config.runtime = Path(chosen.file).name
         interpreter = await self._interpreter(config, chosen, directory)
         if not self._options.disable_auto_complete_config:
             home = worker_name(config, chosen.name, version, "KIND_CPU", 0, 0)

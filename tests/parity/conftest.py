@@ -45,6 +45,7 @@ PYTHON_MODELS = Path(__file__).resolve().parent.parent / "python_models"
 
 SERVED = (
     *("adder", "answers", "asked", "asynchronous", "asynchronous_streams", "batched_adder", "batches", "calls", "dies", "faults", "kept"),
+    *("generate_batched", "generate_names", "generate_parameters", "generate_script", "generate_seen", "generate_unary"),
     *("logs", "measured", "no_execute", "repeater", "senders", "streams", "surroundings", "typed"),
 )
 """Those that the pair for Python models serves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from .. import oracle as real
 from ..broken_python import AUTO_COMPLETE, SOURCES, write_broken, write_model
-from ..servers import Server, start_tensorfarm, stopping
+from ..servers import SHM, Server, start_tensorfarm, stopping
 from .case import Case, check, infer, stream, tensor
 from .conftest import copy_model
 
@@ -21,6 +22,14 @@ BACKENDS = Path(__file__).resolve().parent.parent / "python_backends"
 
 COMPLETED = ("completed", "completed_streams", "weighted_configured", "weighted_bare")
 """Models that only load with auto-complete and those backends."""
+
+SHOWN = "completed_shown"
+"""A model whose reason for not loading is what its auto_complete_config() has seen."""
+
+
+PREFIX = f"tensorfarm-parity-{os.getpid()}-"
+PREFIXES = [f"--backend-config={backend},shm-region-prefix-name={PREFIX}" for backend in ("python", "weighted")]
+"""How the real server names its shared-memory objects: it leaves those of models that failed, or that it was killed with."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +40,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Serve
     write_broken(root / "broken")
     for name, source in AUTO_COMPLETE.items():
         write_model(root / "completed", name, source)
-    for name in COMPLETED:
+    for name in (*COMPLETED, SHOWN):
         copy_model(name, root / "completed" / name)
     shutil.copytree(BACKENDS, root / "backends", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "backends" / "no_model").mkdir()
@@ -39,19 +48,28 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Serve
     config = root / "completed" / "backend_without_model" / "config.pbtxt"
     config.write_text(config.read_text().replace('"python"', '"no_model"'))
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_objects)
         first, without = "--exit-on-error=false", "--disable-auto-complete-config"
         pair = [
-            real.start(root / "broken", first, without, folder=root / "broken-oracle"),
+            real.start(root / "broken", first, without, *PREFIXES, folder=root / "broken-oracle"),
             start_tensorfarm(root / "broken", first, without, folder=root / "broken-farm", wait=False),
         ]
         theirs, ours = stack.enter_context(stopping(*pair))
         _link_own_backends(theirs, root / "backends")
         backends = f"--backend-directory={root / 'backends'}"
         more = [
-            real.start(root / "completed", first, backends, folder=root / "completed-oracle"),
+            real.start(root / "completed", first, backends, *PREFIXES, folder=root / "completed-oracle"),
             start_tensorfarm(root / "completed", first, backends, folder=root / "completed-farm", wait=False),
         ]
-        yield [(theirs, ours), stack.enter_context(stopping(*more))]  # type: ignore[list-item]
+        their_second, our_second = stack.enter_context(stopping(*more))
+        yield [(theirs, ours), (their_second, our_second)]
+        theirs.kill()  # its own stop takes long
+        their_second.kill()
+
+
+def _remove_objects() -> None:
+    for path in SHM.glob(f"{PREFIX}*"):
+        path.unlink()
 
 
 def _link_own_backends(server: Server, folder: Path) -> None:
@@ -62,10 +80,11 @@ def _link_own_backends(server: Server, folder: Path) -> None:
 
 
 def _index(server: Server) -> dict[str, tuple[str, str]]:
-    """State and reason of every model. The frames of Python's own import differ from one Python to the next."""
+    """State and reason of every model, without the frames of Python's import, which differ from one Python to the next, and of pb_utils."""
     entries = server.ask("POST", "/v2/repository/index").json
     reasons = {entry["name"]: (entry["state"], entry.get("reason", "")) for entry in entries}
-    return {name: (state, re.sub(r"  <frozen importlib\S*>\(\d+\): \w+\n", "", reason)) for name, (state, reason) in reasons.items()}
+    frames = r"  (<frozen importlib\S*>|\S*/triton_python_backend_utils\.py)\(\d+\): \w+\n"
+    return {name: (state, re.sub(frames, "", reason)) for name, (state, reason) in reasons.items()}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -74,7 +93,7 @@ def test_reason(name: str, pairs: list[tuple[Server, Server]]) -> None:
     assert ours[name] == theirs[name]
 
 
-@pytest.mark.parametrize("name", [*AUTO_COMPLETE, *COMPLETED, "backend_without_model"])
+@pytest.mark.parametrize("name", [*AUTO_COMPLETE, *COMPLETED, SHOWN, "backend_without_model"])
 def test_reason_with_auto_complete(name: str, pairs: list[tuple[Server, Server]]) -> None:
     theirs, ours = map(_index, pairs[1])
     assert ours[name] == theirs[name]
@@ -98,10 +117,3 @@ LOADED = [
 def test_loaded(case: Case, pairs: list[tuple[Server, Server]]) -> None:
     theirs, ours = pairs[1]
     check(case, theirs.http_port, ours.http_port, {})
-
-
-def test_configuration_to_complete(pairs: list[tuple[Server, Server]]) -> None:
-    """What auto_complete_config() is given, and what has become of it at its end."""
-    theirs, ours = ([line for line in server.stdout.splitlines() if line.startswith("completed: ")] for server in pairs[1])
-    assert len(theirs) == 3
-    assert ours == theirs

@@ -12,9 +12,7 @@ from tensorfarm.workers.contract.status import Code, StatusError
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ('platform: "ensemble"', "is an ensemble"),
         ("sequence_batching { }", "sequence batching"),
-        ("model_transaction_policy { decoupled: true }", "is decoupled"),
     ],
 )
 def test_what_is_refused(text: str, word: str) -> None:

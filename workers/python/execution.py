@@ -138,10 +138,15 @@ class Execution:
                 result = _failed(_unanswered(requests[position], self._model.instance))
             if result is not None:
                 with self._lock:
-                    if open_request.answered:
-                        self._free(result)
-                        result = None
-                    open_request.answered = True
+                    answered, open_request.answered = open_request.answered, True
+                if answered:
+                    self._free(result)
+                    result = None
+                elif open_request.used:
+                    # Behind what its sender has sent, which goes over another socket than the batch's end.
+                    self._answered(open_request)
+                    self._speak(Respond(number, open_request.index, result, True))
+                    result = None
             results[open_request.index] = result
         # The model's arrays must have gone before it is asked which of them have not.
         response = None

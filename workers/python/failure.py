@@ -8,13 +8,14 @@ from itertools import dropwhile
 from pathlib import Path
 
 _OURS = str(Path(__file__).parent)
+_IMPORTING = "<frozen importlib"
 _WAITING = str(Path(concurrent.futures.__file__).parent)
 """Frames that wait for a coroutine's end, before those of a model begin."""
 
 
 def failure_text(error: BaseException) -> str:
     """``<type>: <text>``, then file, line and function of each of the model's frames, the innermost first."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((_OURS, _IMPORTING))]
     frames = list(dropwhile(lambda frame: frame.filename.startswith(_WAITING), frames))
     at = "".join([f"  {frame.filename}({frame.lineno}): {frame.name}\n" for frame in reversed(frames)])
     return f"{type(error).__name__}: {str(error) or '<EMPTY MESSAGE>'}" + (f"\n\nAt:\n{at}" if at else "")

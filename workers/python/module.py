@@ -48,8 +48,10 @@ def model_class(source: ModelSource, config: dict[str, Any]) -> Any:
     path = model_file(source, config)
     for name in _API_NAMES:
         sys.modules[name] = triton_python_backend_utils
-    version_directory = os.path.join(source.directory, str(source.version))
-    sys.path += [version_directory, source.directory, *([os.path.dirname(path)] if source.backend_file else [])]
+    if source.backend_file:
+        sys.path.append(os.path.dirname(path))
+    else:
+        sys.path += [os.path.join(source.directory, str(source.version)), source.directory]
     stem = os.path.splitext(os.path.basename(path))[0]
     name = stem
     if not source.backend_file:
