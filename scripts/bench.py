@@ -22,15 +22,16 @@ from benchmark.document import DocumentError, draw, fill
 from benchmark.facts import gather
 from benchmark.frameworks import BY_NAME, FRAMEWORKS, LABELS, TRITONSERVER
 from benchmark.installing import InstallError, folder_of, install, installed, version_of
-from benchmark.plot import draw_http, draw_sizes
+from benchmark.plot import draw_http, draw_python, draw_sizes
+from benchmark.python_runs import run_python
 from benchmark.results import Length, Results, read, save
-from benchmark.tables import Grid, facts_grid, http_grid, sizes_grid, targets_grid, variants_grid
+from benchmark.tables import Grid, facts_grid, http_grid, python_grid, sizes_grid, targets_grid, variants_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "BENCHMARKS.md"
 PICTURES = "scripts/benchmark/figures"
 KEPT = ROOT / PICTURES / "results.json"
-PARTS = ("targets", "http", "variants", "sizes")
+PARTS = ("targets", "http", "variants", "sizes", "python")
 MIN_COLUMNS = 130
 BUSY_SHARE = 0.05
 NO_ORACLE = 77
@@ -132,6 +133,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             results.sizes, failed = runs.run_sizes(against, sizes, length, folder, console)
         failures += failed
         remarks += results.sizes.left_out
+    if "python" in parts or arguments.what == "targets":
+        with _scratch() as folder:
+            results.python, failed = run_python(against, length, folder, console, only_targets=arguments.what == "targets")
+        failures += failed
+        remarks += results.python.targets.left_out
     _report(console, _grids(results), failures, remarks)
     if arguments.json:
         save(results, Path(arguments.json))
@@ -140,6 +146,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             draw_http(results.http, Path(arguments.plot))
         elif results.sizes:
             draw_sizes(results.sizes, Path(arguments.plot))
+        elif results.python:
+            draw_python(results.python, Path(arguments.plot))
     if publishing:
         save(results, KEPT)
         _publish(results, console)
@@ -161,6 +169,8 @@ def _grids(results: Results) -> list[Grid]:
         grids.append(sizes_grid(results.sizes))
     if results.variants:
         grids.append(variants_grid(results.variants))
+    if results.python:
+        grids += [python_grid(results.python), targets_grid(results.python.targets)]
     if results.targets:
         grids.append(targets_grid(results.targets))
     return grids
@@ -182,9 +192,10 @@ def parser() -> argparse.ArgumentParser:
     http = what.add_parser("http", help="small requests: add_sub INT32[16], batch size 1")
     sizes = what.add_parser("sizes", help="identity FP32 from 1 KiB to 64 MiB as JSON, binary and through shared memory")
     variants = what.add_parser("variants", help="the other servers in every way in which they were set up")
-    targets = what.add_parser("targets", help="what the front door was meant to reach, met or missed")
+    python = what.add_parser("python", help="Python models: small, 16 MiB in and out, calls between models, streams")
+    targets = what.add_parser("targets", help="what the front door and Python models were meant to reach, met or missed")
     publish = what.add_parser("publish", help="all of it; makes the tables and pictures of BENCHMARKS.md anew")
-    for one in (http, sizes, variants, targets, publish):
+    for one in (http, sizes, variants, python, targets, publish):
         one.add_argument("--seconds", type=float, default=3.0, help="length of one measurement (default: %(default)s)")
         one.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts (default: %(default)s)")
         names = f"all, or some of {TRITONSERVER},{','.join(BY_NAME)}, or none (default: those that are installed)"
@@ -194,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     for one, default in ((http, runs.SMALL), (variants, (1, 32))):
         levels = ",".join(map(str, default))
         one.add_argument("--concurrency", default=levels, help="connections, each with one request at a time (default: %(default)s)")
-    for one in (http, sizes):
+    for one in (http, sizes, python):
         one.add_argument("--plot", metavar="FILE.png", help="draw them too")
     sizes.add_argument("--largest", type=int, default=64, metavar="MIB", help="largest tensor (default: %(default)s)")
     publish.add_argument("--parts", default=",".join(PARTS), help="only some: the others stay as they are (default: %(default)s)")

@@ -45,6 +45,9 @@ from .tables import backend_table, model_table, option_rows, option_table, termi
 
 _STDOUT, _STDERR = 1, 2
 
+UNLOAD_SECS = 2.0
+"""How long models have to clean up at the end, however little of the exit timeout is left."""
+
 LAST_WORDS_SECS = 0.05
 """How long the answers to abandoned requests have to leave before their connections are cut."""
 
@@ -243,6 +246,7 @@ class Server:
         self.lifecycle.stop_accepting()
         self._log.info("All models are stopped, unloading models")
         self._log.info(f"Timeout {left}: Found {self.lifecycle.live_count()} live models and 0 in-flight non-inference requests")
+        await self.lifecycle.unload_all(max(UNLOAD_SECS, left))
         return 0
 
     async def _wait_quiet(self, longest_secs: float) -> None:

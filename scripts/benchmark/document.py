@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .plot import draw_http, draw_sizes
+from .plot import draw_http, draw_python, draw_sizes
 from .results import Results
-from .tables import facts_grid, http_grid, sizes_grid, targets_grid, variants_grid
+from .tables import facts_grid, http_grid, python_grid, sizes_grid, targets_grid, variants_grid
 
 BEGIN = "<!-- measured: written by ./scripts/bench publish -->"
 END = "<!-- /measured -->"
@@ -36,6 +36,10 @@ def fill(text: str, results: Results, pictures: str) -> str:
     if results.sizes:
         parts += ["## Tensors of growing size", f"![Time a request by size]({pictures}/sizes.png)", sizes_grid(results.sizes).markdown()]
         parts += [f"* {line}" for line in results.sizes.left_out]
+    if results.python:
+        parts += ["## Python models", f"![How many times tritonserver's rate]({pictures}/python.png)"]
+        parts += [targets_grid(results.python.targets).markdown(), *(f"* {line}" for line in results.python.targets.left_out)]
+        parts += [python_grid(results.python).markdown()]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(part.rstrip("\n") for part in parts) + f"\n\n{END}{after}"
 
 
@@ -45,3 +49,5 @@ def draw(results: Results, folder: Path) -> None:
         draw_http(results.http, folder / "http.png")
     if results.sizes:
         draw_sizes(results.sizes, folder / "sizes.png")
+    if results.python:
+        draw_python(results.python, folder / "python.png")

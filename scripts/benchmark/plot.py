@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from .frameworks import LABELS, TENSORFARM, TRITONSERVER
-from .results import Figures, Http, Sizes
+from .results import Figures, Http, Python, Sizes
 from .tables import size_name
 
 _COLOURS = {
@@ -78,6 +78,30 @@ def draw_sizes(sizes: Sizes, path: Path) -> None:
     axis.set_xticks([kib << 10 for kib in _TICKS_KIB], [size_name(kib << 10) for kib in _TICKS_KIB])
     axis.legend(frameon=False, fontsize=8)
     figure.suptitle("identity FP32 over HTTP, one client", fontsize=11)
+    _save(figure, path)
+
+
+def draw_python(python: Python, path: Path) -> None:
+    """A bar for each thing asked: how many times tritonserver's rate tensorfarm's is, and a mark where it was meant to be."""
+    rates = {(row.contender, row.work, row.clients): row.figures.requests_per_second for row in python.rows}
+    asked = [(work, clients) for name, work, clients in rates if name == TENSORFARM and (TRITONSERVER, work, clients) in rates]
+    ratios = [rates[TENSORFARM, *one] / rates[TRITONSERVER, *one] for one in asked]
+    named = [f"{work}, {clients} client{'s' if clients > 1 else ''}" for work, clients in asked]
+    figure, (axis,) = _subplots(1, (8, 1.2 + 0.32 * len(asked)))
+    axis.barh(named, ratios, color=_COLOURS[TENSORFARM], height=0.6)
+    for place, value in enumerate(ratios):
+        axis.annotate(f"{value:.2f}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    for row in python.targets.rows:
+        if row.work in named:
+            place = named.index(row.work)
+            axis.plot([row.target, row.target], [place - 0.4, place + 0.4], color="#333333", linewidth=2)
+    axis.axvline(1, color=_COLOURS[TRITONSERVER], linewidth=1.4)
+    axis.set_xlim(0, 1.12 * max([1.0, *ratios]))
+    axis.invert_yaxis()
+    axis.set_title("requests/s of Python models, times tritonserver's (line: target)", fontsize=10)
+    axis.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
     _save(figure, path)
 
 

@@ -15,7 +15,7 @@ from .measuring import Case, Entrant, Rounds, checked
 from .progress import steps
 from .python_workload import LARGE_BYTE_SIZE, STREAM_LENGTH, TINY_BYTE_SIZE, hop, plus_one, plus_one_binary, python_repository, stream
 from .regions import Regions, shared_regions
-from .results import Length, Python, PythonRow, TargetRow
+from .results import Length, Python, PythonRow, TargetRow, Targets
 from .workload import Ask, add_sub_v2_binary, tensor
 
 _SERVERS = {TENSORFARM: tensorfarm, TRITONSERVER: tritonserver}
@@ -88,4 +88,4 @@ def run_python(
             targets.append(TargetRow(item.says, LABELS[TRITONSERVER], "requests/s", *rates, item.target, item.stretch))
         else:
             left_out.append(f"{item.says}: {LABELS[TRITONSERVER]} was not measured")
-    return Python(length, rows, measured.memory, targets, left_out), measured.failures
+    return Python(length, rows, measured.memory, Targets(length, targets, left_out)), measured.failures

@@ -134,13 +134,12 @@ class PythonRow(msgspec.Struct, frozen=True):
 
 
 class Python(msgspec.Struct, frozen=True):
-    """Python models, what they were meant to reach, and why some of that is not there; ``memory`` has bytes by server, after the load."""
+    """Python models, and what they were meant to reach; ``memory`` has bytes by server, after the load."""
 
     length: Length
     rows: list[PythonRow]
     memory: dict[str, int]
-    targets: list[TargetRow]
-    left_out: list[str]
+    targets: Targets
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -136,11 +136,11 @@ _PYTHON = ("p50 ms", "CPU µs")
 _WHO = ("ours", "theirs")
 
 
-def targets_grid(targets: Targets | Python) -> Grid:
+def targets_grid(targets: Targets) -> Grid:
     """Every row with what it should be and whether it is."""
     columns = ["work", "against", "in", "tensorfarm", "theirs", "ratio", "target", "result"]
     grid = Grid(f"What was aimed at; {targets.length}", columns, frozenset({"work", "against", "in", "target", "result"}))
-    for row in targets.targets if isinstance(targets, Python) else targets.rows:
+    for row in targets.rows:
         cells = [row.work, row.against, row.unit, _plain(row.ours), _plain(row.theirs), f"{row.ratio:.2f}"]
         grid.rows.append([*cells, _target(row), _result(row)])
     return grid

@@ -40,6 +40,7 @@ from .ensemble_members import is_ensemble
 from .ensembles import METRICS_VERSION, check_ensemble, ensemble_labels, ensembles_of, members_of, plan_ensemble, refused_at_once
 from .labels import read_labels
 from .layout import NoVersion, chosen_versions, present_versions, scan
+from .normalization import normalize_instance_groups
 from .preparation import finish_config, merge_completed, read_config
 from .version import Model, ModelVersion, State, VersionSlot
 
@@ -296,6 +297,9 @@ class Lifecycle:
         if chosen.file and not config.runtime:
             config.runtime = Path(chosen.file).name
         interpreter = await self._interpreter(config, chosen, directory)
+        if chosen.name == PYTHON:
+            # What the model is shown for completion has its instances.
+            normalize_instance_groups(config, ())
         if not self._options.disable_auto_complete_config:
             home = worker_name(config, chosen.name, version, "KIND_CPU", 0, 0)
             inspect = Inspect(0, chosen.name, directory, version, document(config), settings, True, chosen.file)
@@ -407,8 +411,7 @@ class Lifecycle:
         else:
             served.ensemble.when_idle(lambda: idle.set_result(None))
         await idle
-        for worker in served.workers:
-            await self.farm.unload(worker, served.number)
+        await asyncio.gather(*[self.farm.unload(worker, served.number) for worker in served.workers])
         for instance in served.instances:
             served.scheduler.instance_down(instance)
             del self._instances[instance.number]
@@ -421,6 +424,16 @@ class Lifecycle:
         """Refuse new requests; those already taken are finished."""
         for served in self._loads.values():
             served.stop()
+
+    async def unload_all(self, timeout_secs: float) -> None:
+        """Unload everything once nothing is in flight, so that models can clean up; what takes longer is cut short by the farm's end."""
+        unloading = [asyncio.ensure_future(self._remove(served)) for served in list(self._loads.values())]
+        if unloading:
+            _, late = await asyncio.wait(unloading, timeout=timeout_secs)
+            for task in late:
+                task.cancel()
+            if late:
+                self._log.warning(f"{len(late)} model versions were not unloaded within {timeout_secs:g} s")
 
     def abandon(self, error: StatusError) -> None:
         """Answer everything that is still in flight with ``error``."""

@@ -13,6 +13,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
+from tensorfarm.server.dispatch.request import Request
 from tensorfarm.server.http.exchange import Answer, Cancel, Reply, Stream, StreamingRequest
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
@@ -549,3 +550,24 @@ def test_a_client_that_goes_while_a_long_response_is_written() -> None:
             service.end(request)
 
     run(scenario)
+
+
+def test_http2_client_that_has_no_time_to_take_anything() -> None:
+    """All responses come at once, before any of them could be sent: too much is too much."""
+    service = generating()
+
+    def answer(request: Request) -> None:
+        for _ in range(4):
+            service.text(request, "x" * MIB)
+        service.end(request)
+
+    service.on_submit = answer
+
+    async def scenario() -> None:
+        async with over_http2(service, Limits(stream_unsent_byte_size=2 * MIB)) as (_, client):
+            assert (await client.post(STREAM, json={"IT": "a"})).status_code == 500
+        async with over_http2(service, Limits(stream_unsent_byte_size=4 * MIB)) as (_, client):
+            assert (await client.post(STREAM, json={"IT": "a"})).content == event("x" * MIB) * 4
+
+    run(scenario)
+    assert service.nothing_held()

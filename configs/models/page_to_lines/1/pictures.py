@@ -1,0 +1,1 @@
+../../image_decoder/1/pictures.py
