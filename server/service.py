@@ -139,7 +139,12 @@ class Service:
         if regions:
             self._hold(request, tuple(regions))
         try:
-            self._enter(version, request)
+            if version.ensemble is not None:
+                version.ensemble.submit(request, time.monotonic_ns())
+            elif request.caller:
+                self._dispatcher.submit_awaited(version.scheduler, request)
+            else:
+                self._dispatcher.submit(version.scheduler, request)
         except StatusError:
             self.regions.release(request.regions)
             raise
@@ -150,12 +155,6 @@ class Service:
             self._dispatcher.submit(version.scheduler, request)
         else:
             version.ensemble.submit(request, time.monotonic_ns())
-
-    def _enter(self, version: ModelVersion, request: Request) -> None:
-        if request.caller and version.ensemble is None:
-            self._dispatcher.submit_awaited(version.scheduler, request)
-        else:
-            self.submit_checked(version, request)
 
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
         self.regions.hold(regions)

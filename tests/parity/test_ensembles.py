@@ -18,7 +18,7 @@ from ..ensembles import Member, Step, TestEnsemble, write_ensembles, write_membe
 from ..model_repository import TestTensor
 from ..servers import Server, metric, start_tensorfarm, stopping, wait_until
 from ..wire import compact, exchange
-from .case import Case, Difference, check, infer, tensor
+from .case import Case, check, infer, tensor
 
 DECOUPLED = "model_transaction_policy { decoupled: true }"
 
@@ -156,6 +156,12 @@ def _named(reply: Any) -> Any:
     return {**reply, "outputs": {output["name"]: output for output in reply["outputs"]}}
 
 
+def _without_newer(config: Any) -> Any:
+    """A configuration, members in order, without what releases after 24.10 have in it."""
+    config["ensemble_scheduling"].pop("max_inflight_requests", None)
+    return [(name, json.dumps(value)) for name, value in config.items()]
+
+
 def _ask(title: str, model: str, shape: list[int], first: int = 0, more: dict[str, list[int]] | None = None, **content: Any) -> Case:
     """An inference with X (and more inputs) counting from ``first``."""
     shapes = {"X": shape, **(more or {})}
@@ -191,6 +197,7 @@ CASES = [
     _ask("a batch of one, put before and taken away", "e_split", [4]),
     *(_ask(f"a batch of {size} as a dim", "e_whole", [size, 4]) for size in (1, 3)),
     *(_ask(f"a batch of {size} as a dim and back", "e_mid", [size, 4]) for size in (1, 3)),
+    infer("a member's reshape by itself", "shaped", {"inputs": [tensor("IN", "INT32", [2, 2], [1, 2, 3, 4])]}),
     _ask("a member's reshape", "e_shaped", [2, 2]),
     _ask("the ensemble's reshape", "e_reshape", [2, 2]),
     _ask("a step refuses", "e_wild", [5], id="q"),
@@ -220,37 +227,24 @@ CASES = [
     _ask("a version", "e_version", [4]),
     _ask("declared decoupled", "e_declared", [4]),
     _ask("decoupled", "e_flow", [1]),
-    _ask("an unknown input", "e_chain", [4], more={"W": [4]}),
     _ask("another shape", "e_chain", [5]),
     _ask("an unknown output", "e_chain", [4], outputs=[{"name": "T"}]),
     _ask("a refused ensemble", "r_type", [4]),
     infer("no inputs", "e_chain", {"inputs": []}),
+    *(Case(f"metadata of {model}", "GET", f"/v2/models/{model}") for model in ("e_chain", "e_flow", "e_nest_batch")),
     *(
-        Case(f"{path} of {model}", "GET", f"/v2/models/{model}{path}")
+        Case(f"config of {model}", "GET", f"/v2/models/{model}/config", rewrite=_without_newer)
         for model in ("e_chain", "e_flow", "e_declared")
-        for path in ("", "/config")
     ),
     *(Case(f"{path} of a refused one", "GET", f"/v2/models/r_type{path}") for path in ("", "/config", "/ready", "/stats")),
     Case("ready", "GET", "/v2/models/e_nest/ready"),
 ]
 
-NEWER = b',"max_inflight_requests":0'
-"""What releases after 24.10 have in the configuration of an ensemble."""
-
-DIFFERENCES = {
-    "an unknown input": Difference(
-        "the real one lists the inputs in the order of a hash table",
-        400,
-    ),
-}
-
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_requests(case: Case, pair: tuple[Server, Server]) -> None:
     theirs, ours = pair
-    if case.id == "an unknown input" and case.send(theirs.http_port).body == case.send(ours.http_port).body:
-        return
-    check(case, theirs.http_port, ours.http_port, DIFFERENCES)
+    check(case, theirs.http_port, ours.http_port, {})
 
 
 def _events(port: int, model: str, value: int) -> list[Any]:
@@ -272,13 +266,6 @@ def test_a_stream_that_fails(pair: tuple[Server, Server]) -> None:
     theirs, ours = (_events(server.http_port, "e_flow_fail", 3) for server in pair)
     assert ours[-1] == theirs[-1] == {"error": "in ensemble 'e_flow_fail', no more"}
     assert len(ours) <= 3
-
-
-def test_a_part_of_a_streams_outputs(pair: tuple[Server, Server]) -> None:
-    """The real one gives no response at all where a decoupled ensemble is not asked for all of its outputs."""
-    body = compact({"X": [2]})
-    replies = [exchange(server.http_port, "POST", "/v2/models/e_flow_two/generate_stream", body) for server in pair]
-    assert all(reply.status == 200 for reply in replies)
 
 
 def _entry(port: int, model: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from ..ensembles import Step, TestEnsemble, write_ensembles
 from ..model_repository import BATCHED, CLASSES, IDENTITIES, PLAIN, SIMPLE, SPIN, Flavour, TestTensor, write_repository
 from ..servers import Server, metric, run_tensorfarm, tensorfarm, wait_until
 from ..wire import compact, exchange
+from .spinning import Asked
 
 ISOLATED = 'parameters { key: "isolate" value { string_value: "true" } }'
 WIDE = 1 << 18
@@ -270,6 +273,29 @@ def test_metadata_and_configuration(server: Server) -> None:
     assert config["backend"] == ""
     assert config["model_transaction_policy"] == {"decoupled": False}
     assert server.model_ready("chain")
+
+
+def test_a_worker_that_dies_under_a_step(server: Server) -> None:
+    """The ensemble's client hears of it as of any error of a step, and the next one is served again."""
+    asked = Asked(
+        server, "/v2/models/slow/infer", compact({"inputs": [{"name": "X", "shape": [1], "datatype": "INT64", "data": [200_000]}]})
+    )
+    cores = {pid: _ticks(pid) for pid in server.workers()}
+    wait_until(lambda: max(_ticks(pid) - cores[pid] for pid in cores) > 10, "a worker to be busy")
+    busy = max(cores, key=lambda pid: _ticks(pid) - cores[pid])
+    os.kill(busy, signal.SIGKILL)
+    reply = asked.result()
+    assert reply.status == 503
+    assert reply.json["error"].startswith("in ensemble 'slow', ")
+    wait_until(lambda: server.model_ready("slow"), "the ensemble to be ready again", 30.0)
+    a = np.arange(16, dtype=np.int32)
+    np.testing.assert_array_equal(_arrays(server, "tree", {"A": a, "B": a})["TWICE_A"], 2 * a)
+
+
+def _ticks(pid: int) -> int:
+    """The processor time that a process has used, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_ensembles_that_cannot_be(tmp_path: Path) -> None:

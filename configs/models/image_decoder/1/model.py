@@ -2,8 +2,8 @@
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from PIL import Image
 from pictures import PictureError, opened
+from PIL import Image
 
 SIDE = 224
 # the network was trained on the middle of its pictures: 7/8 of their shorter side

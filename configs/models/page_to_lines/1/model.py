@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from boxes import text_boxes
-from PIL import Image
 from pictures import PictureError, opened
+from PIL import Image
 
 # the detector is at its best where a page's shorter side has some 700 pixels
 SHORT_SIDE, LONG_SIDE, MULTIPLE = 736, 2016, 32
