@@ -26,6 +26,9 @@ from .farm.worker_process import WorkerProcess
 from .log import Log
 from .service import Service
 
+_DIGITS = 18
+"""Of a version: more do not fit into 64 bits."""
+
 
 class ModelTalk:
     """Hears what comes, and replies to questions."""
@@ -80,7 +83,7 @@ class ModelTalk:
 
     def _ready(self, question: AskReady) -> bool:
         version = question.version
-        if version and not (version.isascii() and version.isdigit()):
+        if version and not (version.isascii() and version.isdigit() and len(version) <= _DIGITS):
             raise invalid(
                 f"failed to get model version from specified version string '{version}' (details: stol), "
                 "version should be an integral value > 0"

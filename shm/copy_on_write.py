@@ -20,6 +20,7 @@ import numpy as np
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 _PAGE = mmap.PAGESIZE
+_MADV_POPULATE_WRITE = 23
 _IN_MEMORY = np.uint64(3 << 62)
 """Of a pagemap entry: the page is in memory, or in the swap."""
 _OF_FILE = np.uint64(1 << 61)
@@ -39,7 +40,7 @@ class Taken:
 class PrivatePages:
     """``byte_size`` bytes of a memory object from ``offset`` on, mapped copy-on-write. Raises OSError where it cannot be mapped.
 
-    Parts in use at the same time may share pages at their edges, nothing more. One thread at a time.
+    One thread at a time.
     """
 
     def __init__(self, fd: int, offset: int, byte_size: int) -> None:
@@ -49,13 +50,30 @@ class PrivatePages:
         self._view = memoryview(self._map)
         self._first_page = int(np.frombuffer(self._view, np.uint8, 1).ctypes.data) // _PAGE
         self._edges: Counter[int] = Counter()
+        self._in_use: set[Taken] = set()
+
+    def clear(self, offset: int, byte_size: int) -> bool:
+        """Can these bytes be taken, and are they their owner's?
+
+        Not where a part in use holds any of them: one would see what is written to the other. Nor where they begin or end on a
+        page which a neighbour in use has written to: it is a copy from before the owner wrote them.
+        """
+        start = self._lead + offset
+        if any(start < taken.offset + taken.byte_size and taken.offset < start + byte_size for taken in self._in_use):
+            return False
+        return not any(self._edges[page] > 0 and len(self._changed(page, page + 1)) for page in _edges(start, byte_size))
 
     def take(self, offset: int, byte_size: int) -> tuple[Bytes, Taken]:
-        """An array over the bytes at ``offset``, writable, and what ``give_back`` takes once the array should have gone."""
+        """An array over the bytes at ``offset``, writable, and what ``give_back`` takes once the array should have gone.
+
+        For bytes that are ``clear``.
+        """
         start = self._lead + offset
         array = np.frombuffer(self._view[start : start + byte_size], np.uint8)
         self._edges.update(_edges(start, byte_size))
-        return array, Taken(self, start, byte_size, weakref.ref(array))
+        taken = Taken(self, start, byte_size, weakref.ref(array))
+        self._in_use.add(taken)
+        return array, taken
 
     def give_back(self, taken: Taken) -> bool:
         """End the use of a part: what was written to it is forgotten. Called before its owner may change the bytes.
@@ -65,9 +83,10 @@ class PrivatePages:
         """
         edges = _edges(taken.offset, taken.byte_size)
         self._edges.subtract(edges)
+        self._in_use.discard(taken)
         array = taken.array()
         if array is not None:
-            _own(array)
+            self._own(array, taken)
             return False
         end = taken.offset + taken.byte_size
         first, last = taken.offset // _PAGE, -(-end // _PAGE)
@@ -78,6 +97,16 @@ class PrivatePages:
         for start, stop in _runs(self._changed(first, last), shared):
             self._map.madvise(mmap.MADV_DONTNEED, start * _PAGE, (stop - start) * _PAGE)
         return True
+
+    def _own(self, array: Bytes, taken: Taken) -> None:
+        """Have the kernel copy every page under an array, whose holder may be writing to it just now."""
+        start = taken.offset // _PAGE * _PAGE
+        try:
+            self._map.madvise(_MADV_POPULATE_WRITE, start, taken.offset + taken.byte_size - start)
+        except OSError:
+            # A kernel older than 5.14: write to each page what it holds.
+            for part in (array[:1], array[-array.ctypes.data % _PAGE :: _PAGE]):
+                part[...] = part.copy()
 
     def untouched(self, offset: int, byte_size: int) -> bool:
         """Are these bytes, as this process sees them, still the owner's?"""
@@ -118,12 +147,6 @@ def _runs(pages: np.ndarray[Any, np.dtype[np.intp]], without: list[int]) -> list
         else:
             runs.append((page, page + 1))
     return runs
-
-
-def _own(array: Bytes) -> None:
-    """Have the kernel copy every page under an array, by writing to each what it holds."""
-    for part in (array[:1], array[-array.ctypes.data % _PAGE :: _PAGE]):
-        part[...] = part.copy()
 
 
 @cache

@@ -14,6 +14,7 @@ from . import lifeline
 from .channel import ControlChannel, InstanceChannel, VoiceChannel, new_context
 from .main_thread import MainThread
 from .memory import WorkerMemory
+from .thread import WorkerThread, end_with_ours
 from .worker import Worker
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     # ONNX Runtime's wheels report to their maker from the moment of their import unless told otherwise.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     lifeline.die_with_server()
-    threading.excepthook = _end
+    threading.excepthook = end_with_ours
     link = socket.socket(fileno=arguments.lifeline)
     greeting = lifeline.greeted(link)
     arena = Arena(arguments.arena_number, arguments.arena, arguments.resident_byte_size)
@@ -41,7 +42,7 @@ def main() -> None:
     main_thread = MainThread()
     worker = Worker(voice, lambda: InstanceChannel(context, greeting.endpoint), memory, main_thread, greeting.token)
     lifeline.watch(link, worker.handle_lifeline)
-    threading.Thread(target=_serve, args=(control, greeting.token, worker), name="control", daemon=True).start()
+    WorkerThread(lambda: _serve(control, greeting.token, worker), "control").start()
     try:
         main_thread.serve()
     except BaseException:
@@ -64,14 +65,6 @@ def _serve(control: ControlChannel, token: bytes, worker: Worker) -> None:
     finally:
         # Exit handlers could hang on instances that still run.
         os._exit(code)
-
-
-def _end(failure: threading.ExceptHookArgs) -> None:
-    """A thread that ends by itself, ``sys.exit`` in a model included, leaves work that nobody does: the server starts anew."""
-    print(f"thread '{'' if failure.thread is None else failure.thread.name}' has ended:", file=sys.stderr)
-    traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
-    sys.stderr.flush()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import io
 import re
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ WHAT_RUNS_ANYWHERE = ("workers.__main__", "workers.backends.python")
 
 def main() -> None:
     """Run a worker."""
+    # What a model prints goes to the server's log line by line, not when a buffer is full.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     # Python puts a script's folder in front.
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != _FOLDER]
     package = ModuleType(_PACKAGE)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .backends.backend import Runner
 from .channel import InstanceChannel
 from .contract.messages import Execute, InstanceReady
+from .thread import WorkerThread
 
 
 class Instance:
@@ -28,7 +29,7 @@ class Instance:
     def start(self) -> None:
         """Begin to take batches."""
         if self._runner.main is None:
-            threading.Thread(target=self._run, name=self.name, daemon=True).start()
+            WorkerThread(self._run, self.name).start()
         else:
             self._runner.main.start(self._run)
 

@@ -11,7 +11,6 @@ import ctypes
 import os
 import signal
 import socket
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from .contract.messages import Greeting, LifelineMessage
+from .thread import WorkerThread
 
 MAX_MESSAGE_BYTE_SIZE = 4096
 
@@ -71,7 +71,7 @@ def watch(lifeline: socket.socket, handle: Callable[[LifelineMessage, int | None
             # Nobody is left to answer to; exit handlers could hang on instances that still run.
             os._exit(code)
 
-    threading.Thread(target=run, name="lifeline", daemon=True).start()
+    WorkerThread(run, "lifeline").start()
 
 
 def die_with_server() -> None:

@@ -31,6 +31,7 @@ class WorkerMemory:
         self._descriptors: dict[tuple[str, int], int] = {("arena", arena.number): arena.fd}
         self._extents: dict[int, tuple[int, int]] = {}
         self._copy_on_write = False
+        self._forget: Callable[[type[Placement], int], None] = lambda kind, number: None
         self._lock = threading.Lock()
         self._parts: dict[int, int] = {}
         self._part_counts: dict[int, int] = {}
@@ -75,16 +76,25 @@ class WorkerMemory:
             if not self._attached.wait_for(there, ATTACH_TIMEOUT_SECS):
                 raise unavailable("a shared memory region did not reach the worker in time")
 
-    def use_copy_on_write(self) -> None:
-        """Have ``private_pages`` work for the regions that come from now on."""
+    def use_copy_on_write(self, forget: Callable[[type[Placement], int], None]) -> None:
+        """Have ``private_pages`` work for the regions that come from now on.
+
+        ``forget`` is told when an arena (as ``Lease``) or a region (as ``Span``) has gone.
+        """
         self._copy_on_write = True
+        self._forget = forget
 
     def private_pages(self, place: Lease | Span) -> PrivatePages:
-        """A copy-on-write mapping of the whole arena or region that holds a placement which ``view`` has found to be there."""
-        if isinstance(place, Lease):
-            fd = self._descriptors["arena", place.arena]
-            return PrivatePages(fd, 0, os.fstat(fd).st_size)
-        return PrivatePages(self._descriptors["region", place.region], *self._extents[place.region])
+        """A copy-on-write mapping of the whole arena or region that holds a placement. Raises StatusError where it has gone."""
+        # Under the lock: the number of a descriptor that has been closed may be another's by now.
+        with self._attached:
+            try:
+                if isinstance(place, Lease):
+                    fd = self._descriptors["arena", place.arena]
+                    return PrivatePages(fd, 0, os.fstat(fd).st_size)
+                return PrivatePages(self._descriptors["region", place.region], *self._extents[place.region])
+            except KeyError:
+                raise unavailable(_GONE if isinstance(place, Lease) else "a shared memory region has gone") from None
 
     def adopt(self, number: int, fd: int | None) -> None:
         """Map another process's arena for reading, and take its descriptor over.
@@ -105,6 +115,7 @@ class WorkerMemory:
             fd = self._descriptors.pop(("arena", number), None)
         if fd is not None:
             os.close(fd)
+        self._forget(Lease, number)
 
     def attach(self, number: int, fd: int | None, offset: int, byte_size: int) -> None:
         """Map a client's region and close ``fd``. What is wrong with it is told to the requests that use it.
@@ -138,6 +149,7 @@ class WorkerMemory:
             fd = self._descriptors.pop(("region", number), None)
         if fd is not None:
             os.close(fd)
+        self._forget(Span, number)
 
     def reserve(self, byte_size: int) -> Lease:
         """A block of the worker's own arena. Raises StatusError UNAVAILABLE when it is full."""

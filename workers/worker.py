@@ -41,6 +41,7 @@ from .contract.status import StatusError, internal, invalid
 from .instance import Instance
 from .main_thread import MainThread
 from .memory import WorkerMemory
+from .thread import WorkerThread
 
 BACKENDS = {"onnxruntime": ".backends.onnxruntime", "python": ".backends.python"}
 """The module of each backend; each has a ``backend(surroundings)`` that makes its ``Backend``."""
@@ -122,7 +123,7 @@ class Worker:
                 answer = Failed(task, Fault(internal("").code, f"the backend failed with {type(error).__name__}"))
             self._voice.send(answer)
 
-        threading.Thread(target=run, name=f"task-{task}", daemon=True).start()
+        WorkerThread(run, f"task-{task}").start()
 
     def _backend(self, name: str) -> Backend:
         with self._backends_lock:

@@ -319,7 +319,7 @@ class Ensemble:
         plan = self.plan
         outputs: list[Tensor] = []
         sources: list[Source] = []
-        owners: dict[Lease, Response] = {}
+        owners: dict[Lease, Source] = {}
         belonging = None
         for name in run.selection.outputs:
             value = wave.values[name]
@@ -333,7 +333,7 @@ class Ensemble:
             else:
                 sources.append(value.source)
                 if type(place) is Lease:
-                    owners[place] = value.source.response
+                    owners[place] = value.source
             spec = plan.outputs[name]
             shape = fitted(tensor.shape, value.batched, spec.dims if spec.reshape is None else spec.reshape, plan.batching)
             if spec.reshape is not None:

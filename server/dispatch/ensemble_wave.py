@@ -56,16 +56,19 @@ class ComputeTimes:
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """A step's response and how many uses of its tensors are still to end; it is released after the last."""
+    """A step's response and how many uses of its tensors are still to end; it is released, and forgotten, after the last."""
 
-    response: Response
+    response: Response | None
     uses: int
 
     def drop(self, uses: int = 1) -> None:
         """Some uses have ended."""
         self.uses -= uses
-        if self.uses == 0:
-            self.response.release()
+        response = self.response
+        if self.uses == 0 and response is not None:
+            # It knows its request, that the step, that the wave, and that knows this.
+            self.response = None
+            response.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -134,14 +137,14 @@ class Lent:
     """The memory of an ensemble's response: it lies in responses of steps. One use of each entry of ``sources`` ends with it."""
 
     sources: Sequence[Source]
-    owners: dict[Lease, Response]
+    owners: dict[Lease, Source]
 
     def view(self, lease: Lease) -> memoryview:
         """The bytes of an output."""
-        owner = self.owners[lease]
-        if owner.arena_view is None:
+        response = self.owners[lease].response
+        if response is None or response.arena_view is None:
             raise TypeError("a lease without an arena")
-        return owner.arena_view(lease)
+        return response.arena_view(lease)
 
     def release(self, leases: list[Lease]) -> None:
         """The outputs are no longer needed."""

@@ -38,10 +38,13 @@ class WaitGraph:
 
     def remove(self, request: Request) -> None:
         """The request has ended."""
-        waits = self._waits[request.caller]
-        del waits[request]
-        if not waits:
+        waits = self._waits.get(request.caller, {})
+        if waits.pop(request, None) is not None and not waits:
             del self._waits[request.caller]
+
+    def forget(self, instance: int) -> None:
+        """An instance has gone, and nobody waits for what it has asked: once it is back, it waits for nothing."""
+        self._waits.pop(instance, None)
 
     def circle(self, request: Request) -> bool:
         """Does a request wait, in the end, for the very instance that made it wait, or for others that wait in a circle?"""

@@ -276,7 +276,7 @@ class Farm:
     def recall(self, batch: PlannedBatch, index: int) -> None:
         """Tell a batch's worker that nobody waits for one of its requests any more."""
         process = self._seat_of_instance[batch.instance.number].process
-        if process is not None:
+        if process is not None and process.returncode is None:
             process.send(Cancel(batch.number, index))
 
     def share(self, arena: int, process: WorkerProcess) -> None:

@@ -1,191 +1,20 @@
-"""Ensembles under a virtual clock: members are lists of requests that the test answers when it likes."""
+"""Ensembles under a virtual clock, one situation at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tensorfarm.server.dispatch.ensemble import Ensemble
-from tensorfarm.server.dispatch.ensemble_plan import fitted, plan_of
-from tensorfarm.server.dispatch.request import EndMark, Request, Response
-from tensorfarm.server.statistics import FailureReason, VersionStatistics
+from tensorfarm.server.dispatch.ensemble_plan import fitted
+from tensorfarm.server.dispatch.request import EndMark, Response
+from tensorfarm.server.statistics import FailureReason
 from tensorfarm.shm.placement import Inline, Lease, Span
-from tensorfarm.workers.contract.configuration import ModelConfig
-from tensorfarm.workers.contract.messages import Done, RequestBody, RequestContext, Tensor, WantedOutput
-from tensorfarm.workers.contract.signature import Signature, signature_of
+from tensorfarm.workers.contract.messages import Done, RequestContext, Tensor, WantedOutput
 from tensorfarm.workers.contract.status import Code, StatusError, invalid, unavailable
 
-INT32 = 8
-CONTENT = memoryview(bytes(16))
-
-
-def model(
-    name: str, inputs: list[str], outputs: list[str], dims: tuple[int, ...] = (4,), max_batch_size: int = 0, decoupled: bool = False
-) -> Signature:
-    config = ModelConfig(name=name, max_batch_size=max_batch_size)
-    for tensors, names in ((config.input, inputs), (config.output, outputs)):
-        for tensor in names:
-            tensors.add(name=tensor, data_type=INT32, dims=dims)
-    config.model_transaction_policy.decoupled = decoupled
-    return signature_of(config)
-
-
-def step(member: str, inputs: dict[str, str], outputs: dict[str, str], version: int = -1) -> dict[str, Any]:
-    return {"model_name": member, "model_version": version, "input_map": inputs, "output_map": outputs}
-
-
-def ensemble_config(
-    steps: list[dict[str, Any]],
-    inputs: list[str],
-    outputs: list[str],
-    dims: tuple[int, ...] = (4,),
-    max_batch_size: int = 0,
-    max_inflight: int = 0,
-) -> Any:
-    config = ModelConfig(name="E", platform="ensemble", max_batch_size=max_batch_size)
-    for one in steps:
-        config.ensemble_scheduling.step.add(**one)
-    config.ensemble_scheduling.max_inflight_requests = max_inflight
-    for tensors, names in ((config.input, inputs), (config.output, outputs)):
-        for tensor in names:
-            tensors.add(name=tensor, data_type=INT32, dims=dims)
-    return config
-
-
-class Asked:
-    """A step's request as its member got it."""
-
-    def __init__(self, member: str, version: int, request: Request) -> None:
-        self.member = member
-        self.version = version
-        self.request = request
-        self.cancelled = 0
-        self.over = False
-
-    def inputs(self) -> dict[str, Tensor]:
-        return {tensor.name: tensor for tensor in self.request.body.inputs}
-
-
-class Bench:
-    """An ensemble with its world. ``asked`` are the steps' requests that wait for an answer."""
-
-    def __init__(self, config: Any, *members: Signature) -> None:
-        self.now_ns = 1_000_000_000
-        self.asked: list[Asked] = []
-        self.everything: list[Asked] = []
-        self.responses: list[Response] = []
-        self.made: list[Response] = []
-        self.released: list[Response] = []
-        self.finished: list[str] = []
-        self.warnings: list[str] = []
-        self.soon: list[Callable[[], None]] = []
-        self.refuse: dict[str, StatusError] = {}
-        self.at_once: dict[str, Callable[[Asked], None]] = {}
-        self.statistics = VersionStatistics()
-        self.leases = 0
-        signature = signature_of(config)
-        known = {member.model: member for member in members}
-        self.plan = plan_of(config, signature, lambda name, version: known[name])
-        self.ensemble = Ensemble(
-            self.plan,
-            self.statistics,
-            self.submit_step,
-            view=lambda lease: memoryview(b"request " * 2),
-            warn=self.warnings.append,
-            call_soon=self.soon.append,
-            clock_ns=self.clock,
-        )
-
-    def clock(self) -> int:
-        self.now_ns += 1
-        return self.now_ns
-
-    def submit_step(self, member: str, version: int, request: Request) -> Callable[[], None]:
-        if member in self.refuse:
-            raise self.refuse[member]
-        asked = Asked(member, version, request)
-        self.asked.append(asked)
-        self.everything.append(asked)
-
-        def cancel() -> None:
-            asked.cancelled += 1
-
-        if member in self.at_once:
-            self.at_once[member](asked)
-        return cancel
-
-    def ask(self, *outputs: str | WantedOutput, inputs: dict[str, Tensor] | None = None, **more: Any) -> Request:
-        if inputs is None:
-            inputs = {name: Tensor(name, "INT32", (4,), Inline(CONTENT)) for name in self.plan.inputs}
-        wanted = [WantedOutput(output) if isinstance(output, str) else output for output in outputs]
-        body = RequestBody(
-            more.pop("id", ""),
-            more.pop("batch_size", 1),
-            list(inputs.values()),
-            wanted,
-            more.pop("parameters", {}),
-            more.pop("context", None),
-        )
-        request = Request(body, self.now_ns, self.responses.append, lambda: self.finished.append("request"), **more)
-        self.ensemble.submit(request, self.clock())
-        return request
-
-    def waiting(self, member: str) -> Asked:
-        return next(asked for asked in self.asked if asked.member == member)
-
-    def names(self) -> list[str]:
-        return [asked.member for asked in self.asked]
-
-    def lease(self) -> Lease:
-        self.leases += 1
-        return Lease(1, self.leases * 64, 16)
-
-    def answer(
-        self,
-        asked: Asked | str,
-        *names: str,
-        error: StatusError | None = None,
-        final: bool = True,
-        shape: tuple[int, ...] = (4,),
-        parameters: dict[str, Any] | None = None,
-    ) -> Response:
-        """A member answers; all the outputs it was asked for where none is named."""
-        if isinstance(asked, str):
-            asked = self.waiting(asked)
-        request = asked.request
-        if final:
-            self.asked.remove(asked)
-            asked.over = True
-            self.finish(request)
-        wanted = () if error is not None else names or [output.name for output in request.body.outputs]
-        outputs = [Tensor(name, "INT32", shape, self.lease()) for name in wanted if name != "-"]
-        response = Response(request, outputs, parameters or {}, error, final)
-        response.arena_view = lambda lease: memoryview(f"{asked.member} {lease.offset}".encode())
-        response.on_release = lambda leases: self.released.append(response)
-        self.made.append(response)
-        request.on_response(response)
-        return response
-
-    def end(self, asked: Asked | str) -> None:
-        """The end mark of a member."""
-        if isinstance(asked, str):
-            asked = self.waiting(asked)
-        self.asked.remove(asked)
-        asked.over = True
-        self.finish(asked.request)
-        asked.request.on_response(EndMark(asked.request, []))
-
-    def finish(self, request: Request) -> None:
-        """What dispatch does before a final response."""
-        assert request.on_finish is not None
-        on_finish, request.on_finish = request.on_finish, None
-        on_finish()
-
+from .ensemble_bench import CONTENT, Bench, ensemble_config, model, step
 
 CHAIN = ensemble_config([step("a", {"IN": "X"}, {"OUT": "T"}), step("b", {"IN": "T"}, {"OUT": "Y"})], ["X"], ["Y"])
 A, B, C = (model(name, ["IN"], ["OUT"]) for name in "abc")
@@ -687,6 +516,33 @@ def test_what_steps_take_is_summed() -> None:
     assert (statistics.compute_input_ns, statistics.batches[1].input_ns, statistics.execution_count) == (3, 3, 1)
 
 
+def test_a_request_leaves_no_circle_behind() -> None:
+    """The server's collector runs rarely."""
+    bench = Bench(CHAIN, A, B)
+    del bench.everything[:], bench.made[:], bench.released[:]
+
+    def one() -> None:
+        bench.ask()
+        bench.answer("a")
+        bench.answer("b")
+        bench.ask()
+        bench.answer("a", error=invalid("bad"))
+        for response in bench.responses:
+            response.release()
+        for kept in (bench.everything, bench.made, bench.released, bench.responses):
+            kept.clear()
+
+    one()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            one()
+        assert gc.collect() < 10
+    finally:
+        gc.enable()
+
+
 def test_a_receiver_that_fails_costs_no_other_request_its_answer() -> None:
     config = ensemble_config([step("flow", {"IN": "X"}, {"OUT": "T"}), step("a", {"IN": "T"}, {"OUT": "Y"})], ["X"], ["Y"], max_inflight=1)
     bench = Bench(config, FLOW, A)
@@ -704,161 +560,3 @@ def test_a_receiver_that_fails_costs_no_other_request_its_answer() -> None:
     for call in bench.soon:
         call()
     assert bench.names() == ["flow", "a"]
-
-
-class EnsembleMachine(RuleBasedStateMachine):
-    """Random ensembles under random answers. ``decoupled`` of the last step makes the ensemble stream."""
-
-    @initialize(data=st.data())
-    def build(self, data: st.DataObject) -> None:
-        count = data.draw(st.integers(1, 5))
-        origins: dict[str, int] = {"X0": -1, "X1": -1}
-        signatures = []
-        steps = []
-        for number in range(count):
-            origin = data.draw(st.sampled_from(sorted(set(origins.values()))))
-            known = sorted(name for name, of in origins.items() if of == origin)
-            inputs = data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=3))
-            outputs = data.draw(st.integers(1, 2))
-            decoupled = data.draw(st.integers(0, 3)) < (2 if number == 0 else 1)
-            signature = model(
-                f"m{number}", [f"I{at}" for at in range(len(inputs))], [f"O{at}" for at in range(outputs)], decoupled=decoupled
-            )
-            signatures.append(signature)
-            made = {f"O{at}": f"t{number}_{at}" for at in range(outputs)}
-            steps.append(step(signature.model, {f"I{at}": name for at, name in enumerate(inputs)}, made))
-            origins |= dict.fromkeys(made.values(), number if decoupled else origin)
-        origin = data.draw(st.sampled_from(sorted({of for name, of in origins.items() if name[0] == "t"})))
-        candidates = sorted(name for name, of in origins.items() if of == origin and name[0] == "t")
-        self.outputs = data.draw(st.lists(st.sampled_from(candidates), min_size=1, unique=True))
-        self.producers = {name: f"m{number}" for number, one in enumerate(steps) for name in one["output_map"].values()}
-        self.feeds = {one["model_name"]: set(one["input_map"].values()) for one in steps}
-        config = ensemble_config(steps, ["X0", "X1"], self.outputs, max_inflight=data.draw(st.sampled_from([0, 1, 1, 2])))
-        self.bench = Bench(config, *signatures)
-        self.requests: list[Request] = []
-        self.needs: dict[str, set[str]] = {}
-        if data.draw(st.integers(0, 3)) == 0:
-            self.bench.at_once[f"m{data.draw(st.integers(0, count - 1))}"] = self.bench.answer
-        if data.draw(st.integers(0, 3)) == 0:
-            self.bench.refuse[f"m{data.draw(st.integers(0, count - 1))}"] = invalid("refused")
-
-    def needed(self, outputs: set[str]) -> set[str]:
-        """The members that have to run for these outputs."""
-        found: set[str] = set()
-        queue = list(outputs)
-        while queue:
-            producer = self.producers.get(queue.pop())
-            if producer is not None and producer not in found:
-                found.add(producer)
-                queue += self.feeds[producer]
-        return found
-
-    @precondition(lambda self: len(self.requests) < 6)
-    @rule(data=st.data())
-    def ask(self, data: st.DataObject) -> None:
-        wanted = data.draw(st.sets(st.sampled_from(self.outputs)))
-        given = data.draw(st.sets(st.sampled_from(["X0", "X1"])))
-        number = len(self.requests)
-        self.needs[str(number)] = self.needed(wanted or set(self.outputs))
-        inputs = {name: Tensor(name, "INT32", (4,), Inline(CONTENT)) for name in given}
-        self.requests.append(self.bench.ask(*sorted(wanted), inputs=inputs, id=str(number)))
-
-    @rule(pick=st.integers(0, 100), outcome=st.sampled_from(["all", "all", "all", "some", "more", "more", "error"]))
-    def answer(self, pick: int, outcome: str) -> None:
-        if not self.bench.asked:
-            return
-        asked = self.bench.asked[pick % len(self.bench.asked)]
-        names = [output.name for output in asked.request.body.outputs]
-        streams = self.bench.plan.steps[int(asked.member[1:])].decoupled
-        if outcome == "error":
-            self.bench.answer(asked, error=unavailable("failed"), final=not streams or pick % 2 == 0)
-        elif outcome == "some":
-            self.bench.answer(asked, *(names[pick % 3 :] or ["-"]))
-        else:
-            self.bench.answer(asked, final=not (streams and outcome == "more"))
-
-    @rule(pick=st.integers(0, 100))
-    def cancel(self, pick: int) -> None:
-        if self.requests and pick % 3 == 0:
-            self.bench.ensemble.cancel(self.requests[pick % len(self.requests)])
-
-    @rule()
-    def release(self) -> None:
-        for response in self.bench.responses:
-            response.release()
-
-    @invariant()
-    def only_needed_steps_run_and_none_twice(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        counts: dict[tuple[str, str], int] = {}
-        for asked in self.bench.everything:
-            assert asked.member in self.needs[asked.request.body.id]
-            counts[asked.request.body.id, asked.member] = counts.get((asked.request.body.id, asked.member), 0) + 1
-        for (_, member), count in counts.items():
-            number = int(member[1:])
-            if self.bench.plan.steps[number].origin == -1:
-                assert count == 1, f"{member} was run {count} times"
-
-    @invariant()
-    def nothing_is_answered_twice(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        for request in self.requests:
-            mine = [response for response in self.bench.responses if response.request is request]
-            assert sum(response.final for response in mine) <= 1
-            if any(response.final for response in mine):
-                assert mine[-1].final
-                assert request.on_finish is None
-            assert sum(response.error is not None for response in mine) <= 1
-            if not self.bench.plan.decoupled:
-                assert len(mine) <= 1
-        assert len(self.bench.released) == len({id(response) for response in self.bench.released})
-
-    @invariant()
-    def nothing_in_use_is_given_back(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        gone = {tensor.place for response in self.bench.released for tensor in response.outputs}
-        used = {tensor.place for asked in self.bench.asked for tensor in asked.request.body.inputs}
-        used |= {tensor.place for response in self.bench.responses if response.on_release for tensor in response.outputs}
-        assert not gone & {place for place in used if type(place) is Lease}
-
-    @invariant()
-    def limits_hold(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        limit = self.bench.plan.max_inflight
-        for one in self.bench.plan.steps:
-            if limit and one.origin != -1:
-                assert sum(asked.member == one.model for asked in self.bench.asked) <= limit
-
-    def teardown(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        bench = self.bench
-        for _ in range(10_000):
-            if not bench.asked:
-                break
-            asked = bench.asked[0]
-            if bench.plan.steps[int(asked.member[1:])].decoupled:
-                bench.end(asked)
-            else:
-                bench.answer(asked)
-        assert not bench.asked
-        assert bench.ensemble.idle
-        finals = [response.request for response in bench.responses if response.final]
-        assert sorted(map(id, finals)) == sorted(map(id, self.requests))
-        assert bench.finished == ["request"] * len(self.requests)
-        for response in bench.responses:
-            response.release()
-        assert sorted(map(id, bench.released)) == sorted(map(id, bench.made))
-        statistics = bench.statistics
-        assert statistics.success_count + statistics.fail_count == len(self.requests)
-        for call in bench.soon:
-            call()
-        assert not bench.asked
-
-
-TestEnsembleMachine = EnsembleMachine.TestCase
-TestEnsembleMachine.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

@@ -50,7 +50,7 @@ SERVED = (
 )
 """Those that the pair for Python models serves."""
 
-COUNTED = ("adder", "answers", "batches", "faults", "repeater", "senders", "streams")
+COUNTED = ("answers", "batches", "faults", "senders", "streams")
 """Those that it serves a second time as ``counted_…``: for tests that count, nobody else asks them."""
 
 

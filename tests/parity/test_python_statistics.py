@@ -104,6 +104,34 @@ def test_batches(python_oracle: int, python_farm: int) -> None:
         assert got == expected, name
 
 
+CALLED = {
+    "adder": (11, ("plain", "no outputs asked", "unknown output", "unknown version", "error", "raises", "async together", "large")),
+    "repeater": (5, ("decoupled none", "decoupled one", "decoupled three", "decoupled as plain", "decoupled raises", "async decoupled")),
+}
+"""Calls from model to model, by the model that is called and how often it is executed then."""
+
+
+def _totals(port: int, model: str) -> dict[str, int]:
+    counts = _counts(port, model)
+    stats = {name: dict(value)["count"] for name, value in counts["inference_stats"]}
+    return {**stats, "inferences": counts["inference_count"], "executions": counts["execution_count"]}
+
+
+@pytest.mark.parametrize("model", CALLED)
+def test_counts_of_called_models(model: str, python_oracle: int, python_farm: int) -> None:
+    """Calls count as requests of clients do; those that are refused do not count."""
+    executions, calls = CALLED[model]
+    grown = []
+    for port in (python_oracle, python_farm):
+        before = _totals(port, model)
+        for what in calls:
+            assert verb("calls", f"call: {what}").send(port).status == 200
+        _settled(port, model, before["executions"] + executions)
+        grown.append({name: value - before[name] for name, value in _totals(port, model).items()})
+    assert grown[1] == grown[0]
+    assert grown[1]["executions"] == executions
+
+
 METRICS = ("nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count")
 
 
@@ -120,7 +148,7 @@ def test_metrics_of_failures(python_servers: tuple[Server, Server]) -> None:
         before = _numbers(server)
         for case in cases:
             case.send(server.http_port)
-        wait_until(lambda server=server, before=before: len(_growth(before, _numbers(server))) >= 5, "metrics")  # type: ignore[misc]
+        wait_until(lambda server=server, before=before: len(_growth(before, _numbers(server))) >= 5, "metrics")
         grown.append(_growth(before, _numbers(server)))
     assert grown[1] == grown[0]
 
@@ -160,9 +188,9 @@ def test_log(python_servers: tuple[Server, Server]) -> None:
     for server in python_servers:
         reply = infer("logs", "logs", {"inputs": [tensor("X", "INT32", [1], [1])]}).send(server.http_port)
         assert reply.status == 200
-        wait_until(lambda server=server: len(_logged(server)) >= 7, "the model's lines")  # type: ignore[misc]
+        wait_until(lambda server=server: len(_logged(server)) >= 7, "the model's lines")
         for text in ("own line: printed", "own line: printed as an error"):
             line = re.compile(rf"(^|\]) ?{text}\"?$", re.MULTILINE)
-            wait_until(lambda server=server, line=line: line.search(server.stdout + server.stderr), text)  # type: ignore[misc]
+            wait_until(lambda server=server, line=line: line.search(server.stdout + server.stderr), text)
         outcomes.append(_logged(server))
     assert outcomes[1] == outcomes[0]

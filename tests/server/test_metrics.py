@@ -292,3 +292,18 @@ def test_further_sources_come_last() -> None:
     book = StatisticsBook()
     page = MetricsExposition(Service(), book, MetricsSettings(), arena_used_bytes=lambda: {"a": 1}, sources=[lambda: [gpu]]).render()
     assert page.decode().splitlines()[-1] == 'nv_gpu_utilization{gpu_uuid="GPU-1"} Nan'
+
+
+def test_versions_with_the_same_labels_are_one_series() -> None:
+    """Those of an ensemble."""
+    book = StatisticsBook()
+    versions = [book.open("e", 1) for _ in range(2)]
+    for count, statistics in enumerate(versions, start=2):
+        for _ in range(count):
+            statistics.request_succeeded(0, 5_000, 1, 0, 0, 0, 0)
+        statistics.request_failed(FailureReason.OTHER, 0, 1)
+    page = render(versions, book)
+    found = [line for line in page.splitlines() if line.startswith("nv_inference_request_success{")]
+    assert found == ['nv_inference_request_success{model="e",version="1"} 5']
+    assert series(page)['nv_inference_request_duration_us{model="e",version="1"}'] == "25"
+    assert series(page)['nv_inference_request_failure{model="e",reason="OTHER",version="1"}'] == "2"

@@ -208,3 +208,17 @@ def test_batches_count_as_the_sum_of_their_requests(
     assert sum(statistics.failures) == inference["fail"]["count"]
     assert statistics.summaries is not None
     assert statistics.summaries.request.count == statistics.summaries.compute_output.count == inference["success"]["count"]
+
+
+def test_what_becomes_known_after_a_request_was_counted() -> None:
+    statistics = VersionStatistics()
+    statistics.execution_done(2, 1, 10, 100, now_ms=7)
+    statistics.request_succeeded(0, 500, 2, 3, 1, 10, 100)
+    statistics.execution_prolonged(2, Times(0, 1000, 3000, 6000))
+    entry = statistics.as_json("m", 1)
+    assert entry["execution_count"] == entry["inference_stats"]["success"]["count"] == 1
+    assert [entry["inference_stats"][name]["ns"] for name in ("compute_input", "compute_infer", "compute_output")] == [1001, 2010, 3100]
+    (row,) = entry["batch_stats"]
+    assert [row[name] for name in ("compute_input", "compute_infer", "compute_output")] == [
+        {"count": 1, "ns": ns} for ns in (1001, 2010, 3100)
+    ]

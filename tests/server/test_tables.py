@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tensorfarm.server.command_line import parse
-from tensorfarm.server.server import BACKENDS
 from tensorfarm.server.tables import agent_table, backend_table, grid, model_table, option_rows, option_table
-from tensorfarm.workers.worker import BACKENDS as WORKER_BACKENDS
+from tensorfarm.workers.contract.backends import NATIVE, PYTHON
+from tensorfarm.workers.worker import BACKENDS
 
 
 def test_models() -> None:
@@ -33,7 +33,7 @@ def test_no_rows() -> None:
 
 
 def test_backends_are_those_that_workers_have() -> None:
-    assert list(BACKENDS) == list(WORKER_BACKENDS)
+    assert list(BACKENDS) == [*NATIVE, PYTHON]
 
 
 def test_backend_settings_are_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -28,11 +29,13 @@ from ..contract.messages import (
     Result,
     WantedOutput,
 )
-from ..contract.status import Code, StatusError
+from ..contract.status import Code, StatusError, invalid
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
+from ..thread import WorkerThread
 from .errors import TritonError, TritonModelException
-from .memory import INLINE, LentInputs, ModelMemory
+from .host import InputMemory
+from .memory import INLINE, LentInputs, ModelMemory, SharedInputs
 from .request import InferenceRequest
 from .response import InferenceResponse
 from .tensor import Tensor
@@ -42,13 +45,14 @@ from .tensor import Tensor
 class _Pending:
     """A call that has not had its final answer.
 
-    ``request`` keeps alive what its tensors were lent with; ``leases`` are copies in this worker's own arena.
-    ``borrowing``: it reads memory of the request that this process is executing.
+    ``request`` keeps alive what its tensors were lent with; ``leases`` are copies in this worker's own arena. ``borrowed`` are
+    requests that this process is executing, of whose memory it reads. ``abandoned``: nobody takes its answers any more.
     """
 
-    request: InferenceRequest
+    request: InferenceRequest | None
     leases: list[Lease]
-    borrowing: bool
+    borrowed: list[InputMemory]
+    abandoned: bool = False
     answers: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
 
 
@@ -77,7 +81,7 @@ class Calls:
         self._questions: dict[int, Future[bool | int | float | None]] = {}
         self._settled = threading.Condition()
         self._asides: queue.SimpleQueue[FromWorker | tuple[int, list[Taken]] | Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._do_asides, name="asides", daemon=True).start()
+        WorkerThread(self._do_asides, "asides").start()
 
     # inference
 
@@ -86,26 +90,23 @@ class Calls:
         if not self.open:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
         number = next(self._numbers)
-        leases: list[Lease] = []
+        pending = self._pending[number] = _Pending(request, [], [])
         try:
-            inputs, borrowing = self._inputs(request, leases)
-        except StatusError as error:
-            self._free(leases)
+            body = self._body(request, decoupled, pending)
+            self._speak(Call(number, self._instance, request.model_name, request.model_version, body, request.priority, decoupled))
+        except BaseException as error:
+            self._end(number)
+            if not isinstance(error, StatusError):
+                raise
             failed = _error(error.code, error.message)
             return iter((failed,)) if decoupled else failed
-        correlation_id, flags, timeout_us = request.correlation_id(), request.flags(), request.timeout()
-        body = RequestBody(
-            request.request_id(),
-            1,
-            inputs,
-            [WantedOutput(name) for name in request.requested_output_names()],
-            request.parameters_dict or {},
-            RequestContext(correlation_id, flags, timeout_us) if correlation_id or flags or timeout_us else None,
-        )
-        pending = self._pending[number] = _Pending(request, leases, borrowing)
-        self._speak(Call(number, self._instance, request.model_name, request.model_version, body, request.priority, decoupled))
         if decoupled:
-            return ResponseIterator(pending.answers.get, self._response, lambda: self._speak(CancelCall(number)))
+            return ResponseIterator(
+                pending.answers.get,
+                self._response,
+                lambda: self._speak(CancelCall(number)),
+                lambda: self._asides.put(lambda: self._abandon(pending)),
+            )
         response = None
         while True:
             answer = pending.answers.get()
@@ -114,23 +115,42 @@ class Calls:
             if answer.final:
                 return _error(Code.INTERNAL, "the model gave no response") if response is None else response
 
-    def _inputs(self, request: InferenceRequest, leases: list[Lease]) -> tuple[list[messages.Tensor], bool]:
-        """A call's inputs: passed on where they lie, as far as the model has not touched them, else copied to the arena once."""
+    def _body(self, request: InferenceRequest, decoupled: bool, pending: _Pending) -> RequestBody:
+        """What a call asks. Raises StatusError where there is no room for its inputs."""
+        correlation_id, flags, timeout_us = request.correlation_id(), request.flags(), request.timeout()
+        return RequestBody(
+            request.request_id(),
+            1,
+            self._inputs(request, decoupled, pending),
+            [WantedOutput(name) for name in request.requested_output_names()],
+            request.parameters_dict or {},
+            RequestContext(correlation_id, flags, timeout_us) if correlation_id or flags or timeout_us else None,
+        )
+
+    def _inputs(self, request: InferenceRequest, decoupled: bool, pending: _Pending) -> list[messages.Tensor]:
+        """A call's inputs: passed on where they lie, as far as the model has not touched them, else copied to the arena once.
+
+        Those of a request that is being executed are copied as well where the responses may come long after its end.
+        """
         inputs = []
-        borrowing = False
         for tensor in request.inputs():
             place: Placement | None = tensor.place
+            if place is not None and type(place) is not Inline and type(tensor.memory) is SharedInputs:
+                if decoupled:
+                    place = None
+                else:
+                    # Before the place is read again, so that the request cannot end in between.
+                    pending.borrowed.append(tensor.memory)
+                    place = tensor.place
             if place is None:
                 content = tensor.content()
                 view = content if isinstance(content, bytes) else content.reshape(-1).view("uint8").data
                 # A copy, because the model may change its array while the call is on its way.
                 place = store(self._memory, tensor.name(), bytes(view) if len(view) <= INLINE_BYTE_SIZE else view, None)
                 if type(place) is Lease:
-                    leases.append(place)
-            elif type(place) is not Inline:
-                borrowing = True
+                    pending.leases.append(place)
             inputs.append(messages.Tensor(tensor.name(), tensor.datatype, tuple(tensor.shape()), place))
-        return inputs, borrowing
+        return inputs
 
     def _response(self, answer: Answer) -> InferenceResponse:
         """The response that an answer brings."""
@@ -147,11 +167,37 @@ class Calls:
             memory = LentInputs(self._model_memory, lambda taken: self._asides.put((loan, taken)))
         return InferenceResponse.received([Tensor.received(output, memory) for output in result.outputs], None, result.parameters)
 
-    def settle(self) -> None:
-        """Wait for calls that read memory of the request which is about to end: nobody else holds it."""
-        if any(pending.borrowing for pending in list(self._pending.values())):
+    def settle(self, inputs: InputMemory) -> None:
+        """Wait for calls that read memory of a request which is about to end: nobody else holds it."""
+
+        def settled() -> bool:
+            return not any(inputs in pending.borrowed for pending in list(self._pending.values()))
+
+        if not settled():
             with self._settled:
-                self._settled.wait_for(lambda: not any(pending.borrowing for pending in list(self._pending.values())))
+                self._settled.wait_for(settled)
+
+    def _end(self, number: int) -> None:
+        """A call has had its final answer, or was never made."""
+        pending = self._pending.pop(number)
+        pending.request = None
+        self._free(pending.leases)
+        if pending.borrowed:
+            with self._settled:
+                self._settled.notify_all()
+
+    def _abandon(self, pending: _Pending) -> None:
+        """Nobody takes a call's answers any more; it goes on, for what else it does."""
+        pending.abandoned = True
+        self._release(pending)
+
+    def _release(self, pending: _Pending) -> None:
+        """Give back what the answers bring that nobody takes."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                answer = pending.answers.get_nowait()
+                if answer.loan:
+                    self._speak(Release([answer.loan]))
 
     def _free(self, leases: list[Lease]) -> None:
         for lease in leases:
@@ -187,7 +233,13 @@ class Calls:
                 while taken:
                     self._model_memory.give_back(taken.pop())
                 message = Release([loan])
-            self._speak(message)
+            try:
+                self._speak(message)
+            except UnicodeEncodeError:
+                # A model's text with surrogates; of what is only told, there is nobody who waits.
+                future = self._questions.pop(getattr(message, "question", 0), None)
+                if future is not None:
+                    future.set_exception(invalid("a text that is not valid UTF-8"))
 
     # what the server says
 
@@ -197,12 +249,10 @@ class Calls:
         if pending is None:
             return
         if answer.final:
-            del self._pending[answer.call]
-            self._free(pending.leases)
-            if pending.borrowing:
-                with self._settled:
-                    self._settled.notify_all()
+            self._end(answer.call)
         pending.answers.put(answer)
+        if pending.abandoned:
+            self._release(pending)
 
     def replied(self, reply: Reply) -> None:
         """The reply to a question."""
@@ -216,10 +266,17 @@ class Calls:
 class ResponseIterator:
     """The responses of a decoupled call, as they come; iterated again, those that have come once more, and the rest."""
 
-    def __init__(self, take: Callable[[], Answer], response: Callable[[Answer], InferenceResponse], cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        take: Callable[[], Answer],
+        response: Callable[[Answer], InferenceResponse],
+        cancel: Callable[[], None],
+        abandon: Callable[[], None] = lambda: None,
+    ) -> None:
         self._take = take
         self._response = response
         self._cancel = cancel
+        self._abandon = abandon
         self._came: list[InferenceResponse] = []
         self._at = 0
         self._ended = False
@@ -237,6 +294,10 @@ class ResponseIterator:
             self._came.append(self._response(answer))
         self._at += 1
         return self._came[self._at - 1]
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self._abandon()
 
     def cancel(self) -> None:
         """Tell the model that nobody waits for the rest."""

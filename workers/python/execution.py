@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from math import prod
 from typing import Any
@@ -14,14 +15,16 @@ import numpy as np
 
 from ...shm.placement import Inline, Lease, Placement, Span
 from ..contract.messages import Cancel, Done, Execute, Fault, RequestBody, Respond, Result, Tensor
+from ..contract.signature import reshaped
 from ..contract.status import StatusError, internal
 from ..contract.strings import check_strings
 from ..main_thread import MainThread
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
+from ..thread import WorkerThread
 from .calls import Calls
 from .errors import TritonModelException
-from .failure import failure_text
+from .failure import failure_text, sayable
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
 from .module import PythonModel, Unimplemented
 from .request import InferenceRequest
@@ -85,7 +88,10 @@ class Execution:
         self._calls = calls
         self._speak = speak
         self._batches: dict[int, list[OpenRequest]] = {}
-        self._lock = threading.Lock()
+        # A finalizer of a model may answer a request in the middle of this.
+        self._lock = threading.RLock()
+        self._begun = 0
+        self._early_cancels: set[tuple[int, int]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._background: set[Any] = set()
 
@@ -116,7 +122,9 @@ class Execution:
                     continue
             opened.append(open_request)
             requests.append(InferenceRequest.received(body, inputs, open_request, names))
-        self._batches[number] = opened
+            if type(inputs) is SharedInputs:
+                inputs.watch(requests[-1].inputs())
+        self._open(number, opened)
         input_end_ns = time.monotonic_ns()
         fault: StatusError | None = None
         responses: list[InferenceResponse | None] | None = None
@@ -125,7 +133,8 @@ class Execution:
             try:
                 responses, beside = self._execute(requests, opened)
             except StatusError as error:
-                fault = error
+                # Without the frames in which it came about, which hold what the model held.
+                fault = StatusError(error.code, error.message)
         output_start_ns = time.monotonic_ns()
         for position, open_request in enumerate(opened):
             result = None
@@ -151,19 +160,28 @@ class Execution:
         # The model's arrays must have gone before it is asked which of them have not.
         response = None
         del requests, responses, response
-        self._calls.settle()
         self._finish(number, opened)
         # An error that the model itself answers with is a success to the original's statistics.
         return Done(number, results, start_ns, input_end_ns, output_start_ns, time.monotonic_ns(), failed)
 
+    def _open(self, number: int, opened: list[OpenRequest]) -> None:
+        """A batch begins; of its requests some may have been cancelled while it waited here."""
+        with self._lock:
+            self._batches[number] = opened
+            self._begun = number
+            if self._early_cancels:
+                for open_request in opened:
+                    open_request.cancelled = (number, open_request.index) in self._early_cancels
+                self._early_cancels = {early for early in self._early_cancels if early[0] > number}
+
     def _looked_at(self, body: RequestBody) -> RequestBody:
-        """A request's inputs in clients' regions, which nobody has looked at yet. Raises StatusError for what cannot be used."""
+        """A request's inputs in shared memory, which nobody has looked at yet. Raises StatusError for what cannot be used."""
         inputs = []
         for tensor in body.inputs:
             place: Placement = tensor.place
-            if type(place) is Span:
+            if type(place) is not Inline:
                 view = self._memory.view(place)
-                if tensor.datatype == "BYTES":
+                if type(place) is Span and tensor.datatype == "BYTES":
                     # The client may still change it, and its lengths are to be believed from here on.
                     place = Inline(memoryview(bytes(view)))
                     check_strings(tensor.name, self._model.name, place.content, prod(tensor.shape), body.id)
@@ -175,12 +193,15 @@ class Execution:
         """The model's responses, checked, None where it answers by senders; and whether it runs on beside. Raises StatusError."""
         model = self._model
         try:
-            returned = model.execute(requests)
+            # The list is the model's: it may change it, or keep it.
+            returned = model.execute(requests.copy())
             if inspect.iscoroutine(returned):
                 if model.decoupled:
-                    self._run_beside(returned, opened)
+                    self._run_beside(returned, requests, opened)
                     return None, True
-                returned = asyncio.run_coroutine_threadsafe(returned, self._event_loop()).result()
+                returned, raised = asyncio.run_coroutine_threadsafe(_outcome(returned), self._event_loop()).result()
+                if raised is not None:
+                    raise raised
         except Unimplemented as error:
             raise _misused(model.instance, str(error)) from error
         except BaseException as error:  # noqa: BLE001
@@ -205,7 +226,7 @@ class Execution:
         """What a response is in a message, its outputs stored."""
         error = response.error()
         if error is not None:
-            return Result([], {}, Fault(error.code(), error.message()))
+            return Result([], {}, Fault(error.code(), sayable(error.message())))
         spans = {output.name: output.span for output in body.outputs}
         wanted = spans or self._model.output_names
         stored: list[Tensor] = []
@@ -214,17 +235,31 @@ class Execution:
             if name not in wanted:
                 continue
             span = spans.get(name)
-            content = tensor.content()
-            if not isinstance(content, bytes) and span is None and content.nbytes <= INLINE_BYTE_SIZE:
-                place: Placement = Inline(memoryview(content.tobytes()))
-            else:
-                try:
+            try:
+                content = tensor.content()
+                if not isinstance(content, bytes) and span is None and content.nbytes <= INLINE_BYTE_SIZE:
+                    place: Placement = Inline(memoryview(content.tobytes()))
+                else:
                     place = store(self._memory, name, content if isinstance(content, bytes) else _flat(content), span)
-                except StatusError as failure:
-                    self._free(Result(stored))
-                    return _failed(failure)
-            stored.append(Tensor(name, tensor.datatype, tuple(tensor.shape()), place))
+            except StatusError as failure:
+                self._free(Result(stored))
+                return _failed(failure)
+            except Exception as failure:  # noqa: BLE001
+                # Elements may be objects of the model's own classes.
+                self._free(Result(stored))
+                return _failed(_misused(self._model.instance, failure_text(failure)))
+            stored.append(Tensor(name, tensor.datatype, self._shape(name, tensor.dims()), place))
         return Result(stored, response.parameters_dict or {})
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that clients get of an output."""
+        model = self._model
+        if name not in model.reshapes:
+            return shape
+        made, dims = model.reshapes[name]
+        items = shape[1:] if model.batching else shape
+        fits = len(items) == len(made) and all(dim in (-1, size) for size, dim in zip(items, made, strict=True))
+        return reshaped(shape, made, dims, model.batching) if fits else shape
 
     def _free(self, result: Result) -> None:
         for tensor in result.outputs:
@@ -233,14 +268,11 @@ class Execution:
 
     def _finish(self, number: int, opened: list[OpenRequest]) -> None:
         """A batch has run: what of it is answered needs its inputs no more."""
-        left = []
+        for open_request in opened:
+            if open_request.answered:
+                self._end_inputs(open_request)
         with self._lock:
-            for open_request in opened:
-                if open_request.answered:
-                    if type(open_request.inputs) is SharedInputs:
-                        open_request.inputs.finish()
-                else:
-                    left.append(open_request)
+            left = [open_request for open_request in opened if not open_request.answered]
             if left:
                 self._batches[number] = left
             else:
@@ -283,46 +315,71 @@ class Execution:
 
     def _answered(self, request: OpenRequest) -> None:
         """The last response of a request is about to go: from then on its client may change its regions."""
-        if type(request.inputs) is SharedInputs:
-            request.inputs.finish()
+        self._end_inputs(request)
         with self._lock:
             opened = self._batches.get(request.batch)
             if opened is not None and all(other.answered for other in opened):
                 del self._batches[request.batch]
 
+    def _end_inputs(self, request: OpenRequest) -> None:
+        """Nobody reads a request's inputs any more, neither the model nor those it has passed them on to."""
+        inputs = request.inputs
+        if type(inputs) is SharedInputs:
+            inputs.finish()
+            self._calls.settle(inputs)
+
     def cancel(self, message: Cancel) -> None:
         """Nobody waits for a request any more; whether to go on is for the model to say."""
-        for request in self._batches.get(message.batch, ()):
-            if request.index == message.index:
-                request.cancelled = True
+        with self._lock:
+            for request in self._batches.get(message.batch, ()):
+                if request.index == message.index:
+                    request.cancelled = True
+            if message.batch > self._begun:
+                self._early_cancels.add((message.batch, message.index))
 
     # async models
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+            WorkerThread(self._loop.run_forever, "event-loop").start()
         return self._loop
 
-    def _run_beside(self, work: Coroutine[Any, Any, Any], opened: list[OpenRequest]) -> None:
+    def _run_beside(self, work: Coroutine[Any, Any, Any], requests: list[InferenceRequest], opened: list[OpenRequest]) -> None:
         """Let a decoupled model's batch run on while the next one begins."""
-        future = asyncio.run_coroutine_threadsafe(work, self._event_loop())
+        instance = self._model.instance
+        shown = [weakref.ref(request) for request in requests]
+        future = asyncio.run_coroutine_threadsafe(_outcome(work), self._event_loop())
         self._background.add(future)
 
         def ended(_: object) -> None:
             self._background.discard(future)
-            error = future.exception()
+            _, error = future.result()
             if error is not None:
-                text = f"Failed to process the request(s) for model '{self._model.instance}', message: {failure_text(error)}"
+                text = f"Failed to process the request(s) for model '{instance}', message: {failure_text(error)}"
                 self._model.log_error(text)
-                for request in opened:
-                    self._fail(request, internal(text))
+                for open_request in opened:
+                    self._fail(open_request, internal(text))
+                return
+            for open_request, reference in zip(opened, shown, strict=True):
+                request = reference()
+                if request is None or not request.has_sender():
+                    self._fail(open_request, _unanswered(request, instance))
 
         future.add_done_callback(ended)
 
     def close(self) -> None:
         """The instance has run its last batch."""
         self._model.finalize()
+
+
+async def _outcome(work: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    """What a model's coroutine returns or raises. Raised out of it, ``SystemExit`` would end the loop."""
+    try:
+        return await work, None
+    except BaseException as error:  # noqa: BLE001
+        # It is told to those who wait for the coroutine.
+        return None, error
 
 
 def _failed(error: StatusError) -> Result:
@@ -337,9 +394,9 @@ def _misused(instance: str, text: str) -> StatusError:
     return internal(f"Failed to process the request(s) for model '{instance}', message: {text}")
 
 
-def _unanswered(request: InferenceRequest, instance: str) -> StatusError:
+def _unanswered(request: InferenceRequest | None, instance: str) -> StatusError:
     """Why a request without a response has none."""
-    if request.release_flags == _RESCHEDULE:
+    if request is not None and request.release_flags == _RESCHEDULE:
         return internal(
             "Failed to release request: Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not "
             "configured to handle such a flag."

@@ -18,4 +18,17 @@ def failure_text(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((_OURS, _IMPORTING))]
     frames = list(dropwhile(lambda frame: frame.filename.startswith(_WAITING), frames))
     at = "".join([f"  {frame.filename}({frame.lineno}): {frame.name}\n" for frame in reversed(frames)])
-    return f"{type(error).__name__}: {str(error) or '<EMPTY MESSAGE>'}" + (f"\n\nAt:\n{at}" if at else "")
+    return sayable(f"{type(error).__name__}: {_text(error) or '<EMPTY MESSAGE>'}" + (f"\n\nAt:\n{at}" if at else ""))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001
+        # An exception of a model's own class.
+        return f"<its text cannot be made: {type(failure).__name__}>"
+
+
+def sayable(text: str) -> str:
+    """A text with escapes for what is no character, such as the bytes of a file's name that is not UTF-8."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

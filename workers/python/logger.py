@@ -9,6 +9,7 @@ import sys
 from ..contract.messages import Say
 from . import host
 from .errors import are, incompatible
+from .failure import sayable
 
 
 class LogLevel(enum.IntEnum):
@@ -31,7 +32,7 @@ def _say(message: str, level: LogLevel, signature: str) -> None:
         return
     # the line of the model: the caller of the method that called here
     frame = sys._getframe(2)
-    speaker.tell(Say(_SEVERITIES[level], message, os.path.basename(frame.f_code.co_filename), frame.f_lineno))
+    speaker.tell(Say(_SEVERITIES[level], sayable(message), os.path.basename(frame.f_code.co_filename), frame.f_lineno))
 
 
 class Logger:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ...shm.copy_on_write import Bytes, PrivatePages, Taken
 from ...shm.placement import Inline, Lease, Placement, Span
+from ..contract.status import StatusError, unavailable
 from ..memory import WorkerMemory
 
 _ALIGNMENT = 8
@@ -36,10 +39,11 @@ class ModelMemory:
     """Copy-on-write mappings of arenas and regions, one each, renewed where a model has kept a part of it."""
 
     def __init__(self, memory: WorkerMemory) -> None:
-        memory.use_copy_on_write()
         self._memory = memory
-        self._lock = threading.Lock()
-        self._mappings: dict[tuple[type, int], PrivatePages] = {}
+        # A finalizer of a model may answer a request in the middle of this.
+        self._lock = threading.RLock()
+        self._mappings: dict[tuple[type[Placement], int], PrivatePages] = {}
+        memory.use_copy_on_write(self.forget)
 
     def take(self, place: Lease | Span) -> tuple[Bytes, Taken | None]:
         """The bytes of a lease or span as an array, and what to give back. Raises StatusError where a region is not what it was."""
@@ -51,6 +55,8 @@ class ModelMemory:
             pages = self._mappings.get(key)
             if pages is None:
                 pages = self._mappings[key] = self._memory.private_pages(place)
+            if not pages.clear(place.offset, place.byte_size):
+                return _copied(view), None
             array, taken = pages.take(place.offset, place.byte_size)
             if array.ctypes.data % _ALIGNMENT:
                 del array
@@ -64,10 +70,17 @@ class ModelMemory:
             if not taken.pages.give_back(taken):
                 self._mappings = {key: pages for key, pages in self._mappings.items() if pages is not taken.pages}
 
-    def forget(self, kind: type, number: int) -> None:
-        """An arena or region is gone."""
+    def forget(self, kind: type[Placement], number: int) -> None:
+        """An arena or region is gone: its pages go with the last array over them."""
         with self._lock:
             self._mappings.pop((kind, number), None)
+
+
+class Readable(Protocol):
+    """A tensor that may not have been read yet."""
+
+    def read(self) -> None:
+        """Have its bytes at hand from now on."""
 
 
 class SharedInputs:
@@ -76,29 +89,43 @@ class SharedInputs:
     ``finish`` ends their use, before the server hears that the request has ended.
     """
 
-    __slots__ = ("__weakref__", "_memory", "_taken")
+    __slots__ = ("__weakref__", "_finished", "_lock", "_memory", "_taken", "_tensors")
 
     def __init__(self, memory: ModelMemory) -> None:
         self._memory = memory
+        # One and the same thread may come twice: in a finalizer.
+        self._lock = threading.RLock()
+        self._finished = False
         self._taken: list[Taken] = []
+        self._tensors: list[weakref.ref[Readable]] = []
+
+    def watch(self, tensors: Sequence[Readable]) -> None:
+        """These are the tensors whose bytes may be asked for."""
+        self._tensors = [weakref.ref(tensor) for tensor in tensors]
 
     def bytes_of(self, place: Placement) -> Bytes:
-        """As ``InputMemory`` says."""
+        """As ``InputMemory`` says. Raises StatusError once the request has ended."""
         if isinstance(place, Inline):
             return _copied(place.content)
-        array, taken = self._memory.take(place)
-        if taken is not None:
-            self._taken.append(taken)
+        with self._lock:
+            if self._finished:
+                raise unavailable("the request of a tensor has ended, and its memory with it")
+            array, taken = self._memory.take(place)
+            if taken is not None:
+                self._taken.append(taken)
         return array
 
     def finish(self) -> None:
-        """No more is taken, and what was should have gone. May be called twice, and by two threads at once."""
-        while self._taken:
-            try:
-                taken = self._taken.pop()
-            except IndexError:
-                return
-            self._memory.give_back(taken)
+        """No more is taken, and what was should have gone; tensors that are kept are read now. May be called twice, by any thread."""
+        with self._lock:
+            for kept in [tensor for reference in self._tensors if (tensor := reference()) is not None]:
+                # A client's region may be gone by now: whoever reads the tensor later hears of it.
+                with contextlib.suppress(StatusError):
+                    kept.read()
+                del kept
+            self._finished = True
+            while self._taken:
+                self._memory.give_back(self._taken.pop())
 
 
 class LentInputs(SharedInputs):

@@ -98,6 +98,15 @@ def completed(source: ModelSource) -> bytes:
     return json.dumps(returned.as_dict()).encode()
 
 
+def _reshapes(config: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of outputs with a ``reshape``: the shape that the model gives, and the dims that clients get."""
+    return {
+        output["name"]: (tuple(output["reshape"]["shape"]), tuple(output["dims"]))
+        for output in config.get("output", ())
+        if "reshape" in output
+    }
+
+
 class Unimplemented(Exception):
     """A model lacks a hook that it must have."""
 
@@ -111,10 +120,13 @@ class PythonModel:
         self.instance = instance.name
         self.decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
         self.output_names = frozenset(output["name"] for output in config.get("output", ()))
+        self.reshapes = _reshapes(config)
+        self.batching = config.get("max_batch_size", 0) > 0
         self._file = model_file(source, config)
         made = model_class(source, config)
         self._model = attempted(lambda: made())
         self._check_lock = threading.Lock()
+        self._checking: threading.Thread | None = None
         self._initialized = False
         arguments = {
             "model_config": source.document.decode(),
@@ -153,9 +165,11 @@ class PythonModel:
                 outcome.append(internal(failure_text(error)))
 
         with self._check_lock:
-            thread = threading.Thread(target=run, name="is_ready", daemon=True)
-            thread.start()
-            thread.join(READY_CHECK_TIMEOUT_SECS)
+            # One that hangs is not asked again beside itself.
+            if self._checking is None or not self._checking.is_alive():
+                self._checking = threading.Thread(target=run, name="is_ready", daemon=True)
+                self._checking.start()
+            self._checking.join(READY_CHECK_TIMEOUT_SECS)
         if not outcome:
             raise unavailable(f"the readiness check of '{self.instance}' took longer than {READY_CHECK_TIMEOUT_SECS:g} s")
         if isinstance(outcome[0], StatusError):

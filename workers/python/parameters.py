@@ -8,6 +8,17 @@ from .errors import TritonModelException
 _INT64 = range(-(2**63), 2**63)
 
 
+def _is_text(value: str) -> bool:
+    """Has it nothing but characters? Surrogates are none."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def checked(parameters: object) -> Parameters:
     """A copy of what a model gave as parameters; none is an empty dict.
 
@@ -25,4 +36,6 @@ def checked(parameters: object) -> Parameters:
             raise TritonModelException(f"Expect parameters values to have type bool/int/str, found type {type(value)}")
         if isinstance(value, int) and value not in _INT64:
             raise TritonModelException(f"Expect parameters values of type int to have 64 bits, found {value}")
+        if not _is_text(key) or isinstance(value, str) and not _is_text(value):
+            raise TritonModelException("Expect parameters to be valid UTF-8")
     return dict(parameters)

@@ -139,6 +139,19 @@ class Tensor:
         self.place = None
         return array
 
+    @property
+    def memory(self) -> InputMemory:
+        """Where a received tensor lies."""
+        return self._memory
+
+    def read(self) -> None:
+        """Have the bytes at hand from now on. Raises StatusError where they cannot be had any more."""
+        if self.place is not None:
+            if self.datatype == "BYTES":
+                self._first_array()
+            else:
+                self._dlpack_array()
+
     def content(self) -> Array | bytes:
         """What is sent: a C-ordered array (BF16 as uint16), or serialised BYTES."""
         if self.datatype != "BYTES":

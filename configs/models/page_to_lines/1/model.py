@@ -13,6 +13,7 @@ SHORT_SIDE, LONG_SIDE, MULTIPLE = 736, 2016, 32
 # the recogniser was trained on lines that are filled up to this width
 LINE_HEIGHT, LINE_WIDTH, WIDEST = 48, 320, 4096
 TOGETHER = 8
+FAINT = 50
 LEAST_SCORE = 0.5
 
 
@@ -59,9 +60,11 @@ class TritonPythonModel:
     def decoded(self, chances):
         """CTC: the best class of each step; a run of the same one is one character."""
         classes = chances.argmax(axis=1)
+        # where no character is, a faint sign of a space will do: the recogniser learnt on Chinese, which has few
+        classes[(classes == 0) & (chances[:, -1] * FAINT > chances[:, 0])] = len(self.alphabet) - 1
         counts = (classes != 0) & (np.diff(classes, prepend=0) != 0)
         text = "".join(self.alphabet[number] for number in classes[counts])
-        return text, float(chances.max(axis=1)[counts].mean()) if text else 0.0
+        return " ".join(text.split()), float(chances.max(axis=1)[counts].mean()) if text else 0.0
 
 
 class CallError(Exception):

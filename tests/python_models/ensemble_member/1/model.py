@@ -43,7 +43,7 @@ class TritonPythonModel:
         return [tensor.as_numpy() for tensor in found if tensor is not None]
 
     def answer(self, *arrays, **more):
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(self.outputs, arrays)], **more)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(self.outputs, arrays, strict=False)], **more)
 
     def sum(self, request):
         total = sum(self.arrays(request))
