@@ -24,19 +24,22 @@ import numpy as np
 import tritonclient.http as triton
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tritonclient.utils import InferenceServerException
 
-from demo import pictures, sound, ways
-from demo.reference import session
+from demo import pages, pictures, pipelines, sound, ways
+from demo.reference import chances_of_speech, session
 from demo.sentences import Tokenizer
 from demo.served import Served, ServerError, serving
 from fetch_models import make_repository
 from models.cache import cache_folder
 from models.wheels import FetchError
 
+PHOTOS = ("cat.png", "coffee.png")
 ROUNDS = 20
 TOLERANCE = 1e-5
+LEAST_LIKENESS = 0.97
 SENTENCES = ("A cat sleeps on the sofa.", "The kitten is napping on the couch.", "Shares fell sharply on Tuesday.")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -78,11 +81,12 @@ def run(http_port: int | None, flags: list[str], *, once: bool, large: bool) -> 
         try:
             _classify(client, repository, folder)
             _listen(client, repository)
+            _pipe(served.address, repository, folder)
             if large:
                 _embed(client, repository)
         finally:
             client.close()
-        console.print(f"All answers equal those of ONNX Runtime in this process to {TOLERANCE:g}.")
+        console.print(f"All answers equal those of ONNX Runtime in this process to {TOLERANCE:g}, and the page says what was read.")
         if once:
             served.stop()
         else:
@@ -95,7 +99,7 @@ def _classify(client: Any, repository: Path, folder: Path) -> None:
     table = Table(title="image_classifier", title_justify="left", caption=f"ms per request: median of {ROUNDS}", caption_justify="left")
     for column in ("picture", "what the server sees", "JSON", "binary", "shared memory"):
         table.add_column(column, justify="left" if column in ("picture", "what the server sees") else "right")
-    for path in sorted(folder.glob("*.png")):
+    for path in (folder / name for name in PHOTOS):
         image = pictures.load(path)
         (expected,) = model.run(None, {ways.INPUT: image})
         times = []
@@ -134,6 +138,35 @@ def _listen(client: Any, repository: Path) -> None:
             heard.append(probability.item() > 0.5)
         length_s = len(samples) / sound.RATE_HZ
         table.add_row(name, f"{length_s:.1f} s", f"{statistics.mean(heard):.0%}", f"{statistics.median(times) / 1e6:.1f} ms")
+    console.print(table, "")
+
+
+def _pipe(address: str, repository: Path, folder: Path) -> None:
+    """Whole pipelines, each asked with the bytes of a file in one HTTP request."""
+    table = Table("asked", "what came back", title="pipelines", title_justify="left")
+    table.add_column("took", justify="right")
+
+    def ask(model: str, tensor: str, name: str, content: bytes, shape: tuple[int, ...] = (1,)) -> dict[str, list[Any]]:
+        start_ns = time.perf_counter_ns()
+        found = pipelines.ask(address, model, tensor, content, shape)
+        took = f"{(time.perf_counter_ns() - start_ns) / 1e6:.0f} ms"
+        table.add_row(f"{model}\n{name}", escape(pipelines.readable(found)), took, end_section=True)
+        return found
+
+    for name in PHOTOS:
+        found = ask("image_to_classes", "picture", name, (folder / name).read_bytes(), (1, 1))
+        (expected,) = session(repository, "image_classifier").run(None, {ways.INPUT: pictures.load(folder / name)})[0]
+        _hold(f"{name} in one request", np.array(found["score"]), np.sort(expected)[: -len(found["score"]) - 1 : -1])
+
+    found = ask("page_to_lines", "page", "page.png", (folder / "page.png").read_bytes())
+    if pages.likeness(found["text"], pages.SCANNED) < LEAST_LIKENESS:
+        raise Mismatch(f"page.png was read as {found['text']}")
+
+    samples = sound.from_pcm(sound.pcm(np.concatenate([sound.silence(1), sound.speech(), sound.silence(1)])))
+    found = ask("sound_to_speech", "sound", "speech.wav", sound.wav(samples))
+    # there is one stretch of speech: it begins with the first piece that sounds like a voice
+    voiced = np.flatnonzero(np.array(chances_of_speech(session(repository, "voice_activity"), samples)) >= 0.5)
+    _hold("speech in one request", np.array(found["start_s"]), voiced[:1] * sound.WINDOW / sound.RATE_HZ)
     console.print(table, "")
 
 

@@ -86,7 +86,12 @@ class Server:
         self._regions = RegionRegistry()
         self._busy_poll = BusyPoll(busy_poll_us(options), self._loop.call_soon)
         self._dispatcher = Dispatcher(
-            self._send, self._loop.call_soon, self._set_alarm, stay_awake=self._busy_poll.stay_awake, recall=self._recall
+            self._send,
+            self._loop.call_soon,
+            self._set_alarm,
+            stay_awake=self._busy_poll.stay_awake,
+            recall=self._recall,
+            view=self._any_view,
         )
         self._alarm = Alarm(self._loop, self._dispatcher.alarm)
         self._environments = Environments()
@@ -124,6 +129,9 @@ class Server:
 
     def _view(self, lease: Lease) -> memoryview:
         return self._farm.view(lease)
+
+    def _any_view(self, lease: Lease) -> memoryview:
+        return self.service.view(lease)
 
     def _find(self, model: str, version: int) -> ModelVersion:
         return self.service.find(model, "" if version < 0 else str(version))

@@ -108,6 +108,11 @@ class PrivatePages:
             for part in (array[:1], array[-array.ctypes.data % _PAGE :: _PAGE]):
                 part[...] = part.copy()
 
+    def part_untouched(self, taken: Taken, offset: int, byte_size: int) -> bool:
+        """Are these bytes of a part in use, from ``offset`` of it on, still the owner's?"""
+        start = taken.offset + offset
+        return not len(self._changed(start // _PAGE, -(-(start + byte_size) // _PAGE)))
+
     def untouched(self, offset: int, byte_size: int) -> bool:
         """Are these bytes, as this process sees them, still the owner's?"""
         start = self._lead + offset

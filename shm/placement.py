@@ -36,3 +36,8 @@ class Span(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 
 
 Placement = Inline | Lease | Span
+
+
+def within(part: Lease, whole: Lease) -> bool:
+    """Does a lease lie inside another?"""
+    return part.arena == whole.arena and whole.offset <= part.offset and part.offset + part.byte_size <= whole.offset + whole.byte_size

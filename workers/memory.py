@@ -62,6 +62,11 @@ class WorkerMemory:
         except ValueError as error:
             raise invalid(str(error)) from None
 
+    @property
+    def arena_number(self) -> int:
+        """The number of the worker's own arena."""
+        return self._arena.number
+
     def _awaited_region(self, number: int) -> MappedRegion | StatusError:
         self._await(lambda: number in self._regions)
         return self._regions[number]

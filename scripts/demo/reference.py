@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from .sound import RATE_HZ, Sound, windows
+
 # ONNX Runtime's wheels report to their maker unless this is set before the first import
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -18,3 +22,12 @@ def session(repository: Path, model: str) -> Any:
     # one thread: more of them would go on spinning beside the server that is being timed
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(repository / model / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def chances_of_speech(detector: Any, sound: Sound) -> list[float]:
+    """What the voice detector says of each full piece of a sound."""
+    state, chances = np.zeros((2, 1, 128), np.float32), []
+    for piece in windows(sound):
+        chance, state = detector.run(["output", "stateN"], {"input": piece, "state": state, "sr": np.array(RATE_HZ, np.int64)})
+        chances.append(chance.item())
+    return chances

@@ -6,6 +6,8 @@ syllables. A voice detector takes it for a voice; a person hears a robot.
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,6 +55,27 @@ def windows(sound: Sound) -> Iterator[Sound]:
     padded = np.concatenate([np.zeros(CONTEXT, np.float32), sound])
     for start in range(0, len(sound) - WINDOW + 1, WINDOW):
         yield np.ascontiguousarray(padded[np.newaxis, start : start + CONTEXT + WINDOW])
+
+
+def pcm(sound: Sound) -> bytes:
+    """The sound as bare samples of 16 bits, little-endian."""
+    return np.round(sound * 32767).clip(-32768, 32767).astype("<i2").tobytes()
+
+
+def from_pcm(samples: bytes) -> Sound:
+    """Bare samples of 16 bits as a sound."""
+    return (np.frombuffer(samples, "<i2") / 32768).astype(np.float32)
+
+
+def wav(sound: Sound) -> bytes:
+    """The sound as a WAV file."""
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes(pcm(sound))
+    return content.getvalue()
 
 
 def _hiss(seconds: float, loudness: float) -> Sound:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
-from ...shm.placement import Lease
+from ...shm.placement import Lease, within
 from ...workers.contract.messages import Done, Respond, Result
 from ...workers.contract.status import Code, StatusError, internal
 from ..statistics import FailureReason
@@ -32,6 +32,10 @@ FEW_REQUESTS = 8
 class OutputMemory(Protocol):
     """The arena of the worker that answered."""
 
+    @property
+    def arena_number(self) -> int:
+        """What leases of it call it by."""
+
     def view(self, lease: Lease) -> memoryview:
         """The bytes of an output."""
 
@@ -46,6 +50,7 @@ class Dispatcher:
     loop's turn, ``set_alarm`` for a call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no
     more). ``stay_awake`` says that something will happen within a moment: few requests are in flight, to or from a
     tiny model. ``recall`` tells a batch's worker that nobody waits for the request at an index any more.
+    ``view`` gives the bytes of a lease of any arena.
     ``in_flight`` counts the requests that wait or run.
     """
 
@@ -57,7 +62,9 @@ class Dispatcher:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         stay_awake: Callable[[], None] = lambda: None,
         recall: Callable[[PlannedBatch, int], None] = lambda batch, index: None,
+        view: Callable[[Lease], memoryview] | None = None,
     ) -> None:
+        self._view = view
         self._recall = recall
         self._waits = WaitGraph()
         self.in_flight = 0
@@ -211,13 +218,36 @@ class Dispatcher:
                 batch.open_count += 1
             else:
                 batch.answered.add(index)
-                responses.append(_response(request, result, True, memory))
+                responses.append(self._model_response(request, result, memory))
         self.in_flight -= len(responses)
         if batch.open_count:
             self._batches[batch.number] = scheduler.streaming[batch.number] = batch
         scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
         self.touch(scheduler)
         self._deliver(scheduler, responses)
+
+    def _model_response(self, request: Request, result: Result, memory: OutputMemory) -> Response:
+        """The response of a model that may have passed inputs on as outputs where they lie: its request keeps them till it is released."""
+        response = _response(request, result, True, memory)
+        own = memory.arena_number
+        passed = [tensor.place for tensor in result.outputs if type(tensor.place) is Lease and tensor.place.arena != own]
+        if not passed:
+            return response
+        context = request.body.context
+        inputs = [tensor.place for tensor in request.body.inputs if type(tensor.place) is Lease]
+        if context is None or not context.lends or not all(any(within(place, whole) for whole in inputs) for place in passed):
+            _give_back(result, memory)
+            return Response(request, [], error=internal("an output lies in memory that was not lent for it"))
+        on_finish, request.on_finish = request.on_finish, None
+
+        def release(leases: list[Lease]) -> None:
+            memory.give_back([lease for lease in leases if lease.arena == own])
+            if on_finish is not None:
+                on_finish()
+
+        response.arena_view = self._view
+        response.on_release = release
+        return response
 
     def respond(self, message: Respond, memory: OutputMemory) -> None:
         """A model has answered one request by its sender; what comes for a request that has ended is dropped."""
@@ -329,7 +359,8 @@ def _response(request: Request, result: Result, final: bool, memory: OutputMemor
 def _give_back(result: Result | None, memory: OutputMemory) -> None:
     """Return the outputs that nobody gets."""
     if result is not None:
-        memory.give_back([tensor.place for tensor in result.outputs if type(tensor.place) is Lease])
+        own = memory.arena_number
+        memory.give_back([tensor.place for tensor in result.outputs if type(tensor.place) is Lease and tensor.place.arena == own])
 
 
 def _hand_over(response: Response) -> None:

@@ -282,7 +282,8 @@ class Farm:
     def share(self, arena: int, process: WorkerProcess) -> None:
         """Let a worker read the arena of another, before it gets leases of it."""
         owner = self._arenas.get(arena)
-        process.adopt(arena, None if owner is None else owner.arena_fd)
+        if arena:
+            process.adopt(arena, None if owner is None else owner.arena_fd)
 
     def view(self, lease: Lease) -> memoryview:
         """The bytes of a lease of any worker's arena. Raises StatusError where that worker has gone."""

@@ -152,6 +152,11 @@ class WorkerProcess:
         self._trusted.discard(identity)
         self._channel.send(identity, Close())
 
+    @property
+    def arena_number(self) -> int:
+        """What leases of its arena call it by."""
+        return self.arena.number
+
     def view(self, lease: Lease) -> memoryview:
         """The bytes of an output in the worker's arena, read-only."""
         return self.arena.view(lease)

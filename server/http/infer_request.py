@@ -23,7 +23,7 @@ from ...workers.contract.json_writing import quote
 from ...workers.contract.messages import Parameters, RequestBody, RequestContext, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
-from .exchange import HttpRequest
+from .exchange import ArenaBody, HttpRequest
 from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm, Regions, Scratch
 from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
 from .infer_plan import PLANNED_BYTE_SIZE, batch_size_of, keep_plan
@@ -207,9 +207,11 @@ class Reading:
     def finished(self) -> InferCall:
         batch_size = batch_size_of(self.tensors, self.signature)
         timeout_us = self.call.timeout_us
+        # The body's block is given back when the response has been released.
+        lends = type(self.request.body) is ArenaBody
         context = None
-        if timeout_us or self.sequence_id or self.flags:
-            context = RequestContext(self.sequence_id, self.flags, timeout_us)
+        if timeout_us or self.sequence_id or self.flags or lends:
+            context = RequestContext(self.sequence_id, self.flags, timeout_us, "", lends)
         self.call.body = RequestBody(self.request_id, batch_size, self.tensors, self.outputs, self.parameters, context)
         return self.call
 

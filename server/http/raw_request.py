@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ...shm.placement import Inline, Placement
-from ...workers.contract.messages import RequestBody, Tensor
+from ...workers.contract.messages import RequestBody, RequestContext, Tensor
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import invalid, label
 from ..dispatch.validation import size_mismatch
-from .exchange import Body
+from .exchange import ArenaBody, Body
 from .infer_call import IN_BINARY, InferCall, Scratch
 
 
@@ -53,4 +53,5 @@ def read_raw(body: Body, signature: Signature, scratch: Scratch, max_input_size:
         place = body.place(0, byte_size) if byte_size else Inline(memoryview(b""))
     shape = (1, *dims) if signature.batching else dims
     tensor = Tensor(spec.name, spec.datatype.name, shape, place)
-    return InferCall(RequestBody("", 1, [tensor], [], {}), form=IN_BINARY)
+    context = RequestContext(lends=True) if type(body) is ArenaBody else None
+    return InferCall(RequestBody("", 1, [tensor], [], {}, context), form=IN_BINARY)

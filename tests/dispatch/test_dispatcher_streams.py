@@ -43,6 +43,8 @@ class StreamBench(Bench):
             recall=lambda batch, index: self.recalled.append((batch, index)),
         )
 
+    arena_number = 3
+
     def give_back(self, leases: list[Any]) -> None:
         self.returned += [lease.offset for lease in leases]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import pickle  # noqa: TID251 - makes the hostile checkpoint that the reader must refuse
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +14,49 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from .tree import ROOT
+from .tree import ROOT, Import
 
-COULD_NOT_DOWNLOAD = 75
-
-
-Import = Callable[[str], Any]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Import:
-    """Imports modules of scripts/."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository made by the command; the downloads come from the user's cache where they are there already."""
-    folder = tmp_path_factory.mktemp("examples") / "models"
-    command = [sys.executable, str(ROOT / "scripts" / "fetch_models.py"), "--into", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, cwd=folder.parent)
-    if done.returncode == COULD_NOT_DOWNLOAD:
-        pytest.skip(f"the example models could not be downloaded: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    return folder
+PIPELINES = {
+    "image_decoder": "python",
+    "class_ranking": "python",
+    "image_to_classes": "ensemble",
+    "page_to_lines": "python",
+    "sound_to_speech": "python",
+}
+NETWORKS = ["add_sub", "image_classifier", "text_detector", "text_recognizer", "voice_activity"]
 
 
 def test_configurations_fit_their_models(repository: Path, load: Import) -> None:
-    names = sorted(folder.name for folder in repository.iterdir())
-    assert names == ["add_sub", "image_classifier", "voice_activity"]
-    for name in names:
-        config = text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    configs = {
+        folder.name: text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for folder in repository.iterdir()
+    }
+    assert sorted(configs) == sorted([*NETWORKS, *PIPELINES])
+    for name, kind in PIPELINES.items():
+        assert (configs[name].name, configs[name].platform or configs[name].backend) == (name, kind)
+        assert (repository / name / "1").is_dir()
+    for name in NETWORKS:
+        config = configs[name]
         model = load("demo.reference").session(repository, name)
         assert config.name == name
         assert [tensor.name for tensor in config.input] == [tensor.name for tensor in model.get_inputs()]
         assert {tensor.name for tensor in config.output} == {tensor.name for tensor in model.get_outputs()}
-    assert (repository / "image_classifier" / "labels.txt").read_text().splitlines()[967] == "espresso"
+    for name in ("image_classifier", "class_ranking"):
+        assert (repository / name / "labels.txt").read_text().splitlines()[967] == "espresso"
+    (steps,) = load("demo.reference").session(repository, "text_recognizer").get_outputs()
+    # one class is "nothing", one the space
+    assert len((repository / "page_to_lines" / "alphabet.txt").read_text().split("\n")[:-1]) == steps.shape[2] - 2
 
 
 @pytest.mark.parametrize(
     ("picture", "classes", "scores"),
     [("cat.png", [282, 285, 281], [0.385, 0.363, 0.167]), ("coffee.png", [967, 968, 925], [0.951, 0.015, 0.008])],
 )
-def test_pictures_are_recognised(repository: Path, load: Import, picture: str, classes: list[int], scores: list[float]) -> None:
-    folder = load("models.cache").cache_folder() / "pictures"
-    (probabilities,) = (
-        load("demo.reference").session(repository, "image_classifier").run(None, {"image": load("demo.pictures").load(folder / picture)})
-    )
+def test_pictures_are_recognised(
+    repository: Path, pictures: Path, load: Import, picture: str, classes: list[int], scores: list[float]
+) -> None:
+    image = load("demo.pictures").load(pictures / picture)
+    (probabilities,) = load("demo.reference").session(repository, "image_classifier").run(None, {"image": image})
     best = np.argsort(probabilities[0])[::-1][:3]
     assert best.tolist() == classes
     np.testing.assert_allclose(probabilities[0][best], scores, atol=2e-3)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import configparser
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+COULD_NOT_DOWNLOAD = 75
+"""Exit status of scripts that could not fetch the example models."""
+
+Import = Callable[[str], Any]
 ROOMS = ("server", "shm", "workers")
 
 

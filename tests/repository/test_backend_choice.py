@@ -59,10 +59,19 @@ def test_a_name_cannot_lead_out_of_the_folder(name: str, tmp_path: Path) -> None
         chosen(ModelConfig(backend=name), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["my-backend", "my.backend", "v1+cu12", "..."])
+@pytest.mark.parametrize("name", ["my-backend", "my.backend", "v1+cu12", "m..."])
 def test_names_of_folders(name: str, tmp_path: Path) -> None:
     file = put(tmp_path, f"backends/{name}/model.py")
     assert chosen(ModelConfig(backend=name), tmp_path) == BackendChoice("python", file)
+
+
+def test_the_runtime_names_the_file(tmp_path: Path) -> None:
+    put(tmp_path, "backends/mine/model.py")
+    file = put(tmp_path, "backends/mine/other.py")
+    assert chosen(ModelConfig(backend="mine", runtime="other.py"), tmp_path) == BackendChoice("python", file)
+    for runtime in ("nosuch.py", "../mine/model.py", "libtriton_mine.so", "."):
+        with pytest.raises(StatusError, match="unable to find backend library"):
+            chosen(ModelConfig(backend="mine", runtime=runtime), tmp_path)
 
 
 def test_the_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,3 +122,52 @@ def test_untouched(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     array[2 * PAGE] = 1
     assert not pages.untouched(0, 4 * PAGE)
     assert pages.untouched(0, 2 * PAGE) is told
+
+
+# what may be taken
+
+
+def test_bytes_in_use_are_not_clear(shared: Shared) -> None:
+    pages = PrivatePages(shared.fd, 16, BYTE_SIZE - 16)
+    array, taken = pages.take(2 * PAGE, 2 * PAGE)
+    assert not pages.clear(2 * PAGE, 2 * PAGE)
+    assert not pages.clear(0, 2 * PAGE + 1)
+    assert not pages.clear(4 * PAGE - 1, 1)
+    assert pages.clear(6 * PAGE, 9)
+    del array
+    pages.give_back(taken)
+    assert pages.clear(2 * PAGE, 2 * PAGE)
+
+
+def test_a_page_that_a_neighbour_has_written_to_is_not_clear(shared: Shared) -> None:
+    """It is a copy of what the owner had there then."""
+    pages = PrivatePages(shared.fd, 0, BYTE_SIZE)
+    first, first_taken = pages.take(0, PAGE + 10)
+    second, second_taken = pages.take(PAGE + 10, PAGE)
+    first[:] = 4
+    del first
+    pages.give_back(first_taken)
+    shared.fill(6)
+    assert not pages.clear(0, PAGE + 10)
+    assert not pages.clear(PAGE, 10)
+    assert pages.clear(0, PAGE)
+    del second
+    pages.give_back(second_taken)
+    assert pages.clear(0, PAGE + 10)
+    again, again_taken = pages.take(0, PAGE + 10)
+    assert (again == 6).all()
+    del again
+    pages.give_back(again_taken)
+
+
+@pytest.mark.parametrize("populating", [True, False])
+def test_what_is_kept_stays_whatever_the_kernel_can(shared: Shared, populating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not populating:
+        monkeypatch.setattr(copy_on_write, "_MADV_POPULATE_WRITE", 12345)
+    pages = PrivatePages(shared.fd, 16, BYTE_SIZE - 16)
+    array, taken = pages.take(PAGE - 20, 5 * PAGE + 7)
+    array[3] = 9
+    expected = array.copy()
+    assert not pages.give_back(taken)
+    shared.fill(7)
+    assert (array == expected).all()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tensorfarm.shm.placement import Lease, Span
+from tensorfarm.shm.arena import Arena, create_memory, read_only
+from tensorfarm.shm.placement import Lease, Placement, Span
 from tensorfarm.shm.system import open_object
 from tensorfarm.workers import memory as memory_module
 from tensorfarm.workers.contract.status import Code, StatusError
@@ -188,3 +189,99 @@ def test_threads_share_the_arena(world: Bench) -> None:
     for thread in threads:
         thread.join(20)
     assert failures == []
+
+
+# other workers' arenas
+
+
+@pytest.fixture
+def other() -> Iterator[Arena]:
+    """Another worker's arena."""
+    fd = create_memory(1 << 20)
+    arena = Arena(9, fd, 1 << 20)
+    arena.view(Lease(9, 0, 5))[:] = b"other"
+    yield arena
+    # pytest holds the last test's fixtures beyond the leak check
+    arena.__dict__.clear()
+    os.close(fd)
+
+
+def gone(world: Bench, lease: Lease) -> StatusError:
+    with pytest.raises(StatusError) as raised:
+        world.memory.view(lease)
+    return raised.value
+
+
+def test_an_adopted_arena_can_be_read_only(world: Bench, other: Arena) -> None:
+    world.memory.adopt(9, read_only(other.fd))
+    view = world.memory.view(Lease(9, 0, 5))
+    assert bytes(view) == b"other"
+    with pytest.raises(TypeError):
+        view[0] = 1
+    world.memory.disown(9)
+    assert bytes(view) == b"other", "what still reads keeps its pages"
+    error = gone(world, Lease(9, 0, 5))
+    assert (error.code, error.message) == (Code.UNAVAILABLE, "the worker that made a tensor has gone, and the tensor with it")
+
+
+def test_a_batch_may_overtake_an_arena(world: Bench, other: Arena) -> None:
+    """The descriptor comes over the lifeline, the batch over ZeroMQ."""
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.append(world.content(Lease(9, 0, 5))))
+    reader.start()
+    world.memory.adopt(8, None)
+    assert reader.is_alive()
+    world.memory.adopt(9, read_only(other.fd))
+    reader.join(5)
+    assert seen == [b"other"]
+    world.memory.disown(9)
+
+
+def test_an_arena_whose_worker_went_before_it_was_shared(world: Bench) -> None:
+    world.memory.adopt(9, None)
+    assert gone(world, Lease(9, 0, 5)).code is Code.UNAVAILABLE
+    world.memory.disown(9)
+    world.memory.disown(9)
+
+
+def test_an_arena_that_never_comes(world: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "ATTACH_TIMEOUT_SECS", 0.01)
+    assert gone(world, Lease(9, 0, 5)).message == "a shared memory region did not reach the worker in time"
+
+
+# copy-on-write
+
+
+def test_private_pages_of_what_has_gone(world: Bench, other: Arena) -> None:
+    forgotten: list[tuple[type[Placement], int]] = []
+    world.memory.use_copy_on_write(lambda kind, number: forgotten.append((kind, number)))
+    world.attach(6, 3, 100)
+    world.memory.adopt(9, read_only(other.fd))
+    world.client.write(3, b"client")
+    for place, content in ((Span(6, 0, 6), b"client"), (Lease(9, 0, 5), b"other")):
+        array, taken = world.memory.private_pages(place).take(place.offset, place.byte_size)
+        assert array.tobytes() == content
+        array[0] = 0
+        del array, taken
+    assert world.client.read(3, 6) == b"client"
+    assert bytes(other.view(Lease(9, 0, 5))) == b"other"
+    world.memory.detach(6)
+    world.memory.disown(9)
+    assert forgotten == [(Span, 6), (Lease, 9)]
+    for place in (Span(6, 0, 6), Lease(9, 0, 5)):
+        with pytest.raises(StatusError, match="gone"):
+            world.memory.private_pages(place)
+
+
+def test_descriptors_that_are_kept_for_it_are_closed(world: Bench, other: Arena) -> None:
+    world.memory.use_copy_on_write(lambda kind, number: None)
+    fds = [open_object(world.client.key), read_only(other.fd)]
+    world.memory.attach(6, fds[0], 0, 16)
+    world.memory.adopt(9, fds[1])
+    for fd in fds:
+        os.fstat(fd)
+    world.memory.detach(6)
+    world.memory.disown(9)
+    for fd in fds:
+        with pytest.raises(OSError):
+            os.fstat(fd)

@@ -34,12 +34,17 @@ class WantedOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RequestContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What few requests have: a sequence they belong to (``flags``: 1 start, 2 end), a time-out in µs, a trace they are part of."""
+    """What few requests have: a sequence they belong to (``flags``: 1 start, 2 end), a time-out in µs, a trace they are part of.
+
+    ``lends``: whoever sent it keeps its leases until its response has been released, so that outputs may be inputs, passed on
+    where they lie.
+    """
 
     correlation_id: int | str = 0
     flags: int = 0
     timeout_us: int = 0
     trace: str = ""
+    lends: bool = False
 
 
 class RequestBody(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ...shm.copy_on_write import Taken
-from ...shm.placement import Inline, Lease, Placement
+from ...shm.placement import Inline, Lease, Placement, within
 from ..contract import messages
 from ..contract.messages import (
     Answer,
@@ -78,6 +78,7 @@ class Calls:
         self._instance = instance
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
+        self._kept: dict[int, list[Lease]] = {}
         self._questions: dict[int, Future[bool | int | float | None]] = {}
         self._settled = threading.Condition()
         self._asides: queue.SimpleQueue[FromWorker | tuple[int, list[Taken]] | Callable[[], None]] = queue.SimpleQueue()
@@ -118,13 +119,16 @@ class Calls:
     def _body(self, request: InferenceRequest, decoupled: bool, pending: _Pending) -> RequestBody:
         """What a call asks. Raises StatusError where there is no room for its inputs."""
         correlation_id, flags, timeout_us = request.correlation_id(), request.flags(), request.timeout()
+        inputs = self._inputs(request, decoupled, pending)
+        # Those in this worker's own arena are kept as long as anybody has them.
+        lends = bool(pending.leases) and all(type(tensor.place) is Inline or tensor.place in pending.leases for tensor in inputs)
         return RequestBody(
             request.request_id(),
             1,
-            self._inputs(request, decoupled, pending),
+            inputs,
             [WantedOutput(name) for name in request.requested_output_names()],
             request.parameters_dict or {},
-            RequestContext(correlation_id, flags, timeout_us) if correlation_id or flags or timeout_us else None,
+            RequestContext(correlation_id, flags, timeout_us, "", lends) if correlation_id or flags or timeout_us or lends else None,
         )
 
     def _inputs(self, request: InferenceRequest, decoupled: bool, pending: _Pending) -> list[messages.Tensor]:
@@ -186,6 +190,21 @@ class Calls:
             with self._settled:
                 self._settled.notify_all()
 
+    def _keep_passed_on(self, answer: Answer, pending: _Pending) -> None:
+        """Inputs that come back as outputs, where they lie, are kept for as long as the answer is."""
+        for tensor in () if answer.result is None else answer.result.outputs:
+            place = tensor.place
+            for lease in pending.leases:
+                if isinstance(place, Lease) and within(place, lease):
+                    pending.leases.remove(lease)
+                    self._kept.setdefault(answer.loan, []).append(lease)
+                    break
+
+    def _give_back(self, loan: int) -> None:
+        """Nobody has an answer's tensors any more."""
+        self._free(self._kept.pop(loan, []))
+        self._speak(Release([loan]))
+
     def _abandon(self, pending: _Pending) -> None:
         """Nobody takes a call's answers any more; it goes on, for what else it does."""
         pending.abandoned = True
@@ -197,7 +216,7 @@ class Calls:
             while True:
                 answer = pending.answers.get_nowait()
                 if answer.loan:
-                    self._speak(Release([answer.loan]))
+                    self._give_back(answer.loan)
 
     def _free(self, leases: list[Lease]) -> None:
         for lease in leases:
@@ -232,7 +251,8 @@ class Calls:
                 loan, taken = message
                 while taken:
                     self._model_memory.give_back(taken.pop())
-                message = Release([loan])
+                self._give_back(loan)
+                continue
             try:
                 self._speak(message)
             except UnicodeEncodeError:
@@ -249,6 +269,7 @@ class Calls:
         if pending is None:
             return
         if answer.final:
+            self._keep_passed_on(answer, pending)
             self._end(answer.call)
         pending.answers.put(answer)
         if pending.abandoned:

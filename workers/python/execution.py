@@ -142,7 +142,7 @@ class Execution:
                 failed.append(open_request.index)
                 result = _failed(fault)
             elif responses is not None and (response := responses[position]) is not None:
-                result = self._result(open_request.body, response)
+                result = self._result(open_request.body, response, open_request.inputs)
             elif not beside and not requests[position].has_sender():
                 result = _failed(_unanswered(requests[position], self._model.instance))
             if result is not None:
@@ -222,13 +222,14 @@ class Execution:
                 raise _misused(model.instance, f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
         return checked, False
 
-    def _result(self, body: RequestBody, response: InferenceResponse) -> Result:
-        """What a response is in a message, its outputs stored."""
+    def _result(self, body: RequestBody, response: InferenceResponse, inputs: SharedInputs | InlineInputs | None = None) -> Result:
+        """What a response is in a message, its outputs stored. With ``inputs``, outputs that are inputs may stay where they lie."""
         error = response.error()
         if error is not None:
             return Result([], {}, Fault(error.code(), sayable(error.message())))
         spans = {output.name: output.span for output in body.outputs}
         wanted = spans or self._model.output_names
+        lent = inputs if isinstance(inputs, SharedInputs) and body.context is not None and body.context.lends else None
         stored: list[Tensor] = []
         for tensor in response.tensors:
             name = tensor.name()
@@ -240,7 +241,8 @@ class Execution:
                 if not isinstance(content, bytes) and span is None and content.nbytes <= INLINE_BYTE_SIZE:
                     place: Placement = Inline(memoryview(content.tobytes()))
                 else:
-                    place = store(self._memory, name, content if isinstance(content, bytes) else _flat(content), span)
+                    passed = None if lent is None or span is not None or isinstance(content, bytes) else lent.place_of(content)
+                    place = passed or store(self._memory, name, content if isinstance(content, bytes) else _flat(content), span)
             except StatusError as failure:
                 self._free(Result(stored))
                 return _failed(failure)
@@ -263,7 +265,7 @@ class Execution:
 
     def _free(self, result: Result) -> None:
         for tensor in result.outputs:
-            if type(tensor.place) is Lease:
+            if type(tensor.place) is Lease and tensor.place.arena == self._memory.arena_number:
                 self._memory.free(tensor.place)
 
     def _finish(self, number: int, opened: list[OpenRequest]) -> None:

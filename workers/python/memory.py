@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ..memory import WorkerMemory
 
 _ALIGNMENT = 8
 """What numpy's own types ask for: an array that lies otherwise is slow, or refused by compiled code."""
+
+MOST_KEPT = 64
+"""Arrays that a model may have kept in place: each holds a mapping of a whole arena, and a descriptor."""
 
 
 def _copied(content: memoryview) -> Bytes:
@@ -43,6 +46,7 @@ class ModelMemory:
         # A finalizer of a model may answer a request in the middle of this.
         self._lock = threading.RLock()
         self._mappings: dict[tuple[type[Placement], int], PrivatePages] = {}
+        self._kept: list[weakref.ref[Bytes]] = []
         memory.use_copy_on_write(self.forget)
 
     def take(self, place: Lease | Span) -> tuple[Bytes, Taken | None]:
@@ -55,7 +59,7 @@ class ModelMemory:
             pages = self._mappings.get(key)
             if pages is None:
                 pages = self._mappings[key] = self._memory.private_pages(place)
-            if not pages.clear(place.offset, place.byte_size):
+            if not pages.clear(place.offset, place.byte_size) or self._keeps_many():
                 return _copied(view), None
             array, taken = pages.take(place.offset, place.byte_size)
             if array.ctypes.data % _ALIGNMENT:
@@ -64,11 +68,23 @@ class ModelMemory:
                 return _copied(view), None
             return array, taken
 
+    def untouched(self, taken: Taken, offset: int, byte_size: int) -> bool:
+        """Are these bytes of an array that was taken still their owner's?"""
+        with self._lock:
+            return taken.pages.part_untouched(taken, offset, byte_size)
+
     def give_back(self, taken: Taken) -> None:
         """An array should have gone; one that is kept stays as it is."""
         with self._lock:
             if not taken.pages.give_back(taken):
                 self._mappings = {key: pages for key, pages in self._mappings.items() if pages is not taken.pages}
+                self._kept.append(taken.array)
+
+    def _keeps_many(self) -> bool:
+        """Does the model hold so many mappings that it had better have copies?"""
+        if len(self._kept) >= MOST_KEPT:
+            self._kept = [array for array in self._kept if array() is not None]
+        return len(self._kept) >= MOST_KEPT
 
     def forget(self, kind: type[Placement], number: int) -> None:
         """An arena or region is gone: its pages go with the last array over them."""
@@ -89,7 +105,7 @@ class SharedInputs:
     ``finish`` ends their use, before the server hears that the request has ended.
     """
 
-    __slots__ = ("__weakref__", "_finished", "_lock", "_memory", "_taken", "_tensors")
+    __slots__ = ("__weakref__", "_finished", "_lock", "_memory", "_places", "_taken", "_tensors")
 
     def __init__(self, memory: ModelMemory) -> None:
         self._memory = memory
@@ -97,7 +113,20 @@ class SharedInputs:
         self._lock = threading.RLock()
         self._finished = False
         self._taken: list[Taken] = []
+        self._places: dict[Taken, Lease] = {}
         self._tensors: list[weakref.ref[Readable]] = []
+
+    def place_of(self, array: np.ndarray[Any, np.dtype[Any]]) -> Lease | None:
+        """Where an array's bytes lie in an arena just as the model has them: None for others, and for those it has written to."""
+        with self._lock:
+            for taken, lease in self._places.items():
+                root: object = taken.array()
+                if not isinstance(root, np.ndarray) or array.base is not root:
+                    continue
+                offset = array.ctypes.data - root.ctypes.data
+                if self._memory.untouched(taken, offset, array.nbytes):
+                    return Lease(lease.arena, lease.offset + offset, array.nbytes)
+        return None
 
     def watch(self, tensors: Sequence[Readable]) -> None:
         """These are the tensors whose bytes may be asked for."""
@@ -113,6 +142,8 @@ class SharedInputs:
             array, taken = self._memory.take(place)
             if taken is not None:
                 self._taken.append(taken)
+                if isinstance(place, Lease):
+                    self._places[taken] = place
         return array
 
     def finish(self) -> None:
