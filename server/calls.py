@@ -72,7 +72,7 @@ class ModelCalls:
             self._clock_ns(),
             lambda response: self._answer(message, caller, response),
             priority=message.priority,
-            caller=message.instance,
+            caller=message.batch,
         )
         if message.body.context is not None:
             request.timeout_us = message.body.context.timeout_us

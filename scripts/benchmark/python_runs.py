@@ -48,9 +48,10 @@ def _items(regions: Regions) -> list[_Item]:
         _Item("16 MiB plus one, shared memory", added, 1, 3.0),
         _Item("16 MiB plus one, shared memory", added, 2, 3.0),
         _Item("16 MiB plus one, binary", plus_one_binary(large), 1),
-        _Item("call of a model with 16 MiB", hop(large), 1, 3.0),
-        _Item("call of a model with 64 bytes", hop(small), 1),
-        _Item("16 MiB passed on to a model, shared memory", regions.ask("relay", tensor(large), tensor(large)), 1),
+        _Item("call with 16 MiB, which come back", hop("identity", large), 1, 3.0),
+        _Item("call with 16 MiB, as many new ones back", hop("plus_one", large), 1, 3.0),
+        _Item("call with 64 bytes", hop("identity", small), 1),
+        _Item("16 MiB passed on to a model, shared memory", regions.ask("relay", tensor(large), tensor(large)), 1, 3.0),
         _Item(f"stream of {STREAM_LENGTH} events", stream(), 1),
         _Item(f"stream of {STREAM_LENGTH} events", stream(), 8),
     ]
@@ -67,7 +68,8 @@ def run_python(
         def cases(contender: Contender) -> list[Case]:
             regions.register(contender.port)
             # what is measured answers with a few elements only; here they come all
-            checked(contender.port, hop(LARGE_BYTE_SIZE, LARGE_BYTE_SIZE // 4))
+            for called in ("identity", "plus_one"):
+                checked(contender.port, hop(called, LARGE_BYTE_SIZE, LARGE_BYTE_SIZE // 4))
             return [Case(item.says, item.ask, item.clients) for item in items]
 
         entrants = []

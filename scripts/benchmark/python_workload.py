@@ -1,9 +1,10 @@
 """What Python models are asked: a repository that both servers run unchanged, the requests made beforehand, what the answers must be.
 
-The models do next to nothing, so that what is left is the server. ``hop`` is asked how long a call from model to model takes: it makes its tensor
-once, when it is loaded, calls ``identity`` with it and answers with a few of the elements that came back. So the tensor goes to the other
-model and returns, and nothing of it passes between client and server, which would take longer than the hop (on one of the servers only, at that).
-``relay`` is the whole of what a client sees of such a chain: it passes its input on and answers with what came back, both through regions.
+The models do next to nothing, so that what is left is the server. ``hop`` is asked how long a call from model to model takes. It makes its
+tensor once, when it is loaded, calls another model with it and answers with a few of the elements that came back: the tensor
+goes to the other model and returns, and no large transfer between client and server hides how long that takes. The other model is
+``identity``, which answers with its input (a server may notice and move nothing), or ``plus_one``, whose output is new.
+``relay`` is what a client sees of such a chain as a whole: it passes its input on to ``identity`` and answers with what came back, both through regions.
 """
 
 from __future__ import annotations
@@ -62,15 +63,16 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        length = int(json.loads(args["model_config"])["parameters"]["length"]["string_value"])
-        self.array = np.arange(length, dtype=np.float32)
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.called = parameters["called"]["string_value"]
+        self.array = np.arange(int(parameters["length"]["string_value"]), dtype=np.float32)
 
     def execute(self, requests):
         responses = []
         for request in requests:
             stride = int(pb_utils.get_input_tensor_by_name(request, "STRIDE").as_numpy()[0])
             tensor = pb_utils.Tensor("INPUT0", self.array)
-            call = pb_utils.InferenceRequest(model_name="identity", requested_output_names=["OUTPUT0"], inputs=[tensor])
+            call = pb_utils.InferenceRequest(model_name=self.called, requested_output_names=["OUTPUT0"], inputs=[tensor])
             response = call.exec()
             if response.has_error():
                 raise pb_utils.TritonModelException(response.error().message())
@@ -115,9 +117,10 @@ def python_repository(folder: Path) -> Path:
     """The repository with add_sub and identity, and those of this page beside them."""
     workload.python_repository(folder)
     models = {"plus_one": (_PLUS_ONE, workload.IDENTITY), "relay": (_RELAY, workload.IDENTITY), "count": (_COUNT, _COUNT_TENSORS)}
-    for byte_size in (TINY_BYTE_SIZE, LARGE_BYTE_SIZE):
-        length = f'parameters {{ key: "length" value: {{ string_value: "{byte_size // 4}" }} }}\n'
-        models[_hop(byte_size)] = (_HOP, _HOP_TENSORS + length)
+    for called, byte_size in (("identity", TINY_BYTE_SIZE), ("identity", LARGE_BYTE_SIZE), ("plus_one", LARGE_BYTE_SIZE)):
+        said = {"called": called, "length": byte_size // 4}
+        lines = "".join(f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n' for key, value in said.items())
+        models[_hop(called, byte_size)] = (_HOP, _HOP_TENSORS + lines)
     for name, (model, tensors) in models.items():
         version = folder / name / "1"
         version.mkdir(parents=True)
@@ -126,8 +129,8 @@ def python_repository(folder: Path) -> Path:
     return folder
 
 
-def _hop(byte_size: int) -> str:
-    return f"hop_{byte_size}"
+def _hop(called: str, byte_size: int) -> str:
+    return f"hop_{called}_{byte_size}"
 
 
 def plus_one_binary(byte_size: int) -> Ask:
@@ -140,10 +143,10 @@ def plus_one(byte_size: int) -> NDArray[np.float32]:
     return tensor(byte_size) + np.float32(1)
 
 
-def hop(byte_size: int, values: int = 16) -> Ask:
-    """Have a tensor of that size go to another model and back; about ``values`` of its elements are in the reply."""
+def hop(called: str, byte_size: int, values: int = 16) -> Ask:
+    """Have a tensor of that size go to the model ``called`` and back; about ``values`` of its elements are in the reply."""
     stride = max(1, byte_size // 4 // values)
-    right = np.arange(0, byte_size // 4, stride, dtype=np.float32)
+    right = np.arange(0, byte_size // 4, stride, dtype=np.float32) + np.float32(called == "plus_one")
     described = {"name": "STRIDE", "shape": [1], "datatype": "INT32", "parameters": {"binary_data_size": 4}}
     header = json.dumps({"inputs": [described], "outputs": [{"name": "VALUES", "parameters": {"binary_data": True}}]}).encode()
 
@@ -151,7 +154,7 @@ def hop(byte_size: int, values: int = 16) -> Ask:
         if not reply.body.endswith(right.tobytes()) or f'"shape":[{right.size}]'.encode() not in reply.body[: -right.nbytes]:
             raise WrongAnswer(f"not the elements of the tensor that was passed on: {reply.body[:300]!r}")
 
-    return Ask(post(f"/v2/models/{_hop(byte_size)}/infer", header + np.int32(stride).tobytes(), OCTETS, len(header)), check)
+    return Ask(post(f"/v2/models/{_hop(called, byte_size)}/infer", header + np.int32(stride).tobytes(), OCTETS, len(header)), check)
 
 
 def stream(length: int = STREAM_LENGTH) -> Ask:

@@ -35,5 +35,5 @@ def printed(lines: Sequence[str], *, letter_height: int = 40, form: str = "PNG",
 
 def likeness(read: Sequence[str], expected: Sequence[str]) -> float:
     """How much of the letters is right, 0 to 1; spaces do not count."""
-    texts = ("\n".join("".join(line.split()) for line in lines) for lines in (read, expected))
-    return difflib.SequenceMatcher(None, *texts, autojunk=False).ratio()
+    letters = ["\n".join("".join(line.split()) for line in lines) for lines in (read, expected)]
+    return difflib.SequenceMatcher(None, letters[0], letters[1], autojunk=False).ratio()

@@ -283,7 +283,6 @@ class Dispatcher:
             if batch.instance is instance:
                 self._batches.pop(batch.number, None)
         bound = sum(len(batch.requests) - len(batch.answered) for batch in instance.batches)
-        self._waits.forget(instance.number)
         lost = scheduler.instance_down(instance)
         scheduler.statistics.pending_count += bound - len(lost)
         streams = scheduler.streams_down(instance)

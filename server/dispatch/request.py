@@ -60,7 +60,7 @@ class Request:
     ``deadline_ns`` (0: none) is when it expires in the queue, ``attempts`` counts the workers that died
     while it was with them, ``order`` is its number in the queue, ``begun`` says whether one of several responses has come.
     ``arenas`` are those of workers that its inputs lie in. ``on_execution`` gets the times of the execution it was part of, for
-    streams perhaps after the final response. ``caller`` is the number of the instance that waits for it, 0 for none.
+    streams perhaps after the final response. ``caller`` is the number of the running batch that waits for it, 0 for none.
     """
 
     body: RequestBody

@@ -1,13 +1,15 @@
-"""Who waits for whom among the instances of models that call each other: circles in which nobody can go on.
+"""Who waits for whom among models that call each other: circles in which nobody can go on.
 
-Sans-IO. An instance that has made a call waits for it. The call waits for the instance that it is bound to, or, in a queue,
-for any instance of its model. Where all of those wait in turn, nothing will ever end: the call is failed instead.
+Sans-IO. A running batch that has made a call waits for it, and its instance with it. The call waits for the batch that its own
+instance runs, or, in a queue, for those that all instances of its model run. Where all of those wait in turn, nothing will ever
+end: the call is failed instead.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .instance import Instance
 from .request import Request
 from .scheduler import Scheduler
 
@@ -18,36 +20,38 @@ class _Wait:
     request: Request
 
     def stuck(self, waiting: set[int]) -> bool:
-        """Can it not go on before instances of ``waiting`` do?"""
+        """Can it not go on before batches of ``waiting`` do?"""
         scheduler = self.scheduler
         if scheduler.queue.holds(self.request):
-            return bool(scheduler.instances) and all(instance.number in waiting for instance in scheduler.instances)
+            return bool(scheduler.instances) and all(_held(instance, waiting) for instance in scheduler.instances)
         found = scheduler.find(self.request)
-        return found is not None and found[0].instance.number in waiting
+        return found is not None and found[0].number not in scheduler.streaming and _held(found[0].instance, waiting)
+
+
+def _held(instance: Instance, waiting: set[int]) -> bool:
+    """Does an instance run one of these batches?"""
+    return bool(instance.batches) and instance.batches[0].number in waiting
 
 
 class WaitGraph:
-    """The requests that instances wait for: ``request.caller`` is the instance's number."""
+    """The requests that running batches wait for: ``request.caller`` is the batch's number."""
 
     def __init__(self) -> None:
         self._waits: dict[int, dict[Request, _Wait]] = {}
 
     def add(self, scheduler: Scheduler, request: Request) -> None:
-        """An instance waits for a request from now on."""
+        """A batch waits for a request from now on."""
         self._waits.setdefault(request.caller, {})[request] = _Wait(scheduler, request)
 
     def remove(self, request: Request) -> None:
         """The request has ended."""
-        waits = self._waits.get(request.caller, {})
-        if waits.pop(request, None) is not None and not waits:
+        waits = self._waits[request.caller]
+        del waits[request]
+        if not waits:
             del self._waits[request.caller]
 
-    def forget(self, instance: int) -> None:
-        """An instance has gone, and nobody waits for what it has asked: once it is back, it waits for nothing."""
-        self._waits.pop(instance, None)
-
     def circle(self, request: Request) -> bool:
-        """Does a request wait, in the end, for the very instance that made it wait, or for others that wait in a circle?"""
+        """Does a request wait, in the end, for the very batch that made it wait, or for others that wait in a circle?"""
         wait = self._waits.get(request.caller, {}).get(request)
         if wait is None:
             return False

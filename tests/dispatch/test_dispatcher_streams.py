@@ -272,8 +272,7 @@ def test_the_first_of_several_responses_is_timed() -> None:
 def test_a_call_that_would_wait_for_its_own_caller_fails() -> None:
     bench = StreamBench()
     scheduler, batch = running(bench)
-    scheduler.instances[0].number = 1
-    call = bench.request(caller=1)
+    call = bench.request(caller=batch.number)
     bench.dispatcher.submit_awaited(scheduler, call)
     bench.turn()
     (response,) = bench.responses
@@ -289,12 +288,11 @@ def test_a_call_that_would_wait_for_its_own_caller_fails() -> None:
 def test_a_circle_through_another_model_is_cut_at_the_call_that_closes_it() -> None:
     bench = StreamBench()
     one, other = bench.scheduler(), bench.scheduler()
-    one.instances[0].number, other.instances[0].number = 1, 2
     other._numbers = itertools.count(100)
     for scheduler in (one, other):
         scheduler.instances[0].execution_ns = 10**9
     bench.submit(one, bench.request())
-    there, back = bench.request(caller=1), bench.request(caller=2)
+    there, back = bench.request(caller=1), bench.request(caller=100)
     bench.dispatcher.submit_awaited(other, there)
     bench.turn()
     assert bench.responses == []
@@ -308,11 +306,9 @@ def test_a_circle_through_another_model_is_cut_at_the_call_that_closes_it() -> N
     assert other.idle
 
 
-def test_what_an_instance_waited_for_is_forgotten_when_it_dies() -> None:
-    """Its number lives on: once it is back, it waits for nothing."""
+def test_what_an_instance_waited_for_does_not_count_once_it_has_died() -> None:
     bench = StreamBench()
     one, other = bench.scheduler(), bench.scheduler()
-    one.instances[0].number, other.instances[0].number = 1, 2
     other._numbers = itertools.count(100)
     bench.submit(one, bench.request())
     there = bench.request(caller=1)
@@ -322,7 +318,7 @@ def test_what_an_instance_waited_for_is_forgotten_when_it_dies() -> None:
     bench.dispatcher.instance_down(one, instance, DIED)
     bench.dispatcher.instance_up(one, instance)
     bench.sent.pop(0)
-    back = bench.request(caller=2)
+    back = bench.request(caller=100)
     bench.dispatcher.submit_awaited(one, back)
     bench.turn()
     assert back not in bench.answered()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.queue import QueuePolicy, RequestQueue
 from tensorfarm.server.dispatch.request import Request
@@ -13,17 +15,26 @@ from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.workers.contract.messages import RequestBody
 
 NUMBERS = itertools.count(1)
+INSTANCES: list[Instance] = []
+"""Those of the test that runs."""
+
+
+@pytest.fixture(autouse=True)
+def no_instances() -> None:
+    INSTANCES.clear()
 
 
 def model(*instances: int) -> Scheduler:
     scheduler = Scheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, NUMBERS, VersionStatistics())
     for number in instances:
-        scheduler.instance_up(Instance(number, f"m_{number}", execution_ns=10**9))
+        INSTANCES.append(Instance(number, f"m_{number}", execution_ns=10**9))
+        scheduler.instance_up(INSTANCES[-1])
     return scheduler
 
 
 def ask(graph: WaitGraph, scheduler: Scheduler, caller: int = 0) -> Request:
-    """Queue a request and let the scheduler bind what it can."""
+    """Queue a request, for which the batch that an instance runs waits, and let the scheduler bind what it can."""
+    caller = next((instance.batches[0].number for instance in INSTANCES if instance.number == caller), 0)
     request = Request(RequestBody("", 1, [], [], {}), 0, lambda response: None, caller=caller)
     scheduler.submit(request, 0)
     scheduler.decide(0)

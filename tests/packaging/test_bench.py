@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import socketserver
 import subprocess
@@ -230,6 +231,17 @@ def results(load: Import) -> Any:
         ),
         sizes=kept.Sizes(length, sizes, ["no more JSON"]),
         targets=kept.Targets(length, targets, ["LitServe was not measured"]),
+        python=kept.Python(
+            length,
+            [
+                kept.PythonRow(name, work, 2, figures(load, rates[name]))
+                for work in ("small", "large")
+                for name in ("tensorfarm", "tritonserver")
+            ]
+            + [kept.PythonRow("tensorfarm", "large", 4, figures(load, 10.0))],
+            {"tensorfarm": 100 << 20},
+            kept.Targets(length, [kept.TargetRow("large, 2 clients", "tritonserver", "requests/s", 20000, 8000, 3.0)], ["no small calls"]),
+        ),
     )
 
 
@@ -248,6 +260,11 @@ def test_tables_say_what_was_measured(load: Import, results: Any) -> None:
     assert tables.variants_grid(results.variants).rows == [
         ["Ray Serve", "this way", "10", "-", "3200.00", "-"],
         ["", "that way", "-", "20", "-", "1600.00"],
+    ]
+    assert tables.python_grid(results.python).rows == [
+        ["small", "2", "20,000", "8,000", "2.50", "1.60", "4.00", "50", "125"],
+        ["large", "2", "20,000", "8,000", "2.50", "1.60", "4.00", "50", "125"],
+        ["", "4", "10", "-", "-", "3,200", "-", "100,000", "-"],
     ]
     lines = http.markdown().splitlines()
     assert lines[0].endswith("medians of 3 rounds of 2 s, in turns:")
@@ -278,7 +295,7 @@ def test_pictures_are_drawn(load: Import, results: Any, tmp_path: Path) -> None:
         "document.draw(results.read(Path(sys.argv[1], 'results.json')), Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=SCRIPTS, check=True, timeout=60)
-    for name in ("http.png", "sizes.png"):
+    for name in ("http.png", "sizes.png", "python.png"):
         picture = (tmp_path / name).read_bytes()
         assert picture.startswith(b"\x89PNG\r\n")
         assert len(picture) > 10_000
@@ -290,6 +307,7 @@ def test_only_the_measured_part_of_the_document_is_replaced(load: Import, result
     filled = document.fill(text, results, "pictures")
     assert filled.startswith(f"before\n{document.BEGIN}\n") and filled.endswith(f"{document.END}\nafter\n")
     assert "old" not in filled and "pictures/http.png" in filled and "no more JSON" in filled and "LitServe was not measured" in filled
+    assert "pictures/python.png" in filled and "no small calls" in filled
     assert document.fill(filled, results, "pictures") == filled
     with pytest.raises(document.DocumentError):
         document.fill("no marks", results, "pictures")
@@ -300,8 +318,10 @@ def test_the_document_shows_the_figures_that_are_kept(load: Import) -> None:
     text = (ROOT / "BENCHMARKS.md").read_text()
     folder = "scripts/benchmark/figures"
     assert document.fill(text, kept.read(ROOT / folder / "results.json"), folder) == text
-    for name in ("http.png", "sizes.png"):
-        assert f"({folder}/{name})" in text and (ROOT / folder / name).is_file()
+    shown = re.findall(rf"\({folder}/(\w+\.png)\)", text)
+    assert set(shown) >= {"http.png", "sizes.png"}
+    for name in shown:
+        assert (ROOT / folder / name).is_file()
 
 
 def test_what_cannot_be_installed_is_said_and_left_out(load: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ class PythonBackend:
         """Have the model's ``auto_complete_config`` fill in its configuration. Raises StatusError."""
         surroundings = self._surroundings
         name = os.path.basename(source.directory)
-        calls = Calls(surroundings.speak, surroundings.memory, ModelMemory(surroundings.memory), 0, name, _directory(source))
+        calls = Calls(surroundings.speak, surroundings.memory, ModelMemory(surroundings.memory), name, _directory(source))
         host.current = calls
         surroundings.hear = _hearing(calls, None)
         source.document = surroundings.main.call(lambda: completed(source))
@@ -52,7 +52,7 @@ class LoadedPythonModel:
             raise internal("a process holds one instance of a Python model")
         surroundings = self._surroundings
         model_memory = ModelMemory(surroundings.memory)
-        calls = Calls(surroundings.speak, surroundings.memory, model_memory, instance.number, instance.name, _directory(self._source))
+        calls = Calls(surroundings.speak, surroundings.memory, model_memory, instance.name, _directory(self._source))
         host.current = calls
 
         surroundings.hear = _hearing(calls, None)

@@ -288,11 +288,12 @@ class Respond(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
 class Call(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
     """A model asks a model of the server; answered by Answers. ``version`` -1 is the newest.
 
-    ``instance`` is the one on whose behalf it asks. Leases among the inputs are the caller's own, or of Answers it has not released.
+    ``batch`` is the one that cannot end before the answer has come, 0 where none waits. Leases among the inputs are the
+    caller's own, or of Answers it has not released.
     """
 
     call: int
-    instance: int
+    batch: int
     model: str
     version: int
     body: RequestBody

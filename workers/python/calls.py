@@ -57,14 +57,16 @@ class _Pending:
 
 
 class Calls:
-    """Implements ``Host``. Any thread may call; what the server says comes in the control thread."""
+    """Implements ``Host``. Any thread may call; what the server says comes in the control thread.
+
+    ``batch`` is the number of the batch that runs, and that waits for the calls which are made meanwhile; 0 where none does.
+    """
 
     def __init__(
         self,
         speak: Callable[[FromWorker], None],
         memory: WorkerMemory,
         model_memory: ModelMemory,
-        instance: int,
         instance_name: str,
         model_directory: str,
     ) -> None:
@@ -75,7 +77,7 @@ class Calls:
         self._speak = speak
         self._memory = memory
         self._model_memory = model_memory
-        self._instance = instance
+        self.batch = 0
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._kept: dict[int, list[Lease]] = {}
@@ -94,7 +96,7 @@ class Calls:
         pending = self._pending[number] = _Pending(request, [], [])
         try:
             body = self._body(request, decoupled, pending)
-            self._speak(Call(number, self._instance, request.model_name, request.model_version, body, request.priority, decoupled))
+            self._speak(Call(number, self.batch, request.model_name, request.model_version, body, request.priority, decoupled))
         except BaseException as error:
             self._end(number)
             if not isinstance(error, StatusError):

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine
 from math import prod
 from typing import Any
@@ -42,7 +41,7 @@ class OpenRequest:
     ``answered`` once its last response has been sent or is on its way with the batch; ``used`` once its sender has sent.
     """
 
-    __slots__ = ("_execution", "answered", "batch", "began_ns", "body", "cancelled", "index", "inputs", "used")
+    __slots__ = ("_execution", "answered", "batch", "began_ns", "body", "cancelled", "index", "inputs", "taken", "used")
 
     def __init__(self, execution: Execution, batch: int, index: int, body: RequestBody, inputs: SharedInputs | InlineInputs) -> None:
         self._execution = execution
@@ -51,6 +50,7 @@ class OpenRequest:
         self.body = body
         self.inputs = inputs
         self.answered = False
+        self.taken = False
         self.used = False
         self.cancelled = False
         self.began_ns = 0
@@ -130,11 +130,14 @@ class Execution:
         responses: list[InferenceResponse | None] | None = None
         beside = False
         if requests:
+            self._calls.batch = number
             try:
                 responses, beside = self._execute(requests, opened)
             except StatusError as error:
                 # Without the frames in which it came about, which hold what the model held.
                 fault = StatusError(error.code, error.message)
+            finally:
+                self._calls.batch = 0
         output_start_ns = time.monotonic_ns()
         for position, open_request in enumerate(opened):
             result = None
@@ -143,8 +146,8 @@ class Execution:
                 result = _failed(fault)
             elif responses is not None and (response := responses[position]) is not None:
                 result = self._result(open_request.body, response, open_request.inputs)
-            elif not beside and not requests[position].has_sender():
-                result = _failed(_unanswered(requests[position], self._model.instance))
+            elif not beside and not open_request.taken:
+                result = _failed(_unanswered(requests[position].release_flags, self._model.instance))
             if result is not None:
                 with self._lock:
                     answered, open_request.answered = open_request.answered, True
@@ -197,7 +200,9 @@ class Execution:
             returned = model.execute(requests.copy())
             if inspect.iscoroutine(returned):
                 if model.decoupled:
-                    self._run_beside(returned, requests, opened)
+                    # The next batch does not wait for what this one calls.
+                    self._calls.batch = 0
+                    self._run_beside(returned, opened)
                     return None, True
                 returned, raised = asyncio.run_coroutine_threadsafe(_outcome(returned), self._event_loop()).result()
                 if raised is not None:
@@ -347,10 +352,9 @@ class Execution:
             WorkerThread(self._loop.run_forever, "event-loop").start()
         return self._loop
 
-    def _run_beside(self, work: Coroutine[Any, Any, Any], requests: list[InferenceRequest], opened: list[OpenRequest]) -> None:
+    def _run_beside(self, work: Coroutine[Any, Any, Any], opened: list[OpenRequest]) -> None:
         """Let a decoupled model's batch run on while the next one begins."""
         instance = self._model.instance
-        shown = [weakref.ref(request) for request in requests]
         future = asyncio.run_coroutine_threadsafe(_outcome(work), self._event_loop())
         self._background.add(future)
 
@@ -363,10 +367,9 @@ class Execution:
                 for open_request in opened:
                     self._fail(open_request, internal(text))
                 return
-            for open_request, reference in zip(opened, shown, strict=True):
-                request = reference()
-                if request is None or not request.has_sender():
-                    self._fail(open_request, _unanswered(request, instance))
+            for open_request in opened:
+                if not open_request.taken:
+                    self._fail(open_request, _unanswered(0, instance))
 
         future.add_done_callback(ended)
 
@@ -396,9 +399,9 @@ def _misused(instance: str, text: str) -> StatusError:
     return internal(f"Failed to process the request(s) for model '{instance}', message: {text}")
 
 
-def _unanswered(request: InferenceRequest | None, instance: str) -> StatusError:
+def _unanswered(release_flags: int, instance: str) -> StatusError:
     """Why a request without a response has none."""
-    if request is not None and request.release_flags == _RESCHEDULE:
+    if release_flags == _RESCHEDULE:
         return internal(
             "Failed to release request: Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not "
             "configured to handle such a flag."

@@ -36,6 +36,9 @@ class InputMemory(Protocol):
 class Responder(Protocol):
     """Answers one request that this process is executing, from any thread."""
 
+    taken: bool
+    """Has the model asked for its response sender?"""
+
     def send(self, response: InferenceResponse | None, flags: int) -> None:
         """Send a response, the end of responses (flag 1), or both. Raises TritonModelException where the order is broken."""
         ...

@@ -224,13 +224,6 @@ class InferenceRequest:
         """What answers the request besides, or instead of, what ``execute`` returns; always the same one."""
         return self._sender
 
-    def has_sender(self) -> bool:
-        """Has the model asked for the response sender?"""
-        try:
-            return _sender_slot.__get__(self) is not None
-        except AttributeError:
-            return False
-
     def is_cancelled(self) -> bool:
         """Has the client gone?"""
         return self._responder is not None and self._responder.is_cancelled()
@@ -264,7 +257,6 @@ def _flag(decoupled: object) -> bool:
 
 
 _new = InferenceRequest.__new__
-_sender_slot: Any = InferenceRequest.__dict__["_sender"]
 _received = Tensor.received
 _LATE = frozenset(
     (

@@ -19,6 +19,8 @@ class InferenceResponseSender:
 
     def __init__(self, responder: Responder | None) -> None:
         self._responder = responder
+        if responder is not None:
+            responder.taken = True
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         """Send a response, the end of responses (``flags`` 1), or both.

@@ -35,6 +35,7 @@ class FakeResponder:
     sent: list[tuple[InferenceResponse | None, int]] = field(default_factory=list)
     cancelled: bool = False
     drops: int = 0
+    taken: bool = False
 
     def dropped(self) -> None:
         self.drops += 1

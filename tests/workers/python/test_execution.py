@@ -26,7 +26,7 @@ from tensorfarm.workers.python.module import Unimplemented
 from tensorfarm.workers.python.response import InferenceResponse
 from tensorfarm.workers.python.tensor import Tensor as ModelTensor
 
-from ..real_memory import Bench, bench, inline, request
+from ..real_memory import REGION_OFFSET, Bench, bench, inline, request
 from .fake_host import FakeHost
 
 # the process's one descriptor of it: opened before the leak check counts
@@ -99,6 +99,9 @@ class Stage:
         """A model whose ``execute`` this is."""
         self.model = FakeModel(work, decoupled)
         memory = self.world.memory
+        memory.use_copy_on_write(lambda kind, number: None)
+        memory.detach(5)
+        self.world.attach(5, REGION_OFFSET, 1 << 20)
         self.execution = Execution(self.model, memory, ModelMemory(memory), self.calls, self._speak, MainThread())  # type: ignore[arg-type]
 
     def _speak(self, message: Respond) -> None:
@@ -134,6 +137,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
                 pass
             loop.close()
         world.memory.use_copy_on_write(lambda kind, number: None)
+        world.memory.detach(5)
         made.__dict__.clear()
 
 
@@ -236,16 +240,16 @@ def test_a_response_is_an_error(stage: Stage) -> None:
     assert done.failed == [], "the model answers: to the original's statistics that is a success"
 
 
-@pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()])
-def test_what_execute_raises_is_everyones_answer(stage: Stage, error: BaseException) -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+def test_what_execute_raises_is_everyones_answer(stage: Stage, error: type[BaseException]) -> None:
     def work(requests: list[Any]) -> Any:
-        raise error
+        raise error("boom")
 
     stage.show(work)
     done = stage.run(body(1), body(2))
     text = outcomes(stage, done)
     line = work.__code__.co_firstlineno + 1
-    assert text == [f"{REFUSED}{type(error).__name__}: {str(error) or '<EMPTY MESSAGE>'}\n\nAt:\n  {__file__}({line}): work\n"] * 2
+    assert text[0].startswith(f"{REFUSED}{error.__name__}: boom\n\nAt:\n  {__file__}({line}): work\n") and text[1] == text[0]
     assert done.failed == [0, 1] and stage.model.logged == text[:1] and stage.open_batches == 0
 
 
@@ -434,7 +438,7 @@ def test_a_dropped_sender_is_an_error(stage: Stage) -> None:
     gc.collect()
     assert stage.said == [], "not where the sender dies: any lock may be held there"
     stage.calls.do_asides()
-    assert [said.index for said in stage.said] == [0, 1] and all(said.final for said in stage.said)
+    assert sorted(said.index for said in stage.said) == [0, 1] and all(said.final for said in stage.said)
     text = "model 'm_0' has dropped a request's response sender without sending its final response"
     assert [outcome(stage, said.result) for said in stage.said] == [text] * 2 and stage.open_batches == 0
 
@@ -540,16 +544,16 @@ def test_a_coroutine_is_waited_for(stage: Stage) -> None:
     assert outcomes(stage, stage.run(body(1), body(2))) == [[1], [2]]
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_a_coroutine_that_raises(stage: Stage, error: BaseException, decoupled: bool) -> None:
+def test_a_coroutine_that_raises(stage: Stage, error: type[BaseException], decoupled: bool) -> None:
     """The loop goes on: the next batch is served."""
     senders: list[Any] = []
 
     async def work(requests: list[Any]) -> Any:
         await asyncio.sleep(0)
         if value_of(requests[0]) == 9:
-            raise error
+            raise error("no")
         if not decoupled:
             return echo(requests)
         senders.append(requests[0].get_response_sender())
@@ -558,7 +562,7 @@ def test_a_coroutine_that_raises(stage: Stage, error: BaseException, decoupled: 
     stage.show(work, decoupled)
     done = stage.run(body(9))
     text = outcome(stage, stage.until_said(1)[0].result if decoupled else done.results[0])
-    assert text.startswith(f"{REFUSED}{type(error).__name__}: ") and "concurrent" not in text and "asyncio" not in text
+    assert text.startswith(f"{REFUSED}{error.__name__}: no") and "concurrent" not in text and "asyncio" not in text
     done = stage.run(body(2))
     assert outcome(stage, stage.until_said(2)[1].result if decoupled else done.results[0]) == [2]
     assert stage.open_batches == 0

@@ -43,6 +43,7 @@ def memory(world: Bench) -> Iterator[ModelMemory]:
     yield made
     # pytest holds the last test's fixtures beyond the leak check
     world.memory.use_copy_on_write(lambda kind, number: None)
+    world.memory.detach(5)
     made.__dict__.clear()
 
 

@@ -6,6 +6,7 @@ import struct
 from PIL import Image, ImageOps
 
 MOST_PIXELS = 64_000_000
+TOO_LARGE = f"more than {MOST_PIXELS} pixels"
 
 
 class PictureError(Exception):
@@ -18,10 +19,12 @@ def opened(file):
         picture = Image.open(io.BytesIO(file), formats=("JPEG", "PNG"))
         # known from the first bytes: a small file may claim to be enormous
         if picture.width * picture.height > MOST_PIXELS:
-            raise PictureError(f"{picture.width}x{picture.height} pixels are too many, {MOST_PIXELS} are allowed")
+            raise PictureError(TOO_LARGE)
         picture.load()
         return plain(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise PictureError(TOO_LARGE) from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error) as error:
         # whatever Pillow's readers raise for bytes that they do not understand
         raise PictureError("not a JPEG or PNG file that can be read") from error
 

@@ -33,7 +33,7 @@ def wav(content):
             width, channels, rate_hz = file.getsampwidth(), file.getnchannels(), file.getframerate()
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
-        raise SoundError(f"a WAV file that cannot be read: {error or 'it is cut short'}") from error
+        raise SoundError(f"a WAV file that cannot be read: {str(error) or 'it is cut short'}") from error
     if width not in (1, 2, 4) or not 1000 <= rate_hz <= 384_000:
         raise SoundError(f"samples of {8 * width} bits at {rate_hz} Hz are not read")
     frames = frames[: len(frames) // (width * channels) * width * channels]
