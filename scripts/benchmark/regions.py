@@ -42,9 +42,9 @@ class Regions:
         return self.ask("identity", value, value)
 
     def ask(self, model: str, value: NDArray[np.float32], right: NDArray[np.float32]) -> Ask:
-        """A request that names the first bytes of both regions; ``right`` must be in ``out`` afterwards. Making it fills ``in`` and clears ``out``.
+        """A request that names the first bytes of both regions; ``right`` must be in ``out`` afterwards.
 
-        All requests find the same ``in``, so ``value`` must begin alike in all.
+        Making it fills ``in`` and clears ``out``. All requests find the same ``in``, so ``value`` must begin alike in all.
         """
         byte_size = value.nbytes
         self.inward[:byte_size] = value.tobytes()

@@ -190,7 +190,9 @@ def test_a_batch_is_answered_in_order(stage: Stage) -> None:
 
 def test_only_what_was_asked_for_and_is_there(stage: Stage) -> None:
     def work(requests: list[Any]) -> Any:
-        return [InferenceResponse([*answer(1).tensors, *answer(2, name="OTHER").tensors, *answer(3, name="NOSUCH").tensors])] * len(requests)
+        return [InferenceResponse([*answer(1).tensors, *answer(2, name="OTHER").tensors, *answer(3, name="NOSUCH").tensors])] * len(
+            requests
+        )
 
     stage.show(work)
     done = stage.run(body(0), body(0, "OTHER"), body(0, "OTHER", "OUT"), body(0, "NOSUCH"))
