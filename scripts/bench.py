@@ -170,7 +170,7 @@ def _grids(results: Results) -> list[Grid]:
     if results.variants:
         grids.append(variants_grid(results.variants))
     if results.python:
-        grids += [python_grid(results.python), targets_grid(results.python.targets)]
+        grids += [python_grid(results.python), targets_grid(results.python.targets, "What was aimed at with Python models")]
     if results.targets:
         grids.append(targets_grid(results.targets))
     return grids

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import weakref
 from collections import Counter
 from dataclasses import dataclass
@@ -29,12 +30,13 @@ _OF_FILE = np.uint64(1 << 61)
 
 @dataclass(slots=True, eq=False)
 class Taken:
-    """A part of a mapping that is in use as an array."""
+    """A part of a mapping that is in use as an array; ``faults`` is how many the process had had by then."""
 
     pages: PrivatePages
     offset: int
     byte_size: int
     array: weakref.ref[Bytes]
+    faults: int
 
 
 class PrivatePages:
@@ -71,7 +73,7 @@ class PrivatePages:
         start = self._lead + offset
         array = np.frombuffer(self._view[start : start + byte_size], np.uint8)
         self._edges.update(_edges(start, byte_size))
-        taken = Taken(self, start, byte_size, weakref.ref(array))
+        taken = Taken(self, start, byte_size, weakref.ref(array), _faults())
         self._in_use.add(taken)
         return array, taken
 
@@ -94,6 +96,9 @@ class PrivatePages:
         for page in edges:
             if not self._edges[page]:
                 del self._edges[page]
+        # The first write to a page is a fault. Where there was none, no page is a copy; asking the kernel takes 0.3 ms for 16 MiB.
+        if taken.faults == _faults():
+            return True
         for start, stop in _runs(self._changed(first, last), shared):
             self._map.madvise(mmap.MADV_DONTNEED, start * _PAGE, (stop - start) * _PAGE)
         return True
@@ -108,15 +113,10 @@ class PrivatePages:
             for part in (array[:1], array[-array.ctypes.data % _PAGE :: _PAGE]):
                 part[...] = part.copy()
 
-    def part_untouched(self, taken: Taken, offset: int, byte_size: int) -> bool:
+    def untouched(self, taken: Taken, offset: int, byte_size: int) -> bool:
         """Are these bytes of a part in use, from ``offset`` of it on, still the owner's?"""
         start = taken.offset + offset
-        return not len(self._changed(start // _PAGE, -(-(start + byte_size) // _PAGE)))
-
-    def untouched(self, offset: int, byte_size: int) -> bool:
-        """Are these bytes, as this process sees them, still the owner's?"""
-        start = self._lead + offset
-        return not len(self._changed(start // _PAGE, -(-(start + byte_size) // _PAGE)))
+        return taken.faults == _faults() or not len(self._changed(start // _PAGE, -(-(start + byte_size) // _PAGE)))
 
     def _changed(self, first: int, last: int) -> np.ndarray[Any, np.dtype[np.intp]]:
         """The pages from ``first`` to before ``last`` that are copies. All of them, where the kernel does not tell."""
@@ -128,6 +128,12 @@ class PrivatePages:
             return np.arange(first, last)
         entries = np.frombuffer(content, np.uint64)
         return np.flatnonzero(((entries & _IN_MEMORY) != 0) & ((entries & _OF_FILE) == 0)) + first
+
+
+def _faults() -> int:
+    """Page faults of this process so far, in all its threads. Those that had to wait count as major."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
 
 
 def _edges(offset: int, byte_size: int) -> list[int]:

@@ -48,13 +48,14 @@ class WorkerMemory:
             if arena is None:
                 arena = self._awaited_arena(place.arena)
             if isinstance(arena, StatusError):
-                raise arena
+                # A new one: it would keep the frames of all who have raised it.
+                raise StatusError(arena.code, arena.message)
             return arena.view(place)
         region = self._regions.get(place.region)
         if region is None:
             region = self._awaited_region(place.region)
         if isinstance(region, StatusError):
-            raise region
+            raise StatusError(region.code, region.message)
         try:
             return region.view(place.offset, place.byte_size)
         except RegionShrunk:

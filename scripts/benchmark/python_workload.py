@@ -4,7 +4,7 @@ The models do next to nothing, so that what is left is the server. ``hop`` is as
 tensor once, when it is loaded, calls another model with it and answers with a few of the elements that came back: the tensor
 goes to the other model and returns, and no large transfer between client and server hides how long that takes. The other model is
 ``identity``, which answers with its input (a server may notice and move nothing), or ``plus_one``, whose output is new.
-``relay`` is what a client sees of such a chain as a whole, through regions: it passes its input on to ``identity`` and answers with what came back.
+``relay`` is what a client sees of such a chain, through regions: it passes its input on to ``identity`` and answers with what came back.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def python_grid(python: Python) -> Grid:
         pair = [found.get((name, work, clients)) for name in (TENSORFARM, TRITONSERVER)]
         rates = [one.requests_per_second if one else None for one in pair]
         cells = [work if work != before else "", str(clients), *("-" if rate is None else _plain(rate) for rate in rates), ratio(*rates)]
-        cells += [_milliseconds(one and one.p50_us / 1000) for one in pair]
+        cells += [_milliseconds(one.p50_us / 1000 if one else None) for one in pair]
         cells += [_plain(one.cpu_us_per_request) if one else "-" for one in pair]
         if before and work != before:
             grid.sections.add(len(grid.rows) - 1)
@@ -136,10 +136,10 @@ _PYTHON = ("p50 ms", "CPU µs")
 _WHO = ("ours", "theirs")
 
 
-def targets_grid(targets: Targets) -> Grid:
+def targets_grid(targets: Targets, what: str = "What was aimed at") -> Grid:
     """Every row with what it should be and whether it is."""
     columns = ["work", "against", "in", "tensorfarm", "theirs", "ratio", "target", "result"]
-    grid = Grid(f"What was aimed at; {targets.length}", columns, frozenset({"work", "against", "in", "target", "result"}))
+    grid = Grid(f"{what}; {targets.length}", columns, frozenset({"work", "against", "in", "target", "result"}))
     for row in targets.rows:
         cells = [row.work, row.against, row.unit, _plain(row.ours), _plain(row.theirs), f"{row.ratio:.2f}"]
         grid.rows.append([*cells, _target(row), _result(row)])

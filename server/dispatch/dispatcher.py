@@ -7,7 +7,7 @@ once for all that arrived in the same turn of the loop, so that they can share a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
@@ -91,6 +91,10 @@ class Dispatcher:
     def submit_awaited(self, scheduler: Scheduler, request: Request) -> None:
         """As ``submit``, for a request that an instance waits for: it fails where its answer would wait for that instance."""
         self.submit(scheduler, request)
+        caller = self._batches.get(request.caller)
+        if caller is not None:
+            # What is staged behind an instance that waits could not go to one that does not.
+            caller.scheduler.staging = False
         self._waits.add(scheduler, request)
         inner = request.on_finish
 
@@ -299,6 +303,7 @@ class Dispatcher:
             return
         if scheduler.cancel(request):
             scheduler.statistics.pending_count -= 1
+            self.touch(scheduler)
         else:
             # It is staged behind a batch of the circle: what its worker says of it one day finds it answered.
             batch, index = scheduler.find(request) or (None, 0)
@@ -312,6 +317,8 @@ class Dispatcher:
         request.cancelled = True
         if scheduler.cancel(request):
             scheduler.statistics.pending_count -= 1
+            # Whoever waits for it to be idle is told by its decision.
+            self.touch(scheduler)
             self._fail(scheduler, request, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
             return
         found = scheduler.find(request)
@@ -337,16 +344,12 @@ class Dispatcher:
         order = scheduler.order
         if order is not None:
             responses = [ready for response in responses for ready in order.respond(response)]
-        self._hand_over_all(iter(responses))
-
-    def _hand_over_all(self, responses: Iterator[Response]) -> None:
-        try:
-            for response in responses:
+        for response in responses:
+            try:
                 _hand_over(response)
-        except BaseException:
-            # A receiver that fails is not to cost those behind it their answers.
-            self._call_soon(partial(self._hand_over_all, responses))
-            raise
+            except Exception as error:  # noqa: BLE001
+                # The loop tells of it. Neither those behind it nor whoever is in the middle of something here are to suffer.
+                self._call_soon(partial(_raise, error))
 
 
 def _response(request: Request, result: Result, final: bool, memory: OutputMemory) -> Response:
@@ -364,7 +367,13 @@ def _give_back(result: Result | None, memory: OutputMemory) -> None:
 
 def _hand_over(response: Response) -> None:
     request = response.request
-    if response.final and request.on_finish is not None:
-        on_finish, request.on_finish = request.on_finish, None
-        on_finish()
-    request.on_response(response)
+    try:
+        if response.final and request.on_finish is not None:
+            on_finish, request.on_finish = request.on_finish, None
+            on_finish()
+    finally:
+        request.on_response(response)
+
+
+def _raise(error: Exception) -> None:
+    raise error

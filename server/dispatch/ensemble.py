@@ -241,9 +241,10 @@ class Ensemble:
         spans = {output.name: output.span for output in whole.outputs}
         outputs = [WantedOutput(link.name, spans.get(link.tensor)) for link in step.outputs if link.tensor in run.selection.uses]
         context = whole.context
-        if call.belonging is not None:
-            context = context or RequestContext()
-            context = RequestContext(*call.belonging, context.timeout_us, context.trace)
+        if context is not None or call.belonging is not None:
+            given = context or RequestContext()
+            # Nothing is lent: what came with the whole request goes with it, before the response that would show it.
+            context = RequestContext(*(call.belonging or (given.correlation_id, given.flags)), given.timeout_us, given.trace)
         return RequestBody(whole.id, 1, inputs, outputs, whole.parameters, context)
 
     def _belong(self, call: _Call, value: Value) -> None:

@@ -46,7 +46,8 @@ class Decision:
 class Scheduler:
     """Queue, instances and outstanding batches of one model version.
 
-    ``streaming`` are batches that have left their instance and of which requests wait for their last response.
+    ``streaming`` are batches that have left their instance and of which requests wait for their last response. ``staging``:
+    instances get work ahead of time; those of a model with a queue policy, or that calls others, only when they are idle.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Scheduler:
         self.streaming: dict[int, PlannedBatch] = {}
         self.statistics = statistics
         self.stopping = False
+        # A staged request could no longer be overtaken or time out.
+        self.staging = not queue.limited
         self.order = ResponseOrder() if batch_policy.preserve_ordering else None
         self._grouping = grouping
         self._numbers = numbers
@@ -181,12 +184,9 @@ class Scheduler:
         return decision
 
     def _free_instance(self) -> Instance | None:
-        # A model with a queue policy gets work only when an instance is idle: a staged request
-        # could no longer be overtaken or time out.
-        staging = not self.queue.limited
         best = None
         for instance in self.instances:
-            if instance.credits(staging) > 0 and (best is None or len(instance.batches) < len(best.batches)):
+            if instance.credits(self.staging) > 0 and (best is None or len(instance.batches) < len(best.batches)):
                 best = instance
         return best
 

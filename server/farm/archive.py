@@ -20,9 +20,13 @@ MAX_BYTE_SIZE = 32 << 30
 MAX_MEMBERS = 1_000_000
 MAX_NAME_BYTE_SIZE = 1024
 
+MAX_HEADER_BYTE_SIZE = 4 << 20
+"""Of all that describes one member, and that is kept in memory: its size is the archive's own word."""
+
+_MAX_SHARED_SIZE = 64 << 10
+"""Of the texts that describe all members together."""
+
 _READ_BYTE_SIZE = 1 << 20
-_MAX_READ_BYTE_SIZE = 4 << 20
-"""Of one read: headers are read whole, and their size is the archive's own word."""
 
 _MAX_MTIME = 1 << 33
 
@@ -43,19 +47,22 @@ def unpack(archive: Path, folder: Path, stopped: Callable[[], bool]) -> None:
             file.seek(0)
             with gzip.GzipFile(fileobj=file) if packed else file as content:
                 _Unpacking(folder, stopped).unpack(content)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        # The last four are what tarfile makes of numbers, texts and chains of headers that nobody writes.
         raise ArchiveError(f"it is damaged, or no tar archive ({type(error).__name__})") from error
 
 
 class _Bounded:
-    """A file to read from, up to the limits."""
+    """A file to read from, up to the limits. ``left_byte_size`` may still be read before it is set anew."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self.left_byte_size = 0
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_READ_BYTE_SIZE:
-            raise ArchiveError(f"it has a header of more than {_MAX_READ_BYTE_SIZE} bytes")
+        if not 0 <= size <= self.left_byte_size:
+            raise ArchiveError(f"it has a header of more than {MAX_HEADER_BYTE_SIZE} bytes")
+        self.left_byte_size -= size
         self._check(self._file.tell() + size)
         return self._file.read(size)
 
@@ -83,15 +90,21 @@ class _Unpacking:
 
     def unpack(self, content: IO[bytes] | gzip.GzipFile) -> None:
         count = 0
-        with tarfile.TarFile(fileobj=_Bounded(content), mode="r") as tar:  # type: ignore[arg-type]
+        bounded = _Bounded(content)
+        bounded.left_byte_size = MAX_HEADER_BYTE_SIZE
+        with tarfile.TarFile(fileobj=bounded, mode="r") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
                 # tarfile remembers them all.
                 tar.members.clear()  # type: ignore[attr-defined]
                 count += 1
                 if count > MAX_MEMBERS:
                     raise ArchiveError(f"it has more than {MAX_MEMBERS} members")
+                if sum([len(name) + len(text) for name, text in tar.pax_headers.items()]) > _MAX_SHARED_SIZE:
+                    raise ArchiveError("it has too long a text about all of its members")
                 self._check_stopped()
+                bounded.left_byte_size = MAX_BYTE_SIZE
                 self._take(tar, member)
+                bounded.left_byte_size = MAX_HEADER_BYTE_SIZE
         self._check_links()
 
     def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
@@ -158,6 +171,7 @@ class _Unpacking:
     def _check_links(self) -> None:
         # At the end, because what a link leads through may come after it.
         for name in self._links:
+            self._check_stopped()
             if os.path.commonpath((self._folder, os.path.realpath(f"{self._folder}/{name}"))) != self._folder:
                 raise ArchiveError(f"the link '{name}' leads outside")
 

@@ -275,8 +275,9 @@ class Farm:
 
     def recall(self, batch: PlannedBatch, index: int) -> None:
         """Tell a batch's worker that nobody waits for one of its requests any more."""
-        process = self._seat_of_instance[batch.instance.number].process
-        if process is not None and process.returncode is None:
+        seat = self._seat_of_instance[batch.instance.number]
+        process = seat.process
+        if seat.up and process is not None and process.returncode is None:
             process.send(Cancel(batch.number, index))
 
     def share(self, arena: int, process: WorkerProcess) -> None:

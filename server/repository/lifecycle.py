@@ -405,12 +405,12 @@ class Lifecycle:
 
     async def _remove(self, served: ModelVersion) -> None:
         served.stop()
-        idle = asyncio.get_running_loop().create_future()
+        idle = asyncio.Event()
         if served.ensemble is None:
-            self._dispatcher.when_idle(served.scheduler, lambda: idle.set_result(None))
+            self._dispatcher.when_idle(served.scheduler, idle.set)
         else:
-            served.ensemble.when_idle(lambda: idle.set_result(None))
-        await idle
+            served.ensemble.when_idle(idle.set)
+        await idle.wait()
         await asyncio.gather(*[self.farm.unload(worker, served.number) for worker in served.workers])
         for instance in served.instances:
             served.scheduler.instance_down(instance)

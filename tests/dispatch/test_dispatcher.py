@@ -307,6 +307,67 @@ def test_suspended_refuses_and_fails_what_waits_until_an_instance_is_back() -> N
     bench.submit(scheduler, bench.request())
 
 
+def failing(response: Response) -> None:
+    raise LookupError("a receiver's own fault")
+
+
+def told(bench: Bench) -> None:
+    """A receiver's fault reaches the loop, and costs nobody else anything."""
+    with pytest.raises(LookupError):
+        bench.turn()
+
+
+def test_a_receiver_that_fails_at_a_death_costs_nobody_else_an_answer() -> None:
+    bench = Bench()
+    scheduler = bench.scheduler(BatchPolicy(4, frozenset({4})))
+    first, second = bench.request(), bench.request()
+    first.on_response = failing
+    bench.submit(scheduler, first, second)
+    bench.dispatcher.instance_down(scheduler, scheduler.instances[0], DIED)
+    assert bench.answered() == [second] and bench.dispatcher.in_flight == 0
+    told(bench)
+
+
+def test_a_receiver_that_fails_at_a_timeout_costs_no_other_model_its_turn() -> None:
+    bench = Bench()
+    impatient = bench.scheduler(queue=RequestQueue(QueuePolicy(default_timeout_us=1000)), instances=0)
+    other = bench.scheduler()
+    late = [bench.request(), bench.request()]
+    late[0].on_response = failing
+    bench.submit(impatient, *late)
+    bench.now_ns += 1_000_000
+    bench.dispatcher.touch(impatient)
+    bench.submit(other, bench.request())
+    assert bench.answered() == [late[1]] and len(bench.sent) == 1
+    told(bench)
+
+
+def test_what_a_request_holds_may_fail_to_come_back() -> None:
+    """Whoever asked hears the answer all the same."""
+    bench = Bench()
+    scheduler = bench.scheduler()
+    request = bench.request()
+    request.on_finish = lambda: failing(Response(request, []))
+    bench.submit(scheduler, request)
+    with pytest.raises(LookupError):
+        bench.finish(bench.sent[0])
+    assert bench.answered() == [request]
+
+
+def test_cancelling_the_last_request_leaves_a_model_idle() -> None:
+    bench = Bench()
+    scheduler = bench.scheduler(instances=0)
+    request = bench.request()
+    bench.submit(scheduler, request)
+    idle: list[bool] = []
+    bench.dispatcher.when_idle(scheduler, lambda: idle.append(scheduler.idle))
+    bench.turn()
+    assert idle == []
+    bench.dispatcher.cancel(scheduler, request)
+    bench.turn()
+    assert idle == [True]
+
+
 def test_stopping_takes_nothing_new_and_says_when_it_is_idle() -> None:
     bench = Bench()
     scheduler = bench.scheduler()

@@ -285,6 +285,24 @@ def test_a_call_that_would_wait_for_its_own_caller_fails() -> None:
     bench.over(scheduler)
 
 
+def test_a_call_is_not_staged_behind_its_own_caller() -> None:
+    """The other instance, busy with something else for now, can run it."""
+    bench = StreamBench()
+    scheduler = bench.scheduler(instances=2)
+    bench.submit(scheduler, bench.request(), bench.request())
+    caller, other = bench.sent
+    call = bench.request(caller=caller.number)
+    bench.dispatcher.submit_awaited(scheduler, call)
+    bench.turn()
+    assert not bench.responses and bench.sent == [caller, other]
+    bench.done(other, [bench.result()])
+    assert bench.sent[-1].requests == [call] and bench.sent[-1].instance is other.instance
+    bench.done(bench.sent[-1], [bench.result()])
+    bench.done(caller, [bench.result()])
+    assert kinds(bench.responses) == ["final"] * 3
+    bench.over(scheduler)
+
+
 def test_a_circle_through_another_model_is_cut_at_the_call_that_closes_it() -> None:
     bench = StreamBench()
     one, other = bench.scheduler(), bench.scheduler()

@@ -9,6 +9,7 @@ from tensorfarm.shm.placement import Lease, Placement
 from tensorfarm.workers.contract.messages import RequestBody, RequestContext, Result, Tensor
 from tensorfarm.workers.contract.status import Code
 
+from . import ensemble_bench
 from .test_dispatcher_streams import StreamBench
 
 INPUT = Lease(0, 4096, 100)
@@ -73,3 +74,11 @@ def test_what_was_not_lent_is_not_shown(lends: bool, place: Lease) -> None:
     assert response.error is not None and response.error.code is Code.INTERNAL and not response.outputs
     assert bench.finished == 1 and bench.returned == [0]
     bench.over(bench.served)
+
+
+def test_an_ensemble_lends_its_steps_nothing() -> None:
+    """Its request ends before its response is read, so that no output of a step may lie in what came with the request."""
+    config = ensemble_bench.ensemble_config([ensemble_bench.step("a", {"IN": "X"}, {"OUT": "Y"})], ["X"], ["Y"])
+    bench = ensemble_bench.Bench(config, ensemble_bench.model("a", ["IN"], ["OUT"]))
+    bench.ask(inputs={"X": Tensor("X", "INT32", (4,), INPUT)}, context=RequestContext(5, 1, 9, "t", lends=True))
+    assert bench.waiting("a").request.body.context == RequestContext(5, 1, 9, "t", lends=False)

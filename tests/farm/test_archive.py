@@ -122,6 +122,45 @@ def test_a_header_that_fills_the_memory(tmp_path: Path) -> None:
     )
 
 
+def test_a_list_of_holes_that_fills_the_memory(tmp_path: Path) -> None:
+    """A sparse file's list lies before its content, and is read block by block."""
+    holes = b"3000000\n" + b"0\n" * 6_000_000
+    head = member("sparse", size=len(holes))
+    head.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "sparse", "GNU.sparse.realsize": "0"}
+    with tarfile.open(tmp_path / "a", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(head, io.BytesIO(holes))
+    refused(tmp_path / "a", tmp_path, "it has a header of more than 4194304 bytes")
+
+
+def test_much_about_all_members(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a", "w:gz", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 65_536}) as tar:
+        tar.addfile(member("a"))
+    refused(tmp_path / "a", tmp_path, "too long a text about all")
+
+
+def with_pax(kind: bytes = tarfile.REGTYPE, **texts: str) -> bytes:
+    """An archive of one member whose header says this."""
+    head = member("f", kind, "g" if kind == SYM else "")
+    head.pax_headers = {name.replace("__", "."): text for name, text in texts.items()}
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(head)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("content", [
+    with_pax(SYM, linkpath="a\0b"),
+    with_pax(GNU__sparse__map="1,x"),
+    with_pax(GNU__sparse__major="1", GNU__sparse__minor="0"),
+    with_pax(mtime="inf"),
+    member("n" * 200).tobuf(tarfile.GNU_FORMAT)[:1024] * 2000 + bytes(1024),
+    b"".join([member(f"l{number}", SYM, f"l{number + 1}").tobuf() for number in range(2000)]) + bytes(1024),
+], ids=["zero in a link", "list of holes", "no list of holes", "time", "headers of headers", "links of links"])  # fmt: skip
+def test_headers_without_sense(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    refused(tmp_path / "a", tmp_path, "it is damaged, or no tar archive")
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"\x1f\x8b", bytes(100), b"x" * 2000, gzip.compress(b"text"), gzip.compress(b"x" * 5000)[:-9]], ids=range(7)
 )

@@ -46,9 +46,7 @@ def test_other_versions_and_folders_do_not_count(tmp_path: Path) -> None:
     with pytest.raises(StatusError) as raised:
         chosen(ModelConfig(backend="mine"), tmp_path)
     assert raised.value.code is Code.INVALID_ARG
-    assert raised.value.message == (
-        "unable to find backend library for backend 'mine', try specifying runtime on the model configuration."
-    )
+    assert raised.value.message == ("unable to find backend library for backend 'mine', try specifying runtime on the model configuration.")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../outside", "a/b", "mine\n", "/etc", "a\0b"])

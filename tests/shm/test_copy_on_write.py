@@ -113,15 +113,28 @@ def test_a_part_that_begins_inside_a_page(shared: Shared) -> None:
     assert array[0] == 77
 
 
-def test_untouched(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untouched(shared: Shared) -> None:
     pages = PrivatePages(shared.fd, 0, BYTE_SIZE)
-    array, _ = pages.take(0, 4 * PAGE)
+    array, taken = pages.take(PAGE, 4 * PAGE)
     assert array.sum()
     told = PAGEMAP is not None and copy_on_write._pagemap() is not None
-    assert pages.untouched(0, 4 * PAGE) is told
+    assert pages.untouched(taken, 0, 4 * PAGE) is told
     array[2 * PAGE] = 1
-    assert not pages.untouched(0, 4 * PAGE)
-    assert pages.untouched(0, 2 * PAGE) is told
+    assert not pages.untouched(taken, 0, 4 * PAGE)
+    assert not pages.untouched(taken, 2 * PAGE, 1)
+    assert pages.untouched(taken, 0, 2 * PAGE) is told
+    assert pages.untouched(taken, 3 * PAGE, PAGE) is told
+
+
+def test_without_a_page_fault_nothing_is_a_copy(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then the kernel is not asked, which takes longer than all the rest."""
+    pages = PrivatePages(shared.fd, 0, BYTE_SIZE)
+    monkeypatch.setattr(copy_on_write, "_faults", lambda: 5)
+    array, taken = pages.take(0, 4 * PAGE)
+    monkeypatch.setattr(PrivatePages, "_changed", None)
+    assert pages.untouched(taken, 0, 4 * PAGE)
+    del array
+    assert pages.give_back(taken)
 
 
 # what may be taken

@@ -1,7 +1,7 @@
 """DLPack capsules, given and taken without a copy.
 
 numpy gives capsules of its own arrays but for BF16, which it does not know, and takes none that is not wrapped in an
-object; so both are done by hand here. Layout and rules: https://dmlc.github.io/dlpack (version 0.x, the unversioned struct).
+object: the one is told to a capsule of numpy's, the other is done by hand here. Layout and rules: https://dmlc.github.io/dlpack (version 0.x, the unversioned struct).
 """
 
 from __future__ import annotations
@@ -55,73 +55,39 @@ class _Managed(ctypes.Structure):
 
 _NAME = ctypes.create_string_buffer(b"dltensor")
 _USED = ctypes.create_string_buffer(b"used_dltensor")
+# a capsule keeps the name's address, also while the interpreter ends
+ctypes.pythonapi["Py_IncRef"](ctypes.py_object(_USED))
 
 # Function objects of our own: those that are attributes of ctypes.pythonapi get their types from whoever wants them.
-# Capsules are passed by address: one that is being destroyed must not be counted as used again.
-_new = ctypes.pythonapi["PyCapsule_New"]
-_new.restype = ctypes.py_object
-_new.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 _is_valid = ctypes.pythonapi["PyCapsule_IsValid"]
 _is_valid.restype = ctypes.c_int
-_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+_is_valid.argtypes = [ctypes.py_object, ctypes.c_void_p]
 _pointer = ctypes.pythonapi["PyCapsule_GetPointer"]
 _pointer.restype = ctypes.c_void_p
-_pointer.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+_pointer.argtypes = [ctypes.py_object, ctypes.c_void_p]
 _rename = ctypes.pythonapi["PyCapsule_SetName"]
 _rename.restype = ctypes.c_int
 _rename.argtypes = [ctypes.py_object, ctypes.c_void_p]
 
 # deleters may want the interpreter's lock, or hold it already: calls that keep it suit both
 _Deleter = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-_Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-_lent: dict[int, tuple[_Managed, Array, Any]] = {}
-"""What others hold of ours, by the address of its struct: the struct, the array it tells of, shape and strides."""
-
-
-def _give_back(address: int | None, lent: dict[int, tuple[_Managed, Array, Any]] = _lent) -> None:
-    if address is not None:
-        lent.pop(address, None)
-
-
-def _destroy(capsule: int | None, is_valid: Any = _is_valid, pointer: Any = _pointer, name: Any = _NAME, lent: Any = _lent) -> None:
-    # nobody has taken it
-    if is_valid(capsule, name):
-        lent.pop(pointer(capsule, name), None)
-
-
-_GIVE_BACK = _Callback(_give_back)
-_DESTROY = _Callback(_destroy)
-# consumers may call these while the interpreter ends, when modules are gone
-for _kept in (_GIVE_BACK, _DESTROY, _NAME, _USED):
-    ctypes.pythonapi["Py_IncRef"](ctypes.py_object(_kept))
+_DISGUISES = {"BF16": np.dtype(np.uint16), "BOOL": np.dtype(np.uint8)}
+"""Datatypes that numpy, or numpy before 1.25, gives no capsules of: what their elements are meanwhile."""
 
 
 def given(array: Array, datatype: str) -> object:
     """A capsule of a C-ordered array; BF16 is one of uint16. What may not be written to is copied, as a capsule cannot say so."""
     if not array.flags.writeable:
         array = array.copy()
-    if datatype != "BF16":
+    disguise = _DISGUISES.get(datatype)
+    if disguise is None:
         return array.__dlpack__()
-    return _capsule(array, datatype)
-
-
-def _capsule(array: Array, datatype: str) -> object:
-    rank = array.ndim
-    # the shape, then the strides, in elements
-    numbers = (ctypes.c_int64 * (2 * rank))(*array.shape, *(stride // array.itemsize for stride in array.strides))
-    longs = ctypes.cast(numbers, ctypes.POINTER(ctypes.c_int64))
-    strides = ctypes.cast(ctypes.addressof(numbers) + rank * ctypes.sizeof(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64))
-    code, bits = _TYPES[datatype]
-    tensor = _Tensor(array.ctypes.data, _Device(*CPU_DEVICE), rank, _Type(code, bits, 1), longs, strides, 0)
-    managed = _Managed(tensor, None, ctypes.cast(_GIVE_BACK, ctypes.c_void_p))
-    address = ctypes.addressof(managed)
-    _lent[address] = managed, array, numbers
-    try:
-        return _new(address, _NAME, ctypes.cast(_DESTROY, ctypes.c_void_p))
-    except MemoryError:
-        del _lent[address]
-        raise
+    # The capsule is numpy's in any case: one that is destroyed while an exception is on its way must not run Python code.
+    capsule: object = array.view(disguise).__dlpack__()
+    told = _Managed.from_address(_pointer(capsule, _NAME)).tensor.type
+    told.code, told.bits = _TYPES[datatype]
+    return capsule
 
 
 class _Loan:
@@ -153,7 +119,7 @@ def taken(source: Any) -> tuple[Array, str]:
         if kind not in _READABLE:
             raise _elsewhere()
         capsule = source.__dlpack__()
-    if type(capsule).__name__ != "PyCapsule" or not _is_valid(id(capsule), _NAME):
+    if type(capsule).__name__ != "PyCapsule" or not _is_valid(capsule, _NAME):
         # the odd spaces are part of the original's sentence
         raise TritonModelException(
             "Provided tensor is not supported. Tensor must be a DLPack capsule         "
@@ -172,7 +138,7 @@ def _array(array: Array) -> tuple[Array, str]:
 
 
 def _borrowed(capsule: object) -> tuple[Array, str]:
-    address = _pointer(id(capsule), _NAME)
+    address = _pointer(capsule, _NAME)
     managed = _Managed.from_address(address)
     tensor = managed.tensor
     shape = tuple(tensor.shape[: tensor.rank]) if tensor.rank else ()

@@ -71,7 +71,7 @@ class ModelMemory:
     def untouched(self, taken: Taken, offset: int, byte_size: int) -> bool:
         """Are these bytes of an array that was taken still their owner's?"""
         with self._lock:
-            return taken.pages.part_untouched(taken, offset, byte_size)
+            return taken.pages.untouched(taken, offset, byte_size)
 
     def give_back(self, taken: Taken) -> None:
         """An array should have gone; one that is kept stays as it is."""
