@@ -15,7 +15,8 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, H2Protocol, StreamBuffer
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ASGIFramework
 from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -204,6 +205,30 @@ class _Stream:
                 await self._send(message)
         except TimeoutError:
             raise _Stalled from None
+        await self._drained()
+
+    async def _drained(self) -> None:
+        """Wait until little of the reply lies with hypercorn, which takes ever more as soon as the client's window is shut."""
+        buffer = self._buffer()
+        if buffer is None:
+            return
+        limits = self._limits
+        while len(buffer.buffer) >= BUFFER_HIGH_WATER:
+            before = len(buffer.buffer)
+            try:
+                async with asyncio.timeout(limits.stalled_reply_s or None):
+                    while len(buffer.buffer) >= BUFFER_HIGH_WATER:
+                        await buffer._paused.wait()
+                        await buffer._paused.clear()
+            except TimeoutError:
+                if before - len(buffer.buffer) < limits.progress_byte_size:
+                    raise _Stalled from None
+
+    def _buffer(self) -> StreamBuffer | None:
+        """Where hypercorn keeps what the client has not taken."""
+        stream = getattr(self._send, "__self__", None)
+        state = getattr(stream.send, "__self__", None) if isinstance(stream, HTTPStream) else None
+        return state.stream_buffers.get(stream.stream_id) if stream is not None and isinstance(state, H2Protocol) else None
 
     def discard(self) -> None:
         """Forget messages that nobody will ask for: hypercorn has one more to leave, and would wait for room for it."""

@@ -7,6 +7,7 @@ The figures are custom metrics of the model: the family ``nv_trt_llm_kv_cache_bl
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 
 from ...workers.contract.json_writing import write
@@ -31,7 +32,12 @@ def load_metrics_headers(form: bytes, families: Iterable[Family]) -> Headers:
     except KeyError:
         _logger.error("no endpoint-load-metrics in the reply: the metric family %s is not there, or not complete", FAMILY)
         return ()
-    figures: dict[str, float | int] = {"kv_cache_utilization": used / most if most > 0 else 0.0, "max_token_capacity": int(most * tokens)}
+    utilization, capacity = used / most if most > 0 else 0.0, most * tokens
+    # Models give metrics any value.
+    if not (math.isfinite(utilization) and math.isfinite(capacity)):
+        _logger.error("no endpoint-load-metrics in the reply: the metric family %s gives no finite numbers", FAMILY)
+        return ()
+    figures: dict[str, float | int] = {"kv_cache_utilization": utilization, "max_token_capacity": int(capacity)}
     if form == b"json":
         text = b"JSON " + write({"named_metrics": figures})
     elif form == b"text":

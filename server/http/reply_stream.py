@@ -46,9 +46,11 @@ class ReplyStream:
         # A chunk without content would be the last one.
         if byte_size:
             if self._chunked:
-                sent.append(b"%x\r\n" % byte_size)
+                lead = b"%x\r\n" % byte_size
+                sent.append(lead)
                 sent += parts
                 sent.append(b"\r\n")
+                byte_size += len(lead) + 2
             else:
                 sent += parts
         if end and self._chunked and not self._silent:

@@ -42,6 +42,7 @@ from .labels import read_labels
 from .layout import NoVersion, chosen_versions, present_versions, scan
 from .normalization import normalize_instance_groups
 from .preparation import finish_config, merge_completed, read_config
+from .readiness import ReadinessChecks
 from .version import Model, ModelVersion, State, VersionSlot
 
 DUPLICATE = "model appears in two or more repositories"
@@ -82,6 +83,7 @@ class Lifecycle:
         self._instances: dict[int, tuple[Instance, ModelVersion]] = {}
         self._loads: dict[int, ModelVersion] = {}
         self.checked: set[ModelVersion] = set()
+        self._readiness = ReadinessChecks(lambda worker, model: self.farm.check(worker, model), log.warning)
         self._loading = asyncio.Semaphore(options.model_load_thread_count)
 
     # questions
@@ -169,23 +171,8 @@ class Lifecycle:
         return [(load.name, load.version, count) for load in self._loads.values() if (count := load.in_flight)]
 
     async def asked_ready(self, served: ModelVersion) -> bool:
-        """Can it be asked, and does it say so itself where it has a check? Those who ask at the same time share the outcome."""
-        if served.ensemble is not None:
-            return all(await asyncio.gather(*[self.asked_ready(member) for member in served.members]))
-        if not served.checks or not served.healthy:
-            return served.healthy
-        if served.checking is None:
-            served.checking = asyncio.ensure_future(self._check(served))
-        return await asyncio.shield(served.checking)
-
-    async def _check(self, served: ModelVersion) -> bool:
-        try:
-            return all(await asyncio.gather(*[self.farm.check(worker, served.number) for worker in served.workers]))
-        except StatusError as error:
-            self._log.warning(f"the readiness check of '{served.name}' version {served.version} failed: {error.message}")
-            return False
-        finally:
-            served.checking = None
+        """Can it be asked, and does it say so itself where it has a check?"""
+        return await self._readiness.ready(served)
 
     # loading
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +28,8 @@ class ModelVersion:
     """A loaded version: what doors and dispatch need to know of it.
 
     ``number`` names this load of it in messages to workers; a reload has another. ``labels`` has, for each
-    output with a label file, the label of each class index. ``checks``: it has a readiness check of its own; ``checking`` is the
-    outcome to come of the one that is under way. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks; its
-    ``scheduler`` is never used.
+    output with a label file, the label of each class index. ``checks``: it has a readiness check of its own. ``ensemble`` runs the
+    requests of one, ``members`` are the versions that it asks; its ``scheduler`` is never used.
     """
 
     name: str
@@ -46,7 +44,6 @@ class ModelVersion:
     instances: list[Instance] = field(default_factory=list)
     workers: list[str] = field(default_factory=list)
     checks: bool = False
-    checking: asyncio.Future[bool] | None = None
     ensemble: Ensemble | None = None
     members: list[ModelVersion] = field(default_factory=list)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -310,17 +311,23 @@ def test_no_cycle_is_left_behind() -> None:
     assert generation._queued is None and not generation._responses
 
 
-BLOCKS = Family(FAMILY, "gauge", "")
-for _kind, _value in (("used", 25.0), ("max", 100.0), ("tokens_per", 64.0), ("free", 75.0)):
-    BLOCKS.add({"kv_cache_block_type": _kind, "model": "m"}, _value)
+def blocks(used: float = 25.0, most: float = 100.0) -> Family:
+    """The figures of a model."""
+    family = Family(FAMILY, "gauge", "")
+    for kind, value in (("used", used), ("max", most), ("tokens_per", 64.0), ("free", 75.0)):
+        family.add({"kv_cache_block_type": kind, "model": "m"}, value)
+    return family
 
 
 @pytest.mark.parametrize(
     ("form", "families", "told"),
     [
-        ("text", [BLOCKS], "TEXT named_metrics.kv_cache_utilization=0.25, named_metrics.max_token_capacity=6400"),
-        ("json", [BLOCKS], 'JSON {"named_metrics":{"kv_cache_utilization":0.25,"max_token_capacity":6400}}'),
-        ("xml", [BLOCKS], None),
+        ("text", [blocks()], "TEXT named_metrics.kv_cache_utilization=0.25, named_metrics.max_token_capacity=6400"),
+        ("json", [blocks()], 'JSON {"named_metrics":{"kv_cache_utilization":0.25,"max_token_capacity":6400}}'),
+        ("xml", [blocks()], None),
+        ("json", [blocks(used=math.nan)], None),
+        ("text", [blocks(most=math.inf)], None),
+        ("text", [blocks(most=math.nan)], None),
         ("text", [], None),
         ("text", [Family(FAMILY, "gauge", "")], None),
     ],

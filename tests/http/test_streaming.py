@@ -12,14 +12,18 @@ import httpx
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.events import DataReceived, StreamReset
+from h2.settings import SettingCodes
+from hypercorn.protocol.h2 import StreamBuffer
 
 from tensorfarm.server.dispatch.request import Request
+from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.exchange import Answer, Cancel, Reply, Stream, StreamingRequest
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
 from tensorfarm.server.http.tls import Tls
 from tests.certificates import Authority
-from tests.http.doors import BRISK, PATIENCE_S, Client, a_client, a_door, run, until
+from tests.http.doors import BRISK, PATIENCE_S, Client, QuietTransport, a_client, a_door, run, until
 from tests.http.generating_service import GeneratingService, a_front, event, generating, post
 from tests.http.tls_doors import a_tls_client
 
@@ -306,6 +310,33 @@ def test_a_slow_client_of_a_fast_stream_makes_progress() -> None:
     run(scenario)
 
 
+def test_chunks_of_one_byte_do_not_hide_progress() -> None:
+    """What frames them is unsent like they are: the client takes 8 KiB of all that in each second, which is enough."""
+    streams = Streams()
+
+    async def scenario() -> None:
+        door = HttpDoor(streams, None)
+        door.now = 1000.0
+        connection, transport = Connection(door), QuietTransport()
+        connection.connection_made(transport)
+        room = connection.get_buffer(-1)
+        room[: len(GET)] = GET
+        connection.buffer_updated(len(GET))
+        connection.pause_writing()
+        transport.written = b""
+        taken = 0
+        for _ in range(2 * int(door.limits.stalled_reply_s)):
+            for _ in range(8 * KIB):
+                streams.begun[0].write([b"x"])
+            taken += 8 * KIB
+            transport.unsent = len(transport.written) - taken
+            door.now += 1.0
+            connection.sweep(door.now)
+        assert not transport.aborted
+
+    run(scenario)
+
+
 def test_a_client_that_resets() -> None:
     """The request is called off once; writing on does no harm."""
     streams = Streams()
@@ -493,6 +524,87 @@ def test_http2_client_that_goes(begun: bool, whole: bool) -> None:
             service.text(service.submitted[0], "b")
             service.end(service.submitted[0])
         assert service.nothing_held() and len(service.called_off) == 1
+
+    run(scenario)
+
+
+@contextlib.asynccontextmanager
+async def with_a_shut_window(service: GeneratingService, limits: Limits) -> AsyncIterator[tuple[H2Connection, Client]]:
+    """A client of a stream over HTTP/2 that allows no byte of its events."""
+    async with a_front(service, limits) as door, a_client(door) as client:
+        state = H2Connection(H2Configuration(client_side=True))
+        state.initiate_connection()
+        state.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        state.send_headers(1, [(":method", "POST"), (":path", STREAM), (":scheme", "http"), (":authority", "x")])
+        state.send_data(1, post({"IT": "a"}).partition(b"\r\n\r\n")[2], end_stream=True)
+        await client.send(state.data_to_send())
+        await until(lambda: len(service.submitted) == 1)
+        yield state, client
+    assert service.nothing_held()
+
+
+def test_http2_window_that_stays_shut_is_no_way_around_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does hypercorn keep what was taken from us."""
+    service = generating()
+    most = 0
+    push = StreamBuffer.push
+
+    async def watched(buffer: StreamBuffer, content: bytes) -> None:
+        nonlocal most
+        most = max(most, len(buffer.buffer) + len(content))
+        await push(buffer, content)
+
+    monkeypatch.setattr(StreamBuffer, "push", watched)
+
+    async def scenario() -> None:
+        async with with_a_shut_window(service, Limits(stream_unsent_byte_size=MIB)):
+            for _ in range(200):
+                service.text(service.submitted[0], "x" * (16 * KIB))
+                # Long enough for the sender to take it.
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                if service.called_off:
+                    break
+            assert service.called_off == service.submitted
+            assert 0 < most <= 512 * KIB
+
+    run(scenario)
+
+
+def test_http2_window_that_stays_shut_is_given_up() -> None:
+    """After the time that a reply over HTTP/1.1 may stall."""
+    service = generating()
+
+    async def scenario() -> None:
+        async with with_a_shut_window(service, BRISK):
+            service.text(service.submitted[0], "x" * MIB)
+            await until(lambda: service.called_off == service.submitted)
+
+    run(scenario)
+
+
+def test_http2_window_that_opens_bit_by_bit() -> None:
+    """Whoever takes its part in each time limit gets everything, however long that lasts."""
+    service = generating()
+    sent = "x" * (160 * KIB)
+
+    async def scenario() -> None:
+        async with with_a_shut_window(service, BRISK) as (state, client):
+            service.text(service.submitted[0], sent, final=True)
+            begin, received = asyncio.get_running_loop().time(), 0
+            state.increment_flow_control_window(8 * MIB)
+            while received < len(event(sent)):
+                state.increment_flow_control_window(8 * KIB, 1)
+                await client.send(state.data_to_send())
+                wanted = min(received + 8 * KIB, len(event(sent)))
+                while received < wanted:
+                    for told in state.receive_data(await asyncio.wait_for(client.reader.read(64 * KIB), PATIENCE_S)):
+                        assert not isinstance(told, StreamReset)
+                        received += len(told.data) if isinstance(told, DataReceived) else 0
+                # The time limit goes by three times.
+                due = begin + 3 * BRISK.stalled_reply_s * received / len(event(sent))
+                await until(lambda due=due: asyncio.get_running_loop().time() > due)  # type: ignore[misc]
+            assert not service.called_off
 
     run(scenario)
 

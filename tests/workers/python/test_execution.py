@@ -50,13 +50,9 @@ class FakeModel:
     batching: bool = False
     reshapes: dict[str, Any] = field(default_factory=dict)
     logged: list[str] = field(default_factory=list)
-    finalized: int = 0
 
     def execute(self, requests: list[Any]) -> Any:
         return self.work(requests)
-
-    def finalize(self) -> None:
-        self.finalized += 1
 
     def log_error(self, text: str) -> None:
         self.logged.append(text)
@@ -176,9 +172,6 @@ def outcomes(stage: Stage, done: Done) -> list[Any]:
     found = [outcome(stage, result) for result in done.results]
     assert stage.world.outputs.used_byte_size == 0
     return found
-
-
-# what execute returns
 
 
 def test_a_batch_is_answered_in_order(stage: Stage) -> None:
@@ -603,9 +596,3 @@ def test_a_decoupled_coroutine_that_answers_nobody(stage: Stage) -> None:
     assert sorted(one.index for one in said) == [0, 2], "the second can still be answered"
     kept[1].send(answer(2), FINAL)
     assert stage.until_said(3)[2].index == 1 and stage.open_batches == 0
-
-
-def test_the_end(stage: Stage) -> None:
-    stage.show(echo)
-    stage.execution.close()
-    assert stage.model.finalized == 1
