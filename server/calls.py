@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..shm.placement import Lease
-from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release, Result, ToWorker
+from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release, Result
 from ..workers.contract.signature import Signature
 from ..workers.contract.status import Code, StatusError, internal, invalid
 from .dispatch.request import EndMark, Request, Response
@@ -18,8 +18,8 @@ from .dispatch.request import EndMark, Request, Response
 class Caller(Protocol):
     """The worker process that asks."""
 
-    def send(self, message: ToWorker) -> None:
-        """Send it a message; dropped where it has gone."""
+    def answer(self, instance: int, message: Answer) -> None:
+        """Send the answer to a call, to an instance of it that waits, 0 for none; dropped where it has gone."""
 
 
 class Target(Protocol):
@@ -92,7 +92,7 @@ class ModelCalls:
             del calls[message.call]
             code = error.code if error.code is Code.UNAVAILABLE else Code.INTERNAL
             fault = Fault(code, f"Model {message.model} - Error when running inference: {error.message}")
-            caller.send(Answer(message.call, 0, Result([], {}, fault), True))
+            caller.answer(message.instance, Answer(message.call, 0, Result([], {}, fault), True))
 
     def _target(self, message: Call) -> Target:
         try:
@@ -122,7 +122,7 @@ class ModelCalls:
                 self._loans.setdefault(caller, {})[loan] = response
                 for arena in arenas:
                     self._share(arena, caller)
-        caller.send(Answer(message.call, loan, result, response.final))
+        caller.answer(message.instance, Answer(message.call, loan, result, response.final))
         if not loan:
             response.release()
 

@@ -8,6 +8,7 @@ from .backends.backend import Executor
 from .batch import Batch, InputFault, Memory
 from .contract.messages import Done, Execute, Fault, RequestBody, Result
 from .contract.status import StatusError, internal
+from .inbox import Inbox
 
 
 class BatchRunner:
@@ -19,6 +20,9 @@ class BatchRunner:
         self._executor = executor
         self._memory = memory
         self._model = model
+
+    def begin(self, instance: int, inbox: Inbox) -> None:
+        """Nothing to prepare."""
 
     def run(self, message: Execute) -> Done:
         """Execute a batch; never raises, what goes wrong is in the results."""

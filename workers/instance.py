@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .backends.backend import Runner
 from .channel import InstanceChannel
 from .contract.messages import Execute, InstanceReady
+from .inbox import Inbox
 from .thread import WorkerThread
 
 
@@ -50,10 +51,12 @@ class Instance:
 
     def _serve(self) -> None:
         channel = self._make_channel()
+        inbox = Inbox(channel.receive)
         run = self._runner.run
         try:
+            self._runner.begin(self.number, inbox)
             channel.send(InstanceReady(self._token, self.number))
-            while isinstance(message := channel.receive(), Execute):
+            while isinstance(message := inbox.next(), Execute):
                 channel.send(run(message))
         finally:
             channel.close()

@@ -22,6 +22,7 @@ from ...shm.arena import ArenaView, create_memory, read_only
 from ...shm.placement import Lease
 from ...workers.contract.messages import (
     Adopt,
+    Answer,
     Attach,
     Close,
     Detach,
@@ -145,6 +146,12 @@ class WorkerProcess:
     def execute(self, instance: int, message: Execute) -> None:
         """Send a batch to an instance that has said it is ready."""
         self._channel.send(self._identities[instance], message)
+
+    def answer(self, instance: int, message: Answer) -> None:
+        """Send the answer to a call to the instance that waits for it, or to the control socket where none does."""
+        identity = self._identities.get(instance, self._control_identity)
+        if identity is not None:
+            self._channel.send(identity, message)
 
     def close_instance(self, instance: int) -> None:
         """Tell an instance that has said it is ready to end; what it says from now on is dropped."""

@@ -278,11 +278,12 @@ def test_strings_in_the_arena_are_read() -> None:
         validate(TEXT, _placed(Lease(0, 64, len(content))), lambda lease: content)
 
 
-def test_strings_in_a_region_are_not_read() -> None:
+@pytest.mark.parametrize("place", [Span(1, 0, 3), Lease(2, 64, 3)], ids=["a client's region", "a worker's arena"])
+def test_strings_elsewhere_are_not_read(place: Placement) -> None:
     def read(lease: Lease) -> memoryview:
         raise AssertionError("read")
 
-    validate(TEXT, _placed(Span(1, 0, 3)), read)
+    validate(TEXT, _placed(place), read)
 
 
 def test_region_of_the_wrong_size() -> None:

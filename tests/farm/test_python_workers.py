@@ -207,7 +207,7 @@ def test_a_worker_reads_what_another_has_made(tmp_path: Path) -> None:
         for loan in (5, 6):
             call, asked = await ask()
             house.farm.share(output.place.arena, caller)
-            caller.send(Answer(call.call, loan, Result([output]), True))
+            caller.answer(call.instance, Answer(call.call, loan, Result([output]), True))
             answered = await asyncio.wait_for(asked, PATIENCE_S)
             assert answered.error is None  # type: ignore[attr-defined]
             total = np.frombuffer(answered.read(answered.outputs[0]), np.int32)  # type: ignore[attr-defined]
@@ -225,7 +225,7 @@ def test_a_worker_reads_what_another_has_made(tmp_path: Path) -> None:
             house.farm.view(output.place)
         call, asked = await ask()
         house.farm.share(output.place.arena, caller)
-        caller.send(Answer(call.call, 7, Result([output]), True))
+        caller.answer(call.instance, Answer(call.call, 7, Result([output]), True))
         answered = await asyncio.wait_for(asked, PATIENCE_S)
         assert "the worker that made a tensor has gone" in answered.error.message  # type: ignore[attr-defined]
         await house.until(lambda: Release([7]) in house.said, "the loan to be given back all the same")

@@ -20,7 +20,6 @@ from tensorfarm.workers.contract.messages import (
     RequestContext,
     Result,
     Tensor,
-    ToWorker,
 )
 from tensorfarm.workers.contract.status import Code, StatusError, invalid, not_found, unavailable
 
@@ -30,10 +29,12 @@ INLINE = [Tensor("OUT", "INT8", (1,), Inline(memoryview(b"a"))), Tensor("IN REGI
 
 @dataclass(eq=False)
 class FakeCaller:
-    said: list[ToWorker] = field(default_factory=list)
+    said: list[Answer] = field(default_factory=list)
+    instances: list[int] = field(default_factory=list)
 
-    def send(self, message: ToWorker) -> None:
+    def answer(self, instance: int, message: Answer) -> None:
         self.said.append(message)
+        self.instances.append(instance)
 
 
 @dataclass
@@ -129,7 +130,7 @@ def test_the_arena_is_shared_before_the_answer_goes(office: Office) -> None:
     """A lease that comes before its arena would have to be waited for."""
     order: list[str] = []
     office.calls._share = lambda arena, caller: order.append("share")
-    office.caller.send = lambda message: order.append("answer")  # type: ignore[method-assign]
+    office.caller.answer = lambda instance, message: order.append("answer")  # type: ignore[method-assign]
     office.call()
     office.respond(IN_ARENA)
     assert order == ["share", "share", "answer"]

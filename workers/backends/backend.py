@@ -11,6 +11,7 @@ from ..batch import Batch, Memory
 from ..contract.messages import Answer, Cancel, Done, Execute, FromWorker, InstanceSpec, Note, Reply
 
 if TYPE_CHECKING:
+    from ..inbox import Inbox
     from ..main_thread import MainThread
     from ..memory import WorkerMemory
 
@@ -65,6 +66,9 @@ class Runner(Protocol):
 
     main: MainThread | None
     """The thread to run in, where that is not to be a new one."""
+
+    def begin(self, instance: int, inbox: Inbox) -> None:
+        """Called once, in the instance's thread, before its first batch; ``instance`` is its number."""
 
     def run(self, message: Execute) -> Done:
         """Execute a batch; never raises, what goes wrong is in the results."""

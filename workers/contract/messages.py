@@ -1,7 +1,7 @@
 """The messages between the server and its workers: one msgpack array per message, tag first.
 
 Server → worker, control socket: Inspect, Load, Unload, Check, Return, Cancel, Answer, Reply, Stop. Worker → server:
-Hello, Inspected, Loaded, Unloaded, Checked, Failed. Server → instance socket: Execute, Close. Instance → server:
+Hello, Inspected, Loaded, Unloaded, Checked, Failed. Server → instance socket: Execute, Close, Answer. Instance → server:
 InstanceReady, Done. What a Python model says besides, from any of its threads: Voice, Respond, Call, CancelCall, Release,
 Say, Measure, Forget, and the questions that are answered by a Reply.
 File descriptors (client regions, other workers' arenas) travel beside them over the worker's lifeline.
@@ -289,7 +289,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
     """A model asks a model of the server; answered by Answers. ``version`` -1 is the newest.
 
     ``batch`` is the one that cannot end before the answer has come, 0 where none waits. Leases among the inputs are the
-    caller's own, or of Answers it has not released.
+    caller's own, or of Answers it has not released. ``instance`` is the one whose socket the Answers go to, 0 for the control socket.
     """
 
     call: int
@@ -299,6 +299,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
     body: RequestBody
     priority: int = 0
     decoupled: bool = False
+    instance: int = 0
 
 
 class CancelCall(msgspec.Struct, frozen=True, array_like=True, tag=33):
@@ -390,7 +391,7 @@ class AskUnload(msgspec.Struct, frozen=True, array_like=True, tag=46):
 Question = OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload
 Spoken = Respond | Call | CancelCall | Release | Say | Measure | Forget | Question
 ToWorker = Inspect | Load | Unload | Return | Stop | Cancel | Answer | Check | Reply
-ToInstance = Execute | Close
+ToInstance = Execute | Close | Answer
 FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done | Checked | Voice | Spoken
 
 

@@ -30,6 +30,7 @@ from ..contract.messages import (
     WantedOutput,
 )
 from ..contract.status import Code, StatusError, invalid
+from ..inbox import Inbox
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
 from ..thread import WorkerThread
@@ -78,6 +79,9 @@ class Calls:
         self._memory = memory
         self._model_memory = model_memory
         self.batch = 0
+        self._instance = 0
+        self._inbox: Inbox | None = None
+        self._thread = 0
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._kept: dict[int, list[Lease]] = {}
@@ -94,9 +98,11 @@ class Calls:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
         number = next(self._numbers)
         pending = self._pending[number] = _Pending(request, [], [])
+        inbox = None if decoupled else self._own_inbox()
         try:
             body = self._body(request, decoupled, pending)
-            self._speak(Call(number, self.batch, request.model_name, request.model_version, body, request.priority, decoupled))
+            name, version, instance = request.model_name, request.model_version, 0 if inbox is None else self._instance
+            self._speak(Call(number, self.batch, name, version, body, request.priority, decoupled, instance))
         except BaseException as error:
             self._end(number)
             if not isinstance(error, StatusError):
@@ -112,11 +118,24 @@ class Calls:
             )
         response = None
         while True:
+            if inbox is not None:
+                inbox.wait(lambda: not pending.answers.empty())
             answer = pending.answers.get()
             if answer.result is not None:
                 response = self._response(answer)
             if answer.final:
                 return _error(Code.INTERNAL, "the model gave no response") if response is None else response
+
+    def answer_to(self, instance: int, inbox: Inbox) -> None:
+        """Calls that the running thread makes may be answered to its own inbox."""
+        self._instance = instance
+        self._inbox = inbox
+        self._thread = threading.get_ident()
+
+    def _own_inbox(self) -> Inbox | None:
+        """The inbox of the running thread, if it is the instance's and is not being waited at."""
+        inbox = self._inbox
+        return inbox if inbox is not None and self._thread == threading.get_ident() and not inbox.waiting else None
 
     def _body(self, request: InferenceRequest, decoupled: bool, pending: _Pending) -> RequestBody:
         """What a call asks. Raises StatusError where there is no room for its inputs."""

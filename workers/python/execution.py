@@ -17,6 +17,7 @@ from ..contract.messages import Cancel, Done, Execute, Fault, RequestBody, Respo
 from ..contract.signature import reshaped
 from ..contract.status import StatusError, internal
 from ..contract.strings import check_strings
+from ..inbox import Inbox
 from ..main_thread import MainThread
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
@@ -96,6 +97,11 @@ class Execution:
         self._background: set[Any] = set()
 
     # batches
+
+    def begin(self, instance: int, inbox: Inbox) -> None:
+        """The model's thread may take the answers to its calls itself."""
+        inbox.answered = self._calls.answered
+        self._calls.answer_to(instance, inbox)
 
     def run(self, message: Execute) -> Done:
         """Have the model execute a batch; never raises, what goes wrong is in the results."""
