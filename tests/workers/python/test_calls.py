@@ -18,6 +18,7 @@ from tensorfarm.workers.contract.messages import (
     AskReady,
     Call,
     CancelCall,
+    Execute,
     Fault,
     Measure,
     Release,
@@ -28,6 +29,7 @@ from tensorfarm.workers.contract.messages import (
 )
 from tensorfarm.workers.contract.messages import Tensor as WireTensor
 from tensorfarm.workers.contract.status import Code, StatusError
+from tensorfarm.workers.inbox import Inbox
 from tensorfarm.workers.output import INLINE_BYTE_SIZE
 from tensorfarm.workers.python.calls import Calls
 from tensorfarm.workers.python.errors import TritonModelException
@@ -419,3 +421,35 @@ def test_what_cannot_be_said_ends_nothing(line: Line) -> None:
     assert isinstance(got(line.aside(lambda: line.calls.ask(AskReady(0, "\ud800", "")))), StatusError)
     line.calls.tell(Say("I", "text", "model.py", 1))
     assert line.heard(Say).text == "text"
+
+
+def test_the_instances_own_thread_takes_its_answer_from_its_inbox(line: Line) -> None:
+    """Calls of other threads, and decoupled ones, are answered by the control thread."""
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    inbox = Inbox(messages.get)
+    inbox.answered = line.calls.answered
+    batch = Execute(9, [])
+
+    def work() -> None:
+        line.calls.answer_to(5, inbox)
+        request = InferenceRequest(inputs=[], requested_output_names=["OUT"], model_name="other")
+        response = line.calls.call(request, False)
+        line.calls.call(request, True)
+        outcome.put((response, inbox.next()))
+        # The identity of a thread that has ended may be the next one's.
+        assert over.wait(PATIENCE_S)
+
+    outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    over = threading.Event()
+    line.aside(work)
+    call = line.heard(Call)
+    assert call.instance == 5
+    messages.put(batch)
+    messages.put(Answer(call.call, 0, Result([WireTensor("OUT", "UINT8", (1,), Inline(memoryview(b"a")))]), True))
+    response, following = outcome.get(timeout=PATIENCE_S)
+    assert response.output_tensors()[0].as_numpy() == b"a"[0] and following == batch
+    assert line.heard(Call).instance == 0
+    line.exec()
+    assert (other := line.heard(Call)).instance == 0
+    line.answer(other)
+    over.set()
