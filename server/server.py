@@ -145,10 +145,10 @@ class Server:
             self._loop.add_signal_handler(number, self._signalled, number)
         try:
             started = await self._unless_stopped(self._start())
-            if started is None:
-                return 0
             if not started:
-                return 1
+                # Those that have been loaded clean up all the same.
+                await self.lifecycle.unload_all(UNLOAD_SECS)
+                return 0 if started is None else 1
             await self._stop.wait()
             return await self._drain()
         finally:

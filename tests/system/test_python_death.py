@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ..model_repository import PLAIN, Flavour, write_repository
-from ..servers import Server, alive, child_pids, tensorfarm, wait_until
+from ..servers import Server, alive, child_pids, run_tensorfarm, tensorfarm, wait_until
 from ..wire import compact, exchange
 
 MODELS = Path(__file__).resolve().parent.parent / "python_models"
@@ -112,3 +112,15 @@ def test_a_model_that_ends_its_process(server: Server) -> None:
     assert server.ask("POST", DIE_PATH, die_body("live")).status == 200
     assert server.model_ready("dies") and server.model_ready("adder")
     assert instances(server, "dies") != [worker]
+
+
+def test_a_start_that_fails_lets_models_clean_up(tmp_path: Path) -> None:
+    """One model cannot be loaded, so the server ends; the other one, which could, is told."""
+    repository = tmp_path / "models"
+    for name in ("logs", "dies"):
+        shutil.copytree(MODELS / name, repository / name)
+    (repository / "dies" / "1" / "model.py").write_text("raise ImportError('broken')\n")
+    arguments = (f"--model-repository={repository}", "--allow-http=false", "--allow-grpc=false", "--allow-metrics=false")
+    ended = run_tensorfarm(*arguments, folder=tmp_path / "run")
+    assert ended.code == 1 and "failed to load all models" in ended.stderr
+    assert '"own line: in finalize"' in ended.stdout + ended.stderr

@@ -253,6 +253,9 @@ class Execution:
                     place: Placement = Inline(memoryview(content.tobytes()))
                 else:
                     passed = None if lent is None or span is not None or isinstance(content, bytes) else lent.place_of(content)
+                    if passed is not None and passed.arena == self._memory.arena_number:
+                        # The server would take it for a new output, which is given back to this worker.
+                        passed = None
                     place = passed or store(self._memory, name, content if isinstance(content, bytes) else _flat(content), span)
             except StatusError as failure:
                 self._free(Result(stored))
@@ -380,7 +383,8 @@ class Execution:
         future.add_done_callback(ended)
 
     def close(self) -> None:
-        """The instance has run its last batch."""
+        """The instance has run its last batch, and nobody listens for answers any more."""
+        self._calls.open = False
         self._model.finalize()
 
 

@@ -448,7 +448,9 @@ def test_the_instances_own_thread_takes_its_answer_from_its_inbox(line: Line) ->
     messages.put(Answer(call.call, 0, Result([WireTensor("OUT", "UINT8", (1,), Inline(memoryview(b"a")))]), True))
     response, following = outcome.get(timeout=PATIENCE_S)
     assert response.output_tensors()[0].as_numpy() == b"a"[0] and following == batch
-    assert line.heard(Call).instance == 0
+    streamed = line.heard(Call)
+    assert streamed.instance == 0
+    line.answer(streamed)
     line.exec()
     assert (other := line.heard(Call)).instance == 0
     line.answer(other)

@@ -73,3 +73,14 @@ def test_what_is_not_the_input_is_copied(stage: Stage, change: Any) -> None:
 def test_what_nobody_keeps_is_copied(stage: Stage) -> None:
     place, output = answer(stage, lambda array: array, lends=False)
     assert isinstance(output.place, Lease) and output.place.arena != place.arena
+
+
+def test_what_lies_in_the_workers_own_arena_is_copied(stage: Stage) -> None:
+    """As an output it would be given back to the worker, and by its owner as well."""
+    stage.show(lambda requests: [pb.InferenceResponse([pb.Tensor("OUT", request.inputs()[0].as_numpy())]) for request in requests])
+    place = stage.world.memory.reserve(CONTENT.nbytes)
+    stage.world.memory.view(place)[:] = CONTENT.tobytes()
+    result = stage.run(body(place)).results[0]
+    assert result is not None and isinstance(result.outputs[0].place, Lease)
+    assert result.outputs[0].place.arena == place.arena and result.outputs[0].place.offset != place.offset
+    stage.world.memory.free(place)
