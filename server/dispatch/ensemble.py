@@ -167,7 +167,8 @@ class Ensemble:
     def _admit(self, call: _Call) -> None:
         """Send a step's request, or hold it back where its producer is ahead of it."""
         step = call.step
-        if self.plan.max_inflight and step.origin != OUTSIDE:
+        # A batch that waits for the ensemble may be what a step that runs waits for: nothing of it is held back.
+        if self.plan.max_inflight and step.origin != OUTSIDE and not call.run.request.caller:
             busy = self._busy.get(step.number, 0)
             if busy >= self.plan.max_inflight:
                 self._held.setdefault(step.number, deque()).append(call)

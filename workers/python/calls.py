@@ -48,12 +48,14 @@ class _Pending:
 
     ``request`` keeps alive what its tensors were lent with; ``leases`` are copies in this worker's own arena. ``borrowed`` are
     requests that this process is executing, of whose memory it reads. ``abandoned``: nobody takes its answers any more.
+    ``direct``: they come to the instance's own inbox.
     """
 
     request: InferenceRequest | None
     leases: list[Lease]
     borrowed: list[InputMemory]
     abandoned: bool = False
+    direct: bool = False
     answers: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
 
 
@@ -99,6 +101,7 @@ class Calls:
         number = next(self._numbers)
         pending = self._pending[number] = _Pending(request, [], [])
         inbox = None if decoupled else self._own_inbox()
+        pending.direct = inbox is not None
         try:
             body = self._body(request, decoupled, pending)
             name, version, instance = request.model_name, request.model_version, 0 if inbox is None else self._instance
@@ -117,14 +120,19 @@ class Calls:
                 lambda: self._asides.put(lambda: self._abandon(pending)),
             )
         response = None
-        while True:
-            if inbox is not None:
-                inbox.wait(lambda: not pending.answers.empty())
-            answer = pending.answers.get()
-            if answer.result is not None:
-                response = self._response(answer)
-            if answer.final:
-                return _error(Code.INTERNAL, "the model gave no response") if response is None else response
+        try:
+            while True:
+                if inbox is not None:
+                    inbox.wait(lambda: not pending.answers.empty())
+                answer = pending.answers.get()
+                if answer.result is not None:
+                    response = self._response(answer)
+                if answer.final:
+                    return _error(Code.INTERNAL, "the model gave no response") if response is None else response
+        except BaseException:
+            # A signal handler of the model has raised: nobody takes the answer.
+            self._abandon(pending)
+            raise
 
     def answer_to(self, instance: int, inbox: Inbox) -> None:
         """Calls that the running thread makes may be answered to its own inbox."""
@@ -198,9 +206,14 @@ class Calls:
         def settled() -> bool:
             return not any(inputs in pending.borrowed for pending in list(self._pending.values()))
 
-        if not settled():
-            with self._settled:
-                self._settled.wait_for(settled)
+        if settled():
+            return
+        inbox = self._own_inbox()
+        if inbox is not None:
+            # A call that was broken off is still answered here.
+            inbox.wait(lambda: not any(pending.direct and inputs in pending.borrowed for pending in list(self._pending.values())))
+        with self._settled:
+            self._settled.wait_for(settled)
 
     def _end(self, number: int) -> None:
         """A call has had its final answer, or was never made."""

@@ -455,3 +455,38 @@ def test_the_instances_own_thread_takes_its_answer_from_its_inbox(line: Line) ->
     assert (other := line.heard(Call)).instance == 0
     line.answer(other)
     over.set()
+
+
+def test_a_call_that_is_broken_off_is_waited_for_where_its_answer_comes(line: Line) -> None:
+    """A signal handler of the model may raise in the midst of it; the request whose memory it reads must not end before it."""
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def receive() -> Any:
+        message = messages.get(timeout=PATIENCE_S)
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+    inbox = Inbox(receive)
+    inbox.answered = line.calls.answered
+    inputs = SharedInputs(line.memory)
+    tensor = Tensor.received(line.lent(3), inputs)
+    broken: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        line.calls.answer_to(5, inbox)
+        request = InferenceRequest(inputs=[tensor], requested_output_names=["OUT"], model_name="other")
+        try:
+            line.calls.call(request, False)
+        except InterruptedError as error:
+            broken.put(error)
+        line.calls.settle(inputs)
+        broken.put("settled")
+
+    line.aside(work)
+    call = line.heard(Call)
+    messages.put(InterruptedError())
+    assert isinstance(broken.get(timeout=PATIENCE_S), InterruptedError)
+    messages.put(Answer(call.call, 8, Result([line.lent(4)]), True))
+    assert broken.get(timeout=PATIENCE_S) == "settled"
+    assert line.heard(Release) == Release([8])
