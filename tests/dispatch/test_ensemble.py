@@ -475,6 +475,22 @@ def test_tensors_of_different_decoupled_steps_do_not_meet() -> None:
         )
 
 
+def test_nothing_is_held_back_of_what_a_batch_waits_for() -> None:
+    """It may be the very batch of a step that runs: a model that calls the ensemble it is part of."""
+    config = ensemble_config([step("flow", {"IN": "X"}, {"OUT": "T"}), step("a", {"IN": "T"}, {"OUT": "Y"})], ["X"], ["Y"], max_inflight=1)
+    bench = Bench(config, FLOW, A)
+    for caller in (0, 7):
+        bench.ask(caller=caller)
+        bench.answer(bench.waiting("flow"), "OUT", final=False)
+        bench.end("flow")
+    assert bench.names() == ["a", "a"]
+    for _ in range(2):
+        bench.answer("a")
+    for response in bench.responses:
+        response.release()
+    assert bench.ensemble.idle
+
+
 def test_a_limit_holds_back_what_a_decoupled_step_is_ahead() -> None:
     config = ensemble_config([step("flow", {"IN": "X"}, {"OUT": "T"}), step("a", {"IN": "T"}, {"OUT": "Y"})], ["X"], ["Y"], max_inflight=2)
     bench = Bench(config, FLOW, A)
