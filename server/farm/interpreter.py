@@ -23,6 +23,7 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 LEAST_PYTHON = (3, 10)
 LEAST_NUMPY = (1, 22)
 CHECK_TIMEOUT_SECS = 60.0
+_SAID_BYTE_SIZE = 64 << 10
 
 _ENVIRONMENT_MARKS = ("PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
 """What the server's own environment may say about its own Python."""
@@ -126,26 +127,37 @@ def _identity(interpreter: Interpreter) -> tuple[Hashable, ...]:
 
 async def _check(interpreter: Interpreter, path_text: str) -> None:
     """Run an interpreter once. Raises StatusError where workers could not run in it."""
+    # What it says fits into the pipe and is read when it has ended: whoever says more gets no further, and fills no memory here.
+    output, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(theirs, True)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *(interpreter.program, "-c", _SCRIPT),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=interpreter.environment(),
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise internal(f"the Python of '{path_text}' cannot be run: {error.strerror}") from error
-    try:
-        said, _ = await asyncio.wait_for(process.communicate(), CHECK_TIMEOUT_SECS)
-    except TimeoutError:
-        raise internal(f"the Python of '{path_text}' did not import numpy within {CHECK_TIMEOUT_SECS:g} s") from None
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(interpreter.program, "-c", _SCRIPT),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=interpreter.environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise internal(f"the Python of '{path_text}' cannot be run: {error.strerror}") from error
+        finally:
+            os.close(theirs)
+        try:
+            await asyncio.wait_for(process.wait(), CHECK_TIMEOUT_SECS)
+        except TimeoutError:
+            raise internal(f"the Python of '{path_text}' did not import numpy within {CHECK_TIMEOUT_SECS:g} s") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        said = b""
+        with contextlib.suppress(BlockingIOError):
+            said = os.read(output, _SAID_BYTE_SIZE)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        os.close(output)
     found = dict(re.findall(r"^tensorfarm (python|numpy) (\S+)$", said.decode(errors="replace"), re.MULTILINE))
     complaint = _complaint(found, process.returncode)
     if complaint is not None:

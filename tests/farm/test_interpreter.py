@@ -30,8 +30,10 @@ uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The system's folder for temporary files, of this test alone."""
+    # pytest's own folder, which it makes at the first question, is to outlive the test
+    tmp_path_factory.getbasetemp()
     with tempfile.TemporaryDirectory(prefix="tf-") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -177,6 +179,11 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 def test_an_interpreter_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter_module, "CHECK_TIMEOUT_SECS", 0.1)
     assert "did not import numpy within 0.1 s" in refusal(script(tmp_path / "python", "sleep 100 & sleep 100"))
+
+
+def test_an_interpreter_that_talks_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter_module, "CHECK_TIMEOUT_SECS", 0.5)
+    assert "did not import numpy within 0.5 s" in refusal(script(tmp_path / "python", "exec yes tensorfarm"))
 
 
 def test_the_folder_the_server_was_started_in_is_no_place_to_import_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

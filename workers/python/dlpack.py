@@ -1,7 +1,8 @@
 """DLPack capsules, given and taken without a copy.
 
 numpy gives capsules of its own arrays but for BF16, which it does not know, and takes none that is not wrapped in an
-object: the one is told to a capsule of numpy's, the other is done by hand here. Layout and rules: https://dmlc.github.io/dlpack (version 0.x, the unversioned struct).
+object: the one is told to a capsule of numpy's, the other is done by hand here.
+Layout and rules: https://dmlc.github.io/dlpack (version 0.x, the unversioned struct).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _rename.argtypes = [ctypes.py_object, ctypes.c_void_p]
 # deleters may want the interpreter's lock, or hold it already: calls that keep it suit both
 _Deleter = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 
-_DISGUISES = {"BF16": np.dtype(np.uint16), "BOOL": np.dtype(np.uint8)}
+_DISGUISES: dict[str, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), "BOOL": np.dtype(np.uint8)}
 """Datatypes that numpy, or numpy before 1.25, gives no capsules of: what their elements are meanwhile."""
 
 
