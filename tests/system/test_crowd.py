@@ -100,9 +100,21 @@ def test_idle_and_dribbling_connections_delay_nobody(server: Server) -> None:
     wait_until(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) < EACH, "the crowd to be gone")
 
 
+def settled_descriptors(server: Server) -> int:
+    """How many descriptors the server has open, once the connections of earlier tests have gone."""
+    counts: list[int] = []
+
+    def settled() -> bool:
+        counts.append(len(os.listdir(f"/proc/{server.pid}/fd")))
+        return len(counts) >= 20 and len(set(counts[-20:])) == 1
+
+    wait_until(settled, "the server's descriptors to be as many as before")
+    return counts[-1]
+
+
 def test_descriptors_run_out(server: Server) -> None:
     """With hardly any left, open connections are served and new ones wait, at no cost; then they are served too."""
-    used = len(os.listdir(f"/proc/{server.pid}/fd"))
+    used = settled_descriptors(server)
     limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
     with Connection(server.http_port) as kept:
         probe_s(kept)

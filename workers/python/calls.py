@@ -42,6 +42,9 @@ from .response import InferenceResponse
 from .tensor import Tensor
 
 
+FLUSH_SECS = 2.0
+
+
 @dataclass(slots=True, eq=False)
 class _Pending:
     """A call that has not had its final answer.
@@ -274,6 +277,12 @@ class Calls:
     def aside(self, work: Callable[[], None]) -> None:
         """Have something done soon, in another thread. Safe wherever Python may run a finalizer."""
         self._asides.put(work)
+
+    def flush(self) -> None:
+        """Wait until all that was told has been said, for a moment at most."""
+        said = threading.Event()
+        self._asides.put(said.set)
+        said.wait(FLUSH_SECS)
 
     def _do_asides(self) -> None:
         while True:

@@ -386,6 +386,8 @@ class Execution:
         """The instance has run its last batch, and nobody listens for answers any more."""
         self._calls.open = False
         self._model.finalize()
+        # The process may end right after this.
+        self._calls.flush()
 
 
 async def _outcome(work: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:

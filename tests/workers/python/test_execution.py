@@ -46,9 +46,8 @@ class FakeModel:
     name: str = "m"
     instance: str = "m_0"
     output_names: frozenset[str] = frozenset({"OUT", "OTHER"})
-    reshapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    batching: bool = False
     reshapes: dict[str, Any] = field(default_factory=dict)
+    batching: bool = False
     logged: list[str] = field(default_factory=list)
 
     def execute(self, requests: list[Any]) -> Any:
@@ -68,6 +67,9 @@ class FakeCalls:
 
     def aside(self, work: Callable[[], None]) -> None:
         self.asides.append(work)
+
+    def flush(self) -> None:
+        self.do_asides()
 
     def do_asides(self) -> None:
         asides, self.asides = self.asides, []
