@@ -41,7 +41,6 @@ from .request import InferenceRequest
 from .response import InferenceResponse
 from .tensor import Tensor
 
-
 FLUSH_SECS = 2.0
 
 
