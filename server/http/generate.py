@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -116,20 +117,16 @@ class _Generation:
         if len(text) > LONG_BYTE_SIZE:
             self._drop = in_turns(read_long_generate(text, signature, self._scratch, limit), self._read)
             return
-        try:
-            call = read_generate(text, signature, self._scratch, limit)
-        except StatusError as error:
-            self._refuse(error)
-        except Exception:
-            self._refuse(internal("internal error"))
-            raise
-        else:
-            self._submit(call)
+        self._submit_read(partial(read_generate, text, signature, self._scratch, limit))
 
     def _read(self, outcome: asyncio.Future[GenerateCall]) -> None:
         self._drop = None
+        self._submit_read(outcome.result)
+
+    def _submit_read(self, read: Callable[[], GenerateCall]) -> None:
+        """Submit the call that ``read`` gives, or refuse it."""
         try:
-            call = outcome.result()
+            call = read()
         except StatusError as error:
             self._refuse(error)
         except Exception:

@@ -272,17 +272,12 @@ class Voice(msgspec.Struct, frozen=True, array_like=True, tag=30):
 
 
 class Respond(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
-    """A response to the request at ``index`` of a batch; ``result`` is None where there is only the end to tell.
-
-    ``began_ns`` and ``ended_ns`` are CLOCK_MONOTONIC: when the response began to be computed, and when it was.
-    """
+    """A response to the request at ``index`` of a batch; ``result`` is None where there is only the end to tell."""
 
     batch: int
     index: int
     result: Result | None
     final: bool
-    began_ns: int = 0
-    ended_ns: int = 0
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):

@@ -42,7 +42,7 @@ class OpenRequest:
     ``answered`` once its last response has been sent or is on its way with the batch; ``used`` once its sender has sent.
     """
 
-    __slots__ = ("_execution", "answered", "batch", "began_ns", "body", "cancelled", "index", "inputs", "taken", "used")
+    __slots__ = ("_execution", "answered", "batch", "body", "cancelled", "index", "inputs", "taken", "used")
 
     def __init__(self, execution: Execution, batch: int, index: int, body: RequestBody, inputs: SharedInputs | InlineInputs) -> None:
         self._execution = execution
@@ -54,7 +54,6 @@ class OpenRequest:
         self.taken = False
         self.used = False
         self.cancelled = False
-        self.began_ns = 0
 
     def send(self, response: InferenceResponse | None, flags: int) -> None:
         """As ``Responder`` says."""
@@ -298,7 +297,6 @@ class Execution:
 
     def respond(self, request: OpenRequest, response: InferenceResponse | None, flags: int) -> None:
         """Send a response of a sender, from any thread. Raises TritonModelException where the order is broken."""
-        began_ns = time.monotonic_ns()
         final = flags == FINAL
         with self._lock:
             if not self._model.decoupled:
@@ -313,7 +311,7 @@ class Execution:
         result = None if response is None else self._result(request.body, response)
         if final:
             self._answered(request)
-        self._speak(Respond(request.batch, request.index, result, final, began_ns, time.monotonic_ns()))
+        self._speak(Respond(request.batch, request.index, result, final))
 
     def later(self, request: OpenRequest) -> None:
         """Fail a request whose sender is gone, in another thread: this may be anywhere, with any lock held."""
