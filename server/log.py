@@ -123,6 +123,12 @@ class Log:
         """How many records have been lost since `configure`."""
         return sum(sink.dropped for sink in self._sinks.values())
 
+    def takes(self, severity: str) -> bool:
+        """Do the switches let a line through: I, W, E, or V for a verbose one of the first level?"""
+        settings = self.settings
+        switches = {"I": settings.log_info, "W": settings.log_warning, "E": settings.log_error, "V": settings.log_verbose_level >= 1}
+        return switches.get(severity, False)
+
     def info(self, message: str) -> None:
         """A line about what goes on as it should."""
         if self.settings.log_info:
@@ -217,14 +223,14 @@ class LibraryLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record of ``logging`` to our log, under our switches."""
-        wrong = record.levelno >= logging.ERROR
-        if not (self._log.settings.log_error if wrong else self._log.settings.log_warning):
+        severity = "E" if record.levelno >= logging.ERROR else "W"
+        if not self._log.takes(severity):
             return
         try:
             message = self.format(record)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):  # arguments that do not fit the library's own format
             message = f"{record.name}: {record.msg}"
-        self._log.record("E" if wrong else "W", message, f"{record.filename}:{record.lineno}")
+        self._log.record(severity, message, f"{record.filename}:{record.lineno}")
 
 
 def take_library_lines(log: Log) -> LibraryLines:

@@ -94,11 +94,9 @@ class ModelTalk:
             return False
 
     def _say(self, message: Say, process: WorkerProcess) -> None:
-        place = f"{message.file}:{message.line}"
-        if message.severity != "V":
-            self._log.record(message.severity, message.text, place, process.pid)
-        elif self._log.settings.log_verbose_level >= 1:
-            self._log.record("I", message.text, place, process.pid)
+        if self._log.takes(message.severity):
+            severity = "I" if message.severity == "V" else message.severity
+            self._log.record(severity, message.text, f"{message.file}:{message.line}", process.pid)
 
     def gone(self, process: WorkerProcess) -> None:
         """A worker has ended."""

@@ -38,7 +38,6 @@ from .model_talk import ModelTalk
 from .options import Options, backend_settings, check_creation
 from .regions import RegionRegistry
 from .repository.lifecycle import Lifecycle
-from .repository.version import ModelVersion
 from .service import Service
 from .statistics import StatisticsBook
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
@@ -99,7 +98,7 @@ class Server:
         self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings, self._view)
         self._farm = self.lifecycle.farm = Farm(self._loop, self.lifecycle, self._regions, self._arena_fd, self._sizes)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
-        calls = ModelCalls(self._find, self.service.ask, self._farm.share)
+        calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share)
         self.lifecycle.make_ensemble = partial(
             Ensemble, submit_step=self.service.ask, view=self.service.view, warn=log.warning, call_soon=self._loop.call_soon
         )
@@ -132,9 +131,6 @@ class Server:
 
     def _any_view(self, lease: Lease) -> memoryview:
         return self.service.view(lease)
-
-    def _find(self, model: str, version: int) -> ModelVersion:
-        return self.service.find(model, "" if version < 0 else str(version))
 
     def _set_alarm(self, at_ns: int | None) -> None:
         self._alarm.set(at_ns)

@@ -72,6 +72,10 @@ class Service:
         """
         return self._lifecycle.find(name, version)
 
+    def find_number(self, name: str, version: int) -> ModelVersion:
+        """As ``find``, for those inside the server, who name versions by number: -1 is the newest."""
+        return self.find(name, "" if version < 0 else str(version))
+
     def ready_versions(self, name: str) -> list[int]:
         """The versions of a model that can be asked, ascending."""
         return self._lifecycle.ready_versions(name)
@@ -122,7 +126,7 @@ class Service:
 
     def ask(self, model: str, version: int, request: Request) -> Callable[[], None]:
         """Submit a request that comes from inside the server; returns what cancels it. ``version`` -1 is the newest. Raises StatusError."""
-        found = self.find(model, "" if version < 0 else str(version))
+        found = self.find_number(model, version)
         self.submit(found, request)
         return partial(self.cancel, found, request)
 

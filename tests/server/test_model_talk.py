@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tensorfarm.server.log import Log, LogSettings
 from tensorfarm.server.model_talk import ModelTalk
 from tensorfarm.workers.contract.messages import (
     AskLoad,
@@ -58,15 +59,11 @@ class Recorder:
         return method
 
 
-@dataclass
-class FakeSettings:
-    log_verbose_level: int = 0
-
-
 class Room:
     def __init__(self) -> None:
         self.service, self.calls, self.metrics, self.log = Recorder(), Recorder(), Recorder(), Recorder()
-        self.log.settings = FakeSettings()
+        self.log.settings = LogSettings()
+        self.log.takes = Log(self.log.settings).takes
         self.process = FakeProcess()
         self.talk = ModelTalk(self.service, self.calls, self.metrics, self.log)  # type: ignore[arg-type]
 
@@ -97,6 +94,13 @@ def test_lines_for_the_log(room: Room, severity: str, level: int, logged: str) -
     room.log.settings.log_verbose_level = level
     room.hear(Say(severity, "text", "model.py", 8))
     assert room.log.heard == ([("record", logged, "text", "model.py:8", 77)] if logged else [])
+
+
+@pytest.mark.parametrize(("severity", "switch"), [("I", "log_info"), ("W", "log_warning"), ("E", "log_error")])
+def test_the_logs_switches_hold_for_models_as_well(room: Room, severity: str, switch: str) -> None:
+    setattr(room.log.settings, switch, False)
+    room.hear(Say(severity, "text", "model.py", 8))
+    assert room.log.heard == []
 
 
 @pytest.mark.parametrize(
