@@ -13,7 +13,7 @@ import pytest
 
 from tensorfarm.shm.mapping import MappedRegion, RegionShrunk
 
-from .shm_objects import ShmObject, shm_object
+from .shm_objects import ShmObject
 
 PAGE = mmap.PAGESIZE
 
@@ -25,12 +25,6 @@ def opened(made: ShmObject) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@pytest.fixture
-def object_() -> Iterator[ShmObject]:
-    with shm_object(4 * PAGE) as made:
-        yield made
 
 
 def region(made: ShmObject, offset: int, byte_size: int) -> MappedRegion:

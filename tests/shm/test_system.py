@@ -11,7 +11,7 @@ import pytest
 
 from tensorfarm.shm.system import object_byte_size, open_object
 
-from .shm_objects import SHM, ShmObject, shm_object
+from .shm_objects import SHM, ShmObject
 
 PAGE = mmap.PAGESIZE
 
@@ -23,12 +23,6 @@ def opened(key: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@pytest.fixture
-def object_() -> Iterator[ShmObject]:
-    with shm_object(4 * PAGE) as made:
-        yield made
 
 
 @pytest.mark.parametrize("slashes", ["", "/", "//"])
