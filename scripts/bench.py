@@ -25,13 +25,14 @@ from benchmark.installing import InstallError, folder_of, install, installed, ve
 from benchmark.plot import draw_http, draw_python, draw_sizes
 from benchmark.python_runs import run_python
 from benchmark.results import Length, Results, read, save
-from benchmark.tables import Grid, facts_grid, http_grid, python_grid, sizes_grid, targets_grid, variants_grid
+from benchmark.starts import run_start
+from benchmark.tables import Grid, facts_grid, http_grid, python_grid, sizes_grid, start_grid, targets_grid, variants_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "BENCHMARKS.md"
 PICTURES = "scripts/benchmark/figures"
 KEPT = ROOT / PICTURES / "results.json"
-PARTS = ("targets", "http", "variants", "sizes", "python")
+PARTS = ("targets", "http", "variants", "sizes", "python", "start")
 MIN_COLUMNS = 130
 BUSY_SHARE = 0.05
 NO_ORACLE = 77
@@ -138,6 +139,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             results.python, failed = run_python(against, length, folder, console, only_targets=arguments.what == "targets")
         failures += failed
         remarks += results.python.targets.left_out
+    if "start" in parts:
+        with _scratch() as folder:
+            results.start, failed = run_start(arguments.rounds, folder, console)
+        failures += failed
     _report(console, _grids(results), failures, remarks)
     if arguments.json:
         save(results, Path(arguments.json))
@@ -171,6 +176,8 @@ def _grids(results: Results) -> list[Grid]:
         grids.append(variants_grid(results.variants))
     if results.python:
         grids += [python_grid(results.python), targets_grid(results.python.targets, "What was aimed at with Python models")]
+    if results.start:
+        grids.append(start_grid(results.start))
     if results.targets:
         grids.append(targets_grid(results.targets))
     return grids
@@ -193,14 +200,17 @@ def parser() -> argparse.ArgumentParser:
     sizes = what.add_parser("sizes", help="identity FP32 from 1 KiB to 64 MiB as JSON, binary and through shared memory")
     variants = what.add_parser("variants", help="the other servers in every way in which they were set up")
     python = what.add_parser("python", help="Python models: small, 16 MiB in and out, calls between models, streams")
+    start = what.add_parser("start", help="time from start to ready beside a bare Python, and memory, with 1 and 100 small models")
+    start.set_defaults(seconds=0.0, against="none", install=False)
     targets = what.add_parser("targets", help="what the front door and Python models were meant to reach, met or missed")
     publish = what.add_parser("publish", help="all of it; makes the tables and pictures of BENCHMARKS.md anew")
     for one in (http, sizes, variants, python, targets, publish):
         one.add_argument("--seconds", type=float, default=3.0, help="length of one measurement (default: %(default)s)")
-        one.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts (default: %(default)s)")
         names = f"all, or some of {TRITONSERVER},{','.join(BY_NAME)}, or none (default: those that are installed)"
         one.add_argument("--against", default="installed", metavar="NAMES", help=names)
         one.add_argument("--install", action="store_true", help="first install those that are missing")
+    for one in (http, sizes, variants, python, start, targets, publish):
+        one.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts (default: %(default)s)")
         one.add_argument("--json", metavar="FILE", help="write the figures to a file as well")
     for one, default in ((http, runs.SMALL), (variants, (1, 32))):
         levels = ",".join(map(str, default))

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ..shm.placement import Lease
@@ -13,10 +14,14 @@ from ..workers.contract.messages import Answer, Call, CancelCall, Fault, Release
 from ..workers.contract.signature import Signature
 from ..workers.contract.status import Code, StatusError, internal, invalid
 from .dispatch.request import EndMark, Request, Response
+from .repository.demand import Awaited, NotResident, OnReady
 
 
 class Caller(Protocol):
     """The worker process that asks."""
+
+    @property
+    def name(self) -> str: ...
 
     def answer(self, instance: int, message: Answer) -> None:
         """Send the answer to a call, to an instance of it that waits, 0 for none; dropped where it has gone."""
@@ -33,7 +38,12 @@ class Target(Protocol):
 class _Open:
     """A call without its final answer yet. ``cancel`` withdraws its request."""
 
+    model: str
     cancel: Callable[[], None]
+
+
+def _none_to_bring(absent: NotResident, on_ready: OnReady, caller: Any) -> Awaited:
+    raise absent
 
 
 class ModelCalls:
@@ -41,6 +51,7 @@ class ModelCalls:
 
     ``ask(model, version, request)`` finds a model (version -1: the newest), checks and queues the request, and returns what
     cancels it; it raises StatusError. ``find`` is its first half. ``share(arena, caller)`` lets a worker read another's arena.
+    Where they raise NotResident, ``bring(absent, on_ready, caller)`` has the model loaded, and the call begins then.
     """
 
     def __init__(
@@ -49,10 +60,12 @@ class ModelCalls:
         ask: Callable[[str, int, Request], Callable[[], None]],
         share: Callable[[int, Any], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        bring: Callable[[NotResident, OnReady, Any], Awaited] = _none_to_bring,
     ) -> None:
         self._find = find
         self._ask = ask
         self._share = share
+        self._bring = bring
         self._clock_ns = clock_ns
         self._loan_numbers = itertools.count(1)
         self._open: dict[Caller, dict[int, _Open]] = {}
@@ -63,10 +76,14 @@ class ModelCalls:
         """Calls without their final answer."""
         return sum(len(calls) for calls in self._open.values())
 
+    def calling(self, model: str) -> set[str]:
+        """The workers, by name, that have calls of a model without their final answer."""
+        return {caller.name for caller, calls in self._open.items() if any(opened.model == model for opened in calls.values())}
+
     def call(self, message: Call, caller: Caller) -> None:
         """Begin a call; what is wrong with it is its answer."""
         calls = self._open.setdefault(caller, {})
-        opened = calls[message.call] = _Open(_nothing)
+        opened = calls[message.call] = _Open(message.model, _nothing)
         request = Request(
             message.body,
             self._clock_ns(),
@@ -88,17 +105,42 @@ class ModelCalls:
                     "decoupled models.'"
                 )
             opened.cancel = self._ask(message.model, message.version, request)
+        except NotResident as absent:
+            awaited = self._bring(absent, partial(self._brought, message, caller, opened), caller)
+            opened.cancel = partial(self._give_up, message, caller, opened, awaited)
         except StatusError as error:
+            self._refuse(message, caller, error)
+
+    def _refuse(self, message: Call, caller: Caller, error: StatusError) -> None:
+        del self._open[caller][message.call]
+        code = error.code if error.code is Code.UNAVAILABLE else Code.INTERNAL
+        fault = Fault(code, f"Model {message.model} - Error when running inference: {error.message}")
+        caller.answer(message.instance, Answer(message.call, 0, Result([], {}, fault), True))
+
+    def _brought(self, message: Call, caller: Caller, opened: _Open, error: StatusError | None) -> None:
+        """The model that a call has waited for can be asked, or why it cannot."""
+        if self._open.get(caller, {}).get(message.call) is not opened:
+            return
+        if error is None:
+            self.call(message, caller)
+        else:
+            self._refuse(message, caller, error)
+
+    def _give_up(self, message: Call, caller: Caller, opened: _Open, awaited: Awaited) -> None:
+        """Nobody waits any more for a call that waits for its model."""
+        awaited.cancel()
+        calls = self._open.get(caller, {})
+        if calls.get(message.call) is opened:
             del calls[message.call]
-            code = error.code if error.code is Code.UNAVAILABLE else Code.INTERNAL
-            fault = Fault(code, f"Model {message.model} - Error when running inference: {error.message}")
-            caller.answer(message.instance, Answer(message.call, 0, Result([], {}, fault), True))
+            caller.answer(message.instance, Answer(message.call, 0, Result([], {}, Fault(Code.CANCELLED, "")), True))
 
     def _target(self, message: Call) -> Target:
         try:
             if message.version < -1:
                 raise internal("no such version")
             return self._find(message.model, message.version)
+        except NotResident:
+            raise
         except StatusError:
             raise internal(f"Failed for execute the inference request. Model '{message.model}' is not ready.") from None
 

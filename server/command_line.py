@@ -170,6 +170,12 @@ def _fill_in(values: dict[str, Any], environ: Mapping[str, str]) -> None:
 def _check_models(options: Options) -> None:
     if options.load_model and options.model_control_mode != "explicit":
         raise CommandLineError("Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
+    if options.model_control_mode != "lazy":
+        for name in ("lazy-model-count", "lazy-memory-byte-size"):
+            if name in options.given:
+                raise CommandLineError(f"Error: Use of '--{name}' requires setting '--model-control-mode=lazy' as well.")
+    elif options.model_namespacing:
+        raise CommandLineError("Error: '--model-namespacing' cannot be used with '--model-control-mode=lazy'.")
     if "cache-config" in options.given and "response-cache-byte-size" in options.given:
         raise CommandLineError(
             "Error: Incompatible flags --response-cache-byte-size and --cache-config both provided. Please provide one or the other."

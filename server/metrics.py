@@ -23,7 +23,7 @@ class Measured(Protocol):
 class Service(Protocol):
     """The service as far as the page is concerned."""
 
-    def versions(self) -> Sequence[Measured]: ...
+    def counted(self) -> Sequence[Measured]: ...
 
 
 Read = Callable[[VersionStatistics], int]
@@ -118,7 +118,8 @@ class MetricsExposition:
 
     ``pool_total_bytes`` and ``pool_used_bytes`` tell of the server's request arena (the protocol's
     pinned memory pool), ``worker_restarts`` counts restarts by worker name, ``arena_used_bytes``
-    maps the name of each arena to its bytes in use. ``sources`` give further families (GPUs, metrics
+    maps the name of each arena to its bytes in use, ``lazy`` gives, with lazy loading, how many models are in memory, have been
+    loaded, have left. ``sources`` give further families (GPUs, metrics
     that models define); they come last. Durations are truncated to whole µs once, at their total.
     """
 
@@ -133,6 +134,7 @@ class MetricsExposition:
         pool_used_bytes: Callable[[], int] | None = None,
         worker_restarts: Callable[[], Mapping[str, int]] | None = None,
         arena_used_bytes: Callable[[], Mapping[str, int]] | None = None,
+        lazy: Callable[[], tuple[int, int, int]] | None = None,
         sources: Sequence[Callable[[], Iterable[Family]]] = (),
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -143,6 +145,7 @@ class MetricsExposition:
         self._pool = (("total", pool_total_bytes), ("used", pool_used_bytes))
         self._worker_restarts = worker_restarts
         self._arena_used_bytes = arena_used_bytes
+        self._lazy = lazy
         self._sources = sources
         self._clock_ns = clock_ns
 
@@ -160,7 +163,7 @@ class MetricsExposition:
         return {family.name: family.kind for family in self._own()}
 
     def _own(self) -> list[Family]:
-        versions = _by_label([version.statistics for version in self._service.versions()])
+        versions = _by_label([version.statistics.total() for version in self._service.counted()])
         families = self._counters(versions)
         families += self._gauges(versions)
         families += self._host()
@@ -247,7 +250,17 @@ class MetricsExposition:
                 "Bytes of an arena's shared memory in use",
                 [Sample({"arena": arena}, byte_size) for arena, byte_size in sorted(arenas.items())],
             ),
+            *(_lazy_loading(*self._lazy()) if self._lazy else ()),
         ]
+
+
+def _lazy_loading(resident: int, loads: int, evictions: int) -> Iterable[Family]:
+    for name, kind, help_text, value in (
+        ("resident_models", "gauge", "Models in memory, on their way there or on their way out", resident),
+        ("lazy_loads_total", "counter", "Models loaded because they were asked", loads),
+        ("lazy_evictions_total", "counter", "Models that left memory to make room", evictions),
+    ):
+        yield Family(f"tensorfarm_{name}", kind, help_text, [Sample({}, value)])
 
 
 def _by_label(versions: Sequence[VersionStatistics]) -> list[VersionStatistics]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 from ..workers.contract.messages import (
     AskLoad,
     AskReady,
@@ -31,9 +34,17 @@ _DIGITS = 18
 
 
 class ModelTalk:
-    """Hears what comes, and replies to questions."""
+    """Hears what comes, and replies to questions; ``spawn`` runs the work of those that take time."""
 
-    def __init__(self, service: Service, calls: ModelCalls, metrics: CustomMetrics, log: Log) -> None:
+    def __init__(
+        self,
+        service: Service,
+        calls: ModelCalls,
+        metrics: CustomMetrics,
+        log: Log,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._spawn = spawn
         self._service = service
         self._calls = calls
         self._metrics = metrics
@@ -57,29 +68,36 @@ class ModelTalk:
                 self._log.warning(f"a custom metric of worker '{process.name}' was not changed: {error.message}")
         elif isinstance(message, Forget):
             self._metrics.forget(process, message)
-        elif isinstance(message, OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload):
+        elif isinstance(message, AskLoad | AskUnload):
+            self._spawn(self._control(message, process))
+        elif isinstance(message, OpenFamily | OpenMetric | ReadMetric | AskReady):
             try:
                 reply = Reply(message.question, self._reply(message, process))
             except StatusError as error:
                 reply = Reply(message.question, None, Fault(error.code, error.message))
             process.send(reply)
 
-    def _reply(
-        self, question: OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload, process: WorkerProcess
-    ) -> bool | int | float | None:
+    async def _control(self, question: AskLoad | AskUnload, process: WorkerProcess) -> None:
+        reply = Reply(question.question)
+        try:
+            if isinstance(question, AskLoad):
+                parameters: dict[str, object] = {"config": question.config} if question.config else {}
+                await self._service.load(question.model, parameters | question.files)
+            else:
+                await self._service.unload(question.model, question.unload_dependents)
+        except StatusError as error:
+            reply = Reply(question.question, None, Fault(error.code, error.message))
+        if process.returncode is None:
+            process.send(reply)
+
+    def _reply(self, question: OpenFamily | OpenMetric | ReadMetric | AskReady, process: WorkerProcess) -> bool | int | float | None:
         if isinstance(question, OpenFamily):
             return self._metrics.open_family(process, question)
         if isinstance(question, OpenMetric):
             return self._metrics.open_metric(process, question)
         if isinstance(question, ReadMetric):
             return self._metrics.read(process, question)
-        if isinstance(question, AskReady):
-            return self._ready(question)
-        if isinstance(question, AskLoad):
-            self._service.load(question.model, {"config": question.config} if question.config else {})
-            return None
-        self._service.unload(question.model, {"unload_dependents": question.unload_dependents})
-        return None
+        return self._ready(question)
 
     def _ready(self, question: AskReady) -> bool:
         version = question.version

@@ -78,7 +78,8 @@ def _repository() -> Group:
         STRING,
         read.names,
         (),
-        "The folder that holds the models. May be repeated; a model name found in more than one of them is not served.",
+        "The folder that holds the models, or a place in the cloud (s3://, gs://, as://, abfs://, http://, https://). May be repeated; a "
+        "model name found in more than one of them is not served.",
     )
     g.add(
         "exit-on-error",
@@ -104,20 +105,44 @@ def _repository() -> Group:
     g.add(
         "model-control-mode",
         STRING,
-        read.choice(("none", "poll", "explicit"), "invalid argument for --model-control-mode"),
+        read.choice(("none", "poll", "explicit", "lazy"), "invalid argument for --model-control-mode"),
         "none",
         "What decides which models are loaded: none (all of them at start, no change afterwards), poll (the repositories, looked "
-        "through again and again), explicit (those of --load-model at start, then load and unload requests).",
-        built=False,
-        quiet=("none",),
+        "through again and again), explicit (those of --load-model at start, then load and unload requests), lazy (each at its first "
+        "request; changes in the repositories are seen when a model loads again, and new models at the next start).",
+    )
+    g.add(
+        "lazy-model-count",
+        INTEGER,
+        read.at_least(0, read.integer),
+        0,
+        "With --model-control-mode=lazy, how many models may be in memory at once, ensembles included: the least recently used leave. "
+        "0: no limit.",
+    )
+    g.add(
+        "lazy-memory-byte-size",
+        INTEGER,
+        read.at_least(0, read.wide_integer),
+        0,
+        "With --model-control-mode=lazy, beyond how many bytes of memory of all workers together (their RSS, Python, libraries and "
+        "shared memory included) models leave. It is looked at before a load, not while requests run; a model that is larger is loaded "
+        "by itself. A worker that several models share gives memory back late, if at all; one that a model has to itself ends with it. "
+        "0: no limit.",
     )
     g.add(
         "repository-poll-secs",
         INTEGER,
         read.integer,
         15,
-        "Seconds between two looks at the repositories with --model-control-mode=poll.",
-        built=False,
+        "Seconds between two looks at the repositories with --model-control-mode=poll. 0: none after the start.",
+    )
+    g.add(
+        "repository-settle-ms",
+        INTEGER,
+        read.at_least(0, read.integer),
+        1000,
+        "With --model-control-mode=poll, how many milliseconds a change must have stayed as it is before it is taken over, so that no "
+        "half copied model is loaded.",
     )
     g.add(
         "load-model",
@@ -125,7 +150,6 @@ def _repository() -> Group:
         read.names,
         (),
         "A model to load at start with --model-control-mode=explicit. May be repeated; --load-model=* alone loads all.",
-        built=False,
     )
     g.add(
         "model-config-name",
@@ -142,8 +166,6 @@ def _repository() -> Group:
         read.boolean,
         False,
         "Let models of the same name live side by side, each in the name space of its repository?",
-        built=False,
-        quiet=(False,),
     )
     g.add(
         "enable-peer-access",
@@ -412,8 +434,14 @@ def _parts() -> Iterator[Group]:
     )
     yield g
 
-    g = Group("Repository Agent", built=False)
-    g.add("repoagent-directory", STRING, read.string, "/opt/tritonserver/repoagents", "The folder of the repository agents.")
+    g = Group("Repository Agent", built=True)
+    g.add(
+        "repoagent-directory",
+        STRING,
+        read.string,
+        "/opt/tritonserver/repoagents",
+        "Where the original has the libraries of repository agents. The agent checksum is built in here, and there are no others.",
+    )
     yield g
 
     g = Group("Response Cache", built=False)

@@ -36,9 +36,13 @@ class Options:
     disable_auto_complete_config: bool
     strict_readiness: bool
     model_control_mode: str
-    """``none``, ``poll`` or ``explicit``."""
+    """``none``, ``poll``, ``explicit`` or ``lazy``."""
     repository_poll_secs: int
     """0 unless the control mode is ``poll``."""
+    repository_settle_ms: int
+    lazy_model_count: int
+    """0: no limit; as for ``lazy_memory_byte_size``."""
+    lazy_memory_byte_size: int
     load_model: tuple[str, ...]
     """Sorted, each name once."""
     model_config_name: str

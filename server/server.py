@@ -7,40 +7,56 @@ import contextlib
 import gc
 import os
 import signal
-import stat
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..shm.arena import Arena, create_memory
 from ..shm.placement import Lease
 from ..workers.contract.backends import NATIVE, PYTHON
 from ..workers.contract.cores import usable_core_count
-from ..workers.contract.status import StatusError, internal, invalid, unavailable
+from ..workers.contract.status import StatusError, unavailable
+from . import ahead
 from .alarm import Alarm
 from .busy_poll import DEFAULT_US, BusyPoll
 from .calls import ModelCalls
 from .custom_metrics import CustomMetrics
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.ensemble import Ensemble
+from .dispatch.ensemble_plan import EnsemblePlan
 from .dispatch.instance import PlannedBatch
 from .farm.environments import Environments
 from .farm.farm import Farm
+from .farm.launch import Launched
+from .farm.worker_process import WorkerProcess
 from .host_cpu import HostCpu
-from .http.front import Front
-from .http.listener import HttpDoor
-from .http.metrics_page import metrics_door
 from .http.tls import Tls, tls_of
+from .lazy_service import LazyService
 from .log import Log
 from .metrics import MetricsExposition
 from .metrics_settings import parse_settings
 from .model_talk import ModelTalk
 from .options import Options, backend_settings, check_creation
 from .regions import RegionRegistry
+from .repository.catalogue import Catalogue
+from .repository.creation import Creation
+from .repository.demand import Awaited, NotResident, OnReady
+from .repository.generations import Generations
+from .repository.lazy_lifecycle import LazyLifecycle
 from .repository.lifecycle import Lifecycle
+from .repository.namespaces import Namespaces
+from .repository.polling import Polling
+from .repository.readiness import ReadinessChecks
+from .repository.source import Source
+from .repository.sources import source_of
+from .repository.version import ModelVersion
 from .service import Service
-from .statistics import StatisticsBook
+from .statistics import StatisticsBook, VersionStatistics
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
+
+if TYPE_CHECKING:
+    from .http.front import Front
+    from .http.listener import HttpDoor
 
 _STDOUT, _STDERR = 1, 2
 
@@ -71,7 +87,7 @@ def busy_poll_us(options: Options) -> int:
 class Server:
     """Everything that one server process owns."""
 
-    def __init__(self, options: Options, log: Log) -> None:
+    def __init__(self, options: Options, log: Log, worker: Launched | None = None) -> None:
         self._options = options
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -94,16 +110,32 @@ class Server:
         )
         self._alarm = Alarm(self._loop, self._dispatcher.alarm)
         self._environments = Environments()
-        self.lifecycle = Lifecycle(options, self._dispatcher, book, log, self._environments)
-        self.service = Service(options, self.lifecycle, self._dispatcher, self._regions, arena, log.settings, self._view)
-        self._farm = self.lifecycle.farm = Farm(self._loop, self.lifecycle, self._regions, self._arena_fd, self._sizes)
+        self.catalogue: Catalogue | Namespaces
+        self.lifecycle: Lifecycle | Namespaces
+        self._generations = Generations(self._dispatcher, log)
+        self._farm = Farm(self._loop, self._generations, self._regions, self._arena_fd, self._sizes, worker)
+        self._sources: list[Source] = []
+        self._lazy: LazyLifecycle | None = None
+        creation = Creation(options, self._farm, self._dispatcher, book, log, self._environments, self._generations, self._make_ensemble)
+        if options.model_namespacing:
+            self.catalogue = self.lifecycle = Namespaces(options, partial(Lifecycle, options, creation, self._generations, log))
+        elif options.model_control_mode == "lazy":
+            self.catalogue = Catalogue()
+            self.lifecycle = self._lazy = LazyLifecycle(
+                *(options, creation, self._generations, log, self.catalogue, self._dispatcher),
+                memory=self._farm.resident_byte_size,
+                calling=lambda name: calls.calling(name),
+            )
+        else:
+            self.catalogue = Catalogue()
+            self.lifecycle = Lifecycle(options, creation, self._generations, log, self.catalogue)
+        readiness = ReadinessChecks(self._farm.check, log.warning)
+        parts = (self.catalogue, self.lifecycle, readiness, self._dispatcher, self._regions, arena, log.settings, self._farm.view)
+        self.service = Service(options, *parts) if self._lazy is None else LazyService(self._lazy, options, *parts)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
-        calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share)
-        self.lifecycle.make_ensemble = partial(
-            Ensemble, submit_step=self.service.ask, view=self.service.view, warn=log.warning, call_soon=self._loop.call_soon
-        )
-        talk = ModelTalk(self.service, calls, metrics, log)
-        self.lifecycle.heard, self.lifecycle.worker_left = talk.heard, talk.gone
+        calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share, bring=self._bring)
+        talk = ModelTalk(self.service, calls, metrics, log, self.lifecycle.spawn)
+        self._generations.heard, self._generations.worker_left = talk.heard, talk.gone
         self._exposition = MetricsExposition(
             self.service,
             book,
@@ -113,6 +145,7 @@ class Server:
             pool_used_bytes=lambda: arena.used_byte_size,
             worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()},
             arena_used_bytes=lambda: {"requests": arena.used_byte_size},
+            lazy=None if self._lazy is None else self._lazy.figures,
             sources=(metrics.families,),
         )
         self.service.custom_families = metrics.families
@@ -126,19 +159,24 @@ class Server:
     def _recall(self, batch: PlannedBatch, index: int) -> None:
         self._farm.recall(batch, index)
 
-    def _view(self, lease: Lease) -> memoryview:
-        return self._farm.view(lease)
+    def _bring(self, absent: NotResident, on_ready: OnReady, caller: WorkerProcess) -> Awaited:
+        return self.service.bring(absent, on_ready, next(iter(self._generations.models_in(caller.name)), ""))
 
     def _any_view(self, lease: Lease) -> memoryview:
         return self.service.view(lease)
+
+    def _make_ensemble(self, plan: EnsemblePlan, statistics: VersionStatistics, members: dict[tuple[str, int], ModelVersion]) -> Ensemble:
+        ask = partial(self.service.ask_member, members)
+        return Ensemble(plan, statistics, ask, view=self.service.view, warn=self._log.warning, call_soon=self._loop.call_soon)
 
     def _set_alarm(self, at_ns: int | None) -> None:
         self._alarm.set(at_ns)
 
     async def run(self) -> int:
         """Serve until a signal comes; returns the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ahead.STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._signalled, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ahead.STOP_SIGNALS)
         try:
             started = await self._unless_stopped(self._start())
             if not started:
@@ -180,31 +218,56 @@ class Server:
             check_creation(self._options)
             if self._options.allow_http:
                 self._tls = tls_of(self._options, self._log)
-            _check_repositories(self._options.model_repository)
+            self._sources += [source_of(name, self._say_later) for name in self._options.model_repository]
+            await asyncio.gather(*[asyncio.to_thread(source.check) for source in self._sources])
             self._farm.start("cpu")
-            await self.lifecycle.load_all()
+            doors = self._loop.run_in_executor(None, ahead.doors)
+            self.lifecycle.open(self._sources)
+            failure = await self.lifecycle.start()
             self._print_tables()
-            if self._options.exit_on_error and not self.lifecycle.all_loaded():
-                raise internal("failed to load all models")
+            if self._options.exit_on_error and failure is not None:
+                raise failure
         except StatusError as error:
             _say(f"error: creating server: {error.code.text} - {error.message}", _STDERR)
             return False
+        self._follow_repositories()
         self.service.started = True
         _relax_collector()
-        return await self._open_doors()
+        opened = await self._open_doors(*await doors)
+        if opened:
+            self._loop.run_in_executor(None, ahead.rest)
+        return opened
+
+    def _say_later(self, line: str) -> None:
+        """Have the log say something that another thread knows."""
+        self._loop.call_soon_threadsafe(self._log.info, line)
+
+    def _follow_repositories(self) -> None:
+        interval_secs = self._options.repository_poll_secs
+        if interval_secs > 0:
+            settle_secs = self._options.repository_settle_ms / 1000
+            for sources, catalogue, lifecycle in self._followed():
+                lifecycle.spawn(Polling(sources, catalogue, lifecycle, self._log, interval_secs, settle_secs).run())
+
+    def _followed(self) -> list[tuple[Sequence[Source], Catalogue, Lifecycle]]:
+        """The repositories with the models that are theirs."""
+        if isinstance(self.lifecycle, Namespaces):
+            return [([source], catalogue, lifecycle) for source, catalogue, lifecycle in self.lifecycle.pairs]
+        assert isinstance(self.catalogue, Catalogue)
+        return [(self._sources, self.catalogue, self.lifecycle)]
 
     def _print_tables(self) -> None:
         options = self._options
         columns = terminal_columns()
         self._log.table(backend_table([(name, "built in", backend_settings(options, name)) for name in (*NATIVE, PYTHON)], columns))
-        self._log.table(model_table(self.lifecycle.status_rows(), columns))
+        self._log.table(model_table(self.catalogue.status_rows(), columns))
         self._log.table(option_table(option_rows(options, self.service.version, self.service.extensions), columns))
 
-    async def _open_doors(self) -> bool:
+    async def _open_doors(self, front: type[Front], metrics_door: Callable[[Callable[[], bytes]], HttpDoor]) -> bool:
         options = self._options
         try:
             if options.allow_http:
-                self._http = Front(self.service, options.http_restricted_api).door(self._busy_poll.stay_awake)
+                self._http = front(self.service, options.http_restricted_api).door(self._busy_poll.stay_awake)
                 await self._http.start(options.http_address, options.http_port, options.reuse_http_port, self._tls)
                 over = " over TLS" if self._tls is not None else ""
                 self._log.info(f"Started HTTPService{over} at {options.http_address}:{self._http.port}")
@@ -228,9 +291,10 @@ class Server:
         left = self._options.exit_timeout_secs
         if self._http is not None:
             await self._http.stop_accepting()
+        self.lifecycle.give_up_loads()
         self._log.info("Waiting for in-flight requests to complete.")
         while True:
-            busy = self.lifecycle.in_flight()
+            busy = self._generations.in_flight()
             connections = self._http.connection_count if self._http is not None else 0
             if not busy and not connections:
                 break
@@ -241,15 +305,18 @@ class Server:
             for name, version, count in busy:
                 self._log.info(f"Model '{name}' (version {version}) has {count} in-flight inferences")
             if left <= 0:
-                self.lifecycle.abandon(unavailable("Server is stopping; its exit timeout has expired"))
+                late = unavailable("Server is stopping; its exit timeout has expired")
+                if self._lazy is not None:
+                    self._lazy.abandon(late)
+                self._generations.abandon(late)
                 self._log.error("failed to stop server: Internal - Exit timeout expired. Exiting immediately.")
                 await asyncio.sleep(LAST_WORDS_SECS)
                 return 1
             await self._wait_quiet(1.0)
             left -= 1
-        self.lifecycle.stop_accepting()
+        self._generations.stop_accepting()
         self._log.info("All models are stopped, unloading models")
-        self._log.info(f"Timeout {left}: Found {self.lifecycle.live_count()} live models and 0 in-flight non-inference requests")
+        self._log.info(f"Timeout {left}: Found {len(self._generations)} live models and 0 in-flight non-inference requests")
         await self.lifecycle.unload_all(max(UNLOAD_SECS, left))
         return 0
 
@@ -258,14 +325,18 @@ class Server:
         deadline = self._loop.time() + longest_secs
         while self._loop.time() < deadline:
             await asyncio.sleep(0.01)
-            if not self.lifecycle.in_flight() and (self._http is None or not self._http.connection_count):
+            if not self._generations.in_flight() and (self._http is None or not self._http.connection_count):
                 return
 
     async def _close(self) -> None:
+        for source in self._sources:
+            # Threads that wait for a store are needed by what follows.
+            source.stop()
         if self._http is not None:
             await self._http.close()
         await self._farm.close()
         await self._environments.close()
+        await asyncio.gather(*[asyncio.to_thread(source.close) for source in self._sources])
         if self._metrics is not None:
             await self._metrics.close()
         self._regions.close()
@@ -288,13 +359,3 @@ def _relax_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-def _check_repositories(paths: tuple[str, ...]) -> None:
-    for path in paths:
-        try:
-            directory = stat.S_ISDIR(os.stat(path).st_mode)
-        except (OSError, ValueError):
-            raise internal(f"failed to stat file {path}") from None
-        if not directory:
-            raise invalid("repository path is not a valid directory")

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ..shm.arena import Arena
 from ..shm.placement import Lease, Span
 from ..workers.contract.status import StatusError, unavailable
+from ..workers.contract.validation import validate
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.request import Request
-from .dispatch.validation import validate
 from .log import LogSettings
 from .options import Options
 from .prometheus_text import Family
 from .regions import RegionRegistry
 from .release import EXTENSIONS, PROTOCOL_VERSION
-from .repository.lifecycle import IndexEntry, Lifecycle
+from .repository.catalogue import Catalogue, IndexEntry
+from .repository.demand import Awaited, NotResident, OnReady
+from .repository.lifecycle import Lifecycle
+from .repository.namespaces import Namespaces
+from .repository.readiness import ReadinessChecks
 from .repository.version import ModelVersion
 
 
 def _no_worker(lease: Lease) -> memoryview:
     raise unavailable("there is no worker")
-
-
-_EXPLICIT_ONLY = "explicit model load / unload is not allowed if polling is enabled"
 
 
 class Service:
@@ -35,7 +36,9 @@ class Service:
     def __init__(
         self,
         options: Options,
-        lifecycle: Lifecycle,
+        catalogue: Catalogue | Namespaces,
+        lifecycle: Lifecycle | Namespaces,
+        readiness: ReadinessChecks,
         dispatcher: Dispatcher,
         regions: RegionRegistry,
         arena: Arena,
@@ -53,7 +56,9 @@ class Service:
         self.started = False
         self.exiting = False
         self.custom_families: Callable[[], Iterable[Family]] = tuple
+        self._catalogue = catalogue
         self._lifecycle = lifecycle
+        self._readiness = readiness
         self._dispatcher = dispatcher
 
     @property
@@ -63,22 +68,30 @@ class Service:
 
     def ready(self) -> bool:
         """Can the server be sent requests? With strict readiness: to every model of the repository."""
-        return self.live and (not self.options.strict_readiness or self._lifecycle.all_ready())
+        return self.live and (not self.options.strict_readiness or self._catalogue.all_ready())
 
     def find(self, name: str, version: str = "") -> ModelVersion:
         """The version of a model that a request means; the newest ready one where it says none.
 
         Raises StatusError: NOT_FOUND, or UNAVAILABLE for a version that is not ready.
         """
-        return self._lifecycle.find(name, version)
+        return self._catalogue.find(name, version)
+
+    def current(self, version: ModelVersion, asked: str) -> ModelVersion:
+        """What a request goes to that found ``version`` a while ago, when it asked for ``asked``. Raises what ``find`` raises."""
+        return version if not version.stopping else self.find(version.name, asked)
 
     def find_number(self, name: str, version: int) -> ModelVersion:
         """As ``find``, for those inside the server, who name versions by number: -1 is the newest."""
-        return self.find(name, "" if version < 0 else str(version))
+        return self._catalogue.find_number(name, version)
+
+    def bring(self, absent: NotResident, on_ready: OnReady, caller: str = "") -> Awaited:
+        """Have a model loaded that ``find`` has not found in memory: only lazy loading knows of such."""
+        raise absent
 
     def ready_versions(self, name: str) -> list[int]:
         """The versions of a model that can be asked, ascending."""
-        return self._lifecycle.ready_versions(name)
+        return self._catalogue.ready_versions(name)
 
     def version_ready(self, name: str, version: str = "") -> bool:
         """Is there a live instance of it? Raises what ``find`` raises."""
@@ -87,33 +100,37 @@ class Service:
     @property
     def checks(self) -> bool:
         """Has any model a readiness check of its own?"""
-        return bool(self._lifecycle.checked)
+        return any(version.checks for version in self._catalogue.versions())
 
     async def asked_version_ready(self, name: str, version: str = "") -> bool:
         """As ``version_ready``, with the model's own check. Raises what ``find`` raises."""
-        return await self._lifecycle.asked_ready(self.find(name, version))
+        return await self._readiness.ready(self.find(name, version))
 
     async def asked_ready(self) -> bool:
         """As ``ready``, with the models' own checks."""
         if not self.ready() or not self.options.strict_readiness:
             return self.ready()
-        return all(await asyncio.gather(*[self._lifecycle.asked_ready(version) for version in self.versions()]))
+        return all(await asyncio.gather(*[self._readiness.ready(version) for version in self.versions()]))
 
     def versions(self) -> list[ModelVersion]:
         """Every ready version, by name, then version."""
-        return self._lifecycle.versions()
+        return self._catalogue.versions()
 
-    def index(self, ready_only: bool) -> list[IndexEntry]:
-        """What the repository holds and how it fares."""
-        return self._lifecycle.index(ready_only)
+    def counted(self) -> list[ModelVersion]:
+        """As ``versions``, with those that are on their way out."""
+        return self._catalogue.counted()
 
-    def load(self, name: str, parameters: dict[str, object]) -> None:
-        """Load or reload a model by its name. Raises StatusError UNAVAILABLE in this control mode."""
-        raise unavailable(_EXPLICIT_ONLY)
+    async def index(self, ready_only: bool) -> list[IndexEntry]:
+        """What the repositories hold and how it fares. Raises StatusError where one cannot be read."""
+        return await self._lifecycle.index(ready_only)
 
-    def unload(self, name: str, parameters: dict[str, object]) -> None:
-        """Unload a model by its name. Raises StatusError UNAVAILABLE in this control mode."""
-        raise unavailable(_EXPLICIT_ONLY)
+    async def load(self, name: str, parameters: Mapping[str, object]) -> None:
+        """Load or reload a model; ``parameters`` are those of the repository extension, files as bytes. Raises StatusError."""
+        await self._lifecycle.load(name, parameters)
+
+    async def unload(self, name: str, dependents: bool) -> None:
+        """Unload a model, with ``dependents`` also what only it needs. Raises StatusError."""
+        await self._lifecycle.unload(name, dependents)
 
     def client_shm_allowed(self, peer_is_local: bool) -> bool:
         """May this peer register shared memory? Where no flag says so: if it shares our memory at all."""
@@ -126,9 +143,16 @@ class Service:
 
     def ask(self, model: str, version: int, request: Request) -> Callable[[], None]:
         """Submit a request that comes from inside the server; returns what cancels it. ``version`` -1 is the newest. Raises StatusError."""
-        found = self.find_number(model, version)
-        self.submit(found, request)
-        return partial(self.cancel, found, request)
+        return self._submitted(self.find_number(model, version), request)
+
+    def ask_member(self, members: Mapping[tuple[str, int], ModelVersion], model: str, version: int, request: Request) -> Callable[[], None]:
+        """As ``ask``, for an ensemble, whose requests go to the very versions that it was made for as long as these take any."""
+        member = members[model, version]
+        return self._submitted(self.find_number(model, version) if member.stopping else member, request)
+
+    def _submitted(self, version: ModelVersion, request: Request) -> Callable[[], None]:
+        self.submit(version, request)
+        return partial(self.cancel, version, request)
 
     def submit(self, version: ModelVersion, request: Request) -> None:
         """Check a request and queue it; its responses come by ``request.on_response``.

@@ -34,6 +34,21 @@ class ExecutionTimes(Protocol):
     def compute_end_ns(self) -> int: ...
 
 
+class WarmUp(Protocol):
+    """A warm-up sample that was run: how often, as how many requests for one item, and the summed durations of the executions."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def execution_count(self) -> int: ...
+    @property
+    def input_ns(self) -> int: ...
+    @property
+    def infer_ns(self) -> int: ...
+    @property
+    def output_ns(self) -> int: ...
+
+
 class Timed(Protocol):
     """When a request began and when it entered the queue, CLOCK_MONOTONIC nanoseconds."""
 
@@ -77,7 +92,8 @@ class VersionStatistics:
     ``failures`` counts by FailureReason and outlives the version: the book that opened these
     statistics hands the same list to the next load. Everything else begins at zero with a load.
     ``pending_count`` is kept by the dispatcher: +1 when a request is queued, -1 when its batch is sent
-    to an instance or it leaves the queue any other way.
+    to an instance or it leaves the queue any other way. ``earlier`` are those of the load that it replaced, for what goes on
+    counting over loads; ``closed`` ones change no more.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
@@ -103,6 +119,27 @@ class VersionStatistics:
     cache_miss_count: int = 0
     cache_miss_ns: int = 0
     batches: dict[int, BatchRow] = field(default_factory=dict)
+    earlier: VersionStatistics | None = None
+    closed: bool = False
+
+    def follow(self, replaced: VersionStatistics) -> None:
+        """Go on where the statistics of the load that is replaced will end."""
+        self.earlier = replaced
+        self.summaries, self.first_response = replaced.summaries or self.summaries, replaced.first_response or self.first_response
+        # All of them, because loads may end in any order, long after others have replaced them.
+        one = replaced
+        while (earlier := one.earlier) is not None:
+            if earlier.closed:
+                # Nobody looks at what was replaced by itself any more, so it can hold the sum.
+                for name in _SUMMED:
+                    setattr(one, name, getattr(one, name) + getattr(earlier, name))
+                one.earlier = earlier.earlier
+            else:
+                one = earlier
+
+    def total(self) -> VersionStatistics:
+        """Together with the loads that it replaced."""
+        return self if self.earlier is None else self.joined(self.earlier.total())
 
     def batch_done(
         self, times: ExecutionTimes, batch_size: int, succeeded: Sequence[Timed], inference_count: int, end_ns: int, now_ms: int
@@ -178,6 +215,23 @@ class VersionStatistics:
         self.compute_infer_ns += infer_ns
         self.compute_output_ns += output_ns
 
+    def warmed_up(self, sample: WarmUp, now_ms: int) -> None:
+        """Count the executions of a warm-up sample, and their requests, which did not wait for anything."""
+        row = self.batches.setdefault(sample.batch_size, BatchRow())
+        row.count += sample.execution_count
+        row.input_ns += sample.input_ns
+        row.infer_ns += sample.infer_ns
+        row.output_ns += sample.output_ns
+        size = sample.batch_size
+        self.last_inference_ms = now_ms
+        self.execution_count += sample.execution_count
+        self.inference_count += size * sample.execution_count
+        self.success_count += size * sample.execution_count
+        self.success_ns += size * (sample.input_ns + sample.infer_ns + sample.output_ns)
+        self.compute_input_ns += size * sample.input_ns
+        self.compute_infer_ns += size * sample.infer_ns
+        self.compute_output_ns += size * sample.output_ns
+
     def request_failed(self, reason: FailureReason, start_ns: int, end_ns: int) -> None:
         """Count one request that was accepted and then failed."""
         self.fail_count += 1
@@ -227,7 +281,9 @@ class VersionStatistics:
         }
 
 
-_SUMMED = tuple(one.name for one in fields(VersionStatistics) if one.type == "int" and one.name != "last_inference_ms")
+_SUMMED = tuple(
+    one.name for one in fields(VersionStatistics) if one.type == "int" and one.name not in ("last_inference_ms", "load_duration_ns")
+)
 
 
 def _duration(count: int, ns: int) -> dict[str, int]:
@@ -249,15 +305,17 @@ class StatisticsBook:
         metric_tags: Mapping[str, str] | None = None,
         *,
         decoupled: bool = False,
+        namespace: str = "",
         first_response_bounds_ms: Sequence[float] = FIRST_RESPONSE_BOUNDS_MS,
     ) -> VersionStatistics:
         """Fresh statistics for a version that is being loaded.
 
-        ``metric_tags`` are the configuration's: each becomes a label with ``_`` before its name.
+        ``metric_tags`` are the configuration's: each becomes a label with ``_`` before its name. ``namespace`` is a label where it is
+        not empty.
         Only decoupled models have a first-response histogram.
         """
         labels = {f"_{tag}": value for tag, value in (metric_tags or {}).items()}
-        labels |= {"model": name, "version": str(version)}
+        labels |= {"model": name, "version": str(version)} | ({"namespace": namespace} if namespace else {})
         labels = dict(sorted(labels.items()))
         return VersionStatistics(
             labels=labels,

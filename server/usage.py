@@ -14,7 +14,7 @@ _WIDTH = 80
 
 def usage_text() -> str:
     """The list of all flags under their headings, 80 columns wide, ending in a newline."""
-    blocks = [f"Usage: {PROGRAM} [options]"]
+    blocks = [f"Usage: {PROGRAM} [options]\n       {PROGRAM} check DIR [DIR...] [options]"]
     for title, flags in groupby(FLAGS, key=lambda flag: flag.group):
         entries = "\n".join(_entry(flag) for flag in flags)
         blocks.append(f"{title}:\n{entries}" if title else entries)

@@ -71,6 +71,10 @@ class Allocator:
         self.used_byte_size += more
         return True
 
+    def free_parts(self) -> list[tuple[int, int]]:
+        """Offset and byte size of each part that nobody has, in order."""
+        return list(zip(self._free_starts, self._free_sizes, strict=True))
+
     def free(self, offset: int) -> int:
         """Give a block back; returns its size in bytes. Raises KeyError where none begins at ``offset``."""
         size = self._taken.pop(offset)

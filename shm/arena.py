@@ -136,6 +136,12 @@ class Arena:
             if start < offset + size:
                 self._map.madvise(mmap.MADV_REMOVE, start, offset + size - start)
 
+    def give_back(self) -> None:
+        """Return to the system the pages that freed blocks have kept."""
+        for start, byte_size in self._allocator.free_parts():
+            if start < self.resident_byte_size:
+                self._map.madvise(mmap.MADV_REMOVE, start, byte_size)
+
     def view(self, lease: Lease) -> memoryview:
         """The bytes of a lease, writable."""
         return self._pages[lease.offset : lease.offset + lease.byte_size]

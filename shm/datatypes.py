@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+from .arrays import np
 
 MAX_COUNT = 2**63 - 1
 """Largest element count or byte size a tensor may have (int64, as the protocol's messages say)."""
@@ -21,39 +22,54 @@ class Datatype:
 
     ``name`` is the wire name (``FP32``), ``config_name`` the one in ``config.pbtxt``
     (``TYPE_FP32``), ``number`` its enum value there. ``byte_size`` is the size of an element in
-    bytes, 0 for BYTES. ``dtype`` is the numpy type of the stored bytes; BF16 is carried as
-    uint16 because numpy has no such type, and BYTES as uint8.
+    bytes, 0 for BYTES. ``dtype`` is the numpy type of the stored bytes, and ``numpy_name`` what numpy calls it; BF16
+    is carried as uint16 because numpy has no such type, and BYTES as uint8. Asking for a ``dtype`` imports numpy.
     """
 
     name: str
     config_name: str
     number: int
     byte_size: int
-    dtype: np.dtype
+    numpy_name: str
+    dtype: np.dtype = field(init=False, repr=False, compare=False)
 
 
-def _datatype(name: str, number: int, dtype: type[np.generic], config_name: str = "") -> Datatype:
-    byte_size = 0 if name == "BYTES" else np.dtype(dtype).itemsize
-    return Datatype(name, config_name or f"TYPE_{name}", number, byte_size, np.dtype(dtype))
+class _Unasked(Datatype):
+    """A datatype while nobody has asked for the ``dtype`` of any; all are plain ones, no slower to ask, from then on."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "dtype":
+            raise AttributeError(name)
+        for datatype in DATATYPES.values():
+            # In this order, because other threads may ask meanwhile.
+            object.__setattr__(datatype, "dtype", np.dtype(datatype.numpy_name))
+            object.__setattr__(datatype, "__class__", Datatype)
+        return self.dtype
+
+
+def _datatype(name: str, number: int, byte_size: int, numpy_name: str, config_name: str = "") -> Datatype:
+    return _Unasked(name, config_name or f"TYPE_{name}", number, byte_size, numpy_name)
 
 
 DATATYPES: dict[str, Datatype] = {
     datatype.name: datatype
     for datatype in (
-        _datatype("BOOL", 1, np.bool_),
-        _datatype("UINT8", 2, np.uint8),
-        _datatype("UINT16", 3, np.uint16),
-        _datatype("UINT32", 4, np.uint32),
-        _datatype("UINT64", 5, np.uint64),
-        _datatype("INT8", 6, np.int8),
-        _datatype("INT16", 7, np.int16),
-        _datatype("INT32", 8, np.int32),
-        _datatype("INT64", 9, np.int64),
-        _datatype("FP16", 10, np.float16),
-        _datatype("FP32", 11, np.float32),
-        _datatype("FP64", 12, np.float64),
-        _datatype("BYTES", 13, np.uint8, "TYPE_STRING"),
-        _datatype("BF16", 14, np.uint16),
+        _datatype("BOOL", 1, 1, "bool"),
+        _datatype("UINT8", 2, 1, "uint8"),
+        _datatype("UINT16", 3, 2, "uint16"),
+        _datatype("UINT32", 4, 4, "uint32"),
+        _datatype("UINT64", 5, 8, "uint64"),
+        _datatype("INT8", 6, 1, "int8"),
+        _datatype("INT16", 7, 2, "int16"),
+        _datatype("INT32", 8, 4, "int32"),
+        _datatype("INT64", 9, 8, "int64"),
+        _datatype("FP16", 10, 2, "float16"),
+        _datatype("FP32", 11, 4, "float32"),
+        _datatype("FP64", 12, 8, "float64"),
+        _datatype("BYTES", 13, 0, "uint8", "TYPE_STRING"),
+        _datatype("BF16", 14, 2, "uint16"),
     )
 }
 """Every datatype by wire name."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import importlib
 import os
 import socket
 import sys
@@ -15,17 +18,14 @@ from .channel import ControlChannel, InstanceChannel, VoiceChannel, new_context
 from .main_thread import MainThread
 from .memory import WorkerMemory
 from .thread import WorkerThread, end_with_ours
-from .worker import Worker
+from .worker import BACKENDS, Worker
 
 
 def main() -> None:
     """Run a worker until the server says stop or goes away."""
     parser = argparse.ArgumentParser(prog="tensorfarm worker", description="A worker process of a tensorfarm server; not started by hand.")
     parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the socket pair with the server")
-    parser.add_argument("--request-arena", type=int, required=True, help="descriptor of the server's arena, read-only")
-    parser.add_argument("--arena", type=int, required=True, help="descriptor of this worker's own arena")
-    parser.add_argument("--arena-number", type=int, required=True)
-    parser.add_argument("--resident-byte-size", type=int, required=True)
+    parser.add_argument("--ahead", choices=BACKENDS, help="a backend to import before the server asks for it")
     arguments = parser.parse_args()
 
     # ONNX Runtime's wheels report to their maker from the moment of their import unless told otherwise.
@@ -33,9 +33,16 @@ def main() -> None:
     lifeline.die_with_server()
     threading.excepthook = end_with_ours
     link = socket.socket(fileno=arguments.lifeline)
-    greeting = lifeline.greeted(link)
-    arena = Arena(arguments.arena_number, arguments.arena, arguments.resident_byte_size)
-    memory = WorkerMemory(arguments.request_arena, arena)
+    if arguments.ahead:
+        _import_ahead(arguments.ahead)
+    # What has been imported stays: the cycle collector need not look at it ever again.
+    gc.freeze()
+    gc.enable()
+    greeted = lifeline.greeted(link)
+    if greeted is None:
+        sys.exit(0)
+    greeting, request_arena_fd, arena_fd = greeted
+    memory = WorkerMemory(request_arena_fd, Arena(greeting.arena, arena_fd, greeting.resident_byte_size))
     context = new_context()
     control = ControlChannel(context, greeting.endpoint)
     voice = VoiceChannel(context, greeting.endpoint, greeting.token)
@@ -52,6 +59,14 @@ def main() -> None:
         # It never ends by itself: a model has ended it, and its instance with it.
         sys.stderr.flush()
         os._exit(1)
+
+
+def _import_ahead(backend: str) -> None:
+    """Import what the first model of a backend needs, while the server is still on its way to asking for it."""
+    # Where it is not installed, that is told to whoever asks for it.
+    with contextlib.suppress(ImportError):
+        for module in (BACKENDS[backend], ".contract.configuration"):
+            importlib.import_module(module, __package__)
 
 
 def _serve(control: ControlChannel, token: bytes, worker: Worker) -> None:

@@ -9,6 +9,7 @@ from .batch import Batch, InputFault, Memory
 from .contract.messages import Done, Execute, Fault, RequestBody, Result
 from .contract.status import StatusError, internal
 from .inbox import Inbox
+from .warmup import discard
 
 
 class BatchRunner:
@@ -20,6 +21,11 @@ class BatchRunner:
         self._executor = executor
         self._memory = memory
         self._model = model
+
+    def rehearse(self, message: Execute) -> tuple[Done, list[str]]:
+        """As ``Runner`` says."""
+        done = self.run(message)
+        return done, discard(done.results, self._memory)
 
     def begin(self, instance: int, inbox: Inbox) -> None:
         """Nothing to prepare."""

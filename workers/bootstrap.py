@@ -6,6 +6,7 @@ model can bring an interpreter of its own. The package is made here, of the fold
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.machinery
 import io
@@ -26,6 +27,8 @@ WHAT_RUNS_ANYWHERE = ("workers.__main__", "workers.backends.python")
 
 def main() -> None:
     """Run a worker."""
+    # A third of the time of importing what follows went into looking for cycles; ``__main__`` switches it on again.
+    gc.disable()
     # What a model prints goes to the server's log line by line, not when a buffer is full.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)

@@ -32,25 +32,31 @@ def receive(lifeline: socket.socket) -> tuple[LifelineMessage, int | None] | Non
 
     A descriptor for which this process has no room is dropped by the kernel.
     """
-    size = array.array("i").itemsize
-    content, ancillary, _, _ = lifeline.recvmsg(MAX_MESSAGE_BYTE_SIZE, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
-    fd = None
+    message, fds = _receive(lifeline, 1)
+    return None if message is None else (message, fds[0] if fds else None)
+
+
+def greeted(lifeline: socket.socket) -> tuple[Greeting, int, int] | None:
+    """Wait for the greeting and the two descriptors beside it; None where the server goes away instead.
+
+    They are the server's arena and this worker's own. Raises EOFError where something else comes.
+    """
+    message, fds = _receive(lifeline, 2)
+    if message is None:
+        return None
+    if not isinstance(message, Greeting) or len(fds) != 2:
+        raise EOFError("no greeting over the lifeline")
+    return message, fds[0], fds[1]
+
+
+def _receive(lifeline: socket.socket, most_fds: int) -> tuple[LifelineMessage | None, list[int]]:
+    fds = array.array("i")
+    space = socket.CMSG_SPACE(most_fds * fds.itemsize)
+    content, ancillary, _, _ = lifeline.recvmsg(MAX_MESSAGE_BYTE_SIZE, space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received = array.array("i")
-            received.frombytes(payload[: len(payload) // size * size])
-            fd = received[0]
-    if not content:
-        return None
-    return _decoder.decode(content), fd
-
-
-def greeted(lifeline: socket.socket) -> Greeting:
-    """Wait for the greeting. Raises EOFError when the server goes away instead."""
-    received = receive(lifeline)
-    if received is None or not isinstance(received[0], Greeting):
-        raise EOFError("no greeting over the lifeline")
-    return received[0]
+            fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
+    return _decoder.decode(content) if content else None, fds.tolist()
 
 
 def watch(lifeline: socket.socket, handle: Callable[[LifelineMessage, int | None], None]) -> None:
@@ -81,8 +87,10 @@ def die_with_server() -> None:
     stops its workers itself.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # The server holds them back while it starts, and what a model starts must not inherit that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     # Only a hint: where it may not be given, the kernel chooses by size alone.
     with contextlib.suppress(OSError):
         score = Path("/proc/self/oom_score_adj")

@@ -168,6 +168,11 @@ class WorkerMemory:
                 "Use --pinned-memory-pool-byte-size to give it more."
             ) from None
 
+    def give_back(self) -> None:
+        """Return the pages of the worker's own arena that nobody uses: they were kept warm for the next output."""
+        with self._lock:
+            self._arena.give_back()
+
     def divide(self, lease: Lease, parts: list[Lease]) -> None:
         """Let ``parts`` of a reserved block be given back one by one; the block goes with the last."""
         with self._lock:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .plot import draw_http, draw_python, draw_sizes
 from .results import Results
-from .tables import facts_grid, http_grid, python_grid, sizes_grid, targets_grid, variants_grid
+from .tables import facts_grid, http_grid, python_grid, sizes_grid, start_grid, targets_grid, variants_grid
 
 BEGIN = "<!-- measured: written by ./scripts/bench publish -->"
 END = "<!-- /measured -->"
@@ -40,6 +40,8 @@ def fill(text: str, results: Results, pictures: str) -> str:
         parts += ["## Python models", f"![How many times tritonserver's rate]({pictures}/python.png)"]
         parts += [targets_grid(results.python.targets).markdown(), *(f"* {line}" for line in results.python.targets.left_out)]
         parts += [python_grid(results.python).markdown()]
+    if results.start:
+        parts += ["## Start", start_grid(results.start).markdown()]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(part.rstrip("\n") for part in parts) + f"\n\n{END}{after}"
 
 

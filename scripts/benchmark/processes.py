@@ -56,6 +56,12 @@ def cpu_secs(pid: int) -> float:
     return (keeper.reaped_secs if keeper else 0.0) + sum(stat.own_secs + stat.reaped_secs for stat in _below(pid).values())
 
 
+def resident_byte_size(pid: int) -> int:
+    """Resident memory of one process, pages that it shares with others included; 0 where it has ended."""
+    stat = _stat(pid)
+    return stat.resident_byte_size if stat else 0
+
+
 def memory_byte_size(pid: int) -> int:
     """Memory of all that descend from ``pid``: pages that several share count once (PSS), or resident size where that is not told."""
     return sum(_proportional_byte_size(number) or stat.resident_byte_size for number, stat in _below(pid).items())

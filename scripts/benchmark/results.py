@@ -142,6 +142,23 @@ class Python(msgspec.Struct, frozen=True):
     targets: Targets
 
 
+class StartRow(msgspec.Struct, frozen=True):
+    """A start with so many models: seconds until tensorfarm was ready, then resident bytes of the server and of its workers."""
+
+    models: int
+    ready_secs: float
+    server_byte_size: int
+    worker_byte_size: int
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Starts, and the seconds in which a bare Python imports ONNX Runtime and opens one of the models; medians of the rounds."""
+
+    length: Length
+    bare_secs: float
+    rows: list[StartRow]
+
+
 class Facts(msgspec.Struct, frozen=True):
     """The machine, the share of its CPU that other work took just before, and the version of everything that took part."""
 
@@ -164,6 +181,7 @@ class Results(msgspec.Struct):
     sizes: Sizes | None = None
     targets: Targets | None = None
     python: Python | None = None
+    start: Start | None = None
 
 
 def save(results: Results, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from .frameworks import LABELS, TENSORFARM, TRITONSERVER
-from .results import Facts, Http, Python, Sizes, TargetRow, Targets, Variants
+from .results import Facts, Http, Python, Sizes, Start, TargetRow, Targets, Variants
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -129,6 +129,22 @@ def python_grid(python: Python) -> Grid:
             grid.sections.add(len(grid.rows) - 1)
         grid.rows.append(cells)
         before = work
+    return grid
+
+
+def start_grid(start: Start) -> Grid:
+    """Time until ready and memory by number of models; below, what one more model costs."""
+    columns = ["", "s until ready", "of a bare Python's", "server MiB", "worker MiB", "MiB a model"]
+    rounds = "one round" if start.length.rounds == 1 else f"medians of {start.length.rounds} rounds"
+    grid = Grid(f"Start with add_sub models; resident memory; {rounds}, in turns", columns, frozenset({""}))
+    grid.rows.append(["bare Python, one InferenceSession", f"{start.bare_secs:.3f}", "", "", "", ""])
+    for row in start.rows:
+        name = "1 model" if row.models == 1 else f"{row.models} models"
+        memory = [f"{byte_size / _MIB:.0f}" for byte_size in (row.server_byte_size, row.worker_byte_size)]
+        first = start.rows[0]
+        more = row.server_byte_size + row.worker_byte_size - first.server_byte_size - first.worker_byte_size
+        each = f"{more / _MIB / (row.models - first.models):.2f}" if row.models > first.models else ""
+        grid.rows.append([name, f"{row.ready_secs:.3f}", f"{ratio(row.ready_secs, start.bare_secs)} ×", *memory, each])
     return grid
 
 

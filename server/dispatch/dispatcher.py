@@ -77,7 +77,7 @@ class Dispatcher:
         self._touched: dict[Scheduler, None] = {}
         self._wakes: dict[Scheduler, int] = {}
         self._flushing = False
-        self._idle_watchers: dict[Scheduler, list[Callable[[], None]]] = {}
+        self._watchers: dict[Scheduler, list[tuple[Callable[[], bool], Callable[[], None]]]] = {}
 
     def submit(self, scheduler: Scheduler, request: Request) -> None:
         """Queue a validated request. Raises StatusError, and then the request is neither taken nor counted."""
@@ -136,9 +136,8 @@ class Dispatcher:
                     del self._wakes[scheduler]
                 else:
                     self._wakes[scheduler] = decision.wake_ns
-            if self._idle_watchers and scheduler.idle:
-                for watcher in self._idle_watchers.pop(scheduler, ()):
-                    watcher()
+            if self._watchers:
+                self._watch(scheduler)
         if rewound:
             self._set_alarm(min(self._wakes.values(), default=None))
 
@@ -149,8 +148,28 @@ class Dispatcher:
 
     def when_idle(self, scheduler: Scheduler, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` once, when nothing waits or runs in a scheduler any more."""
-        self._idle_watchers.setdefault(scheduler, []).append(watcher)
+        self._when(scheduler, lambda: scheduler.idle, watcher)
+
+    def when_free(self, scheduler: Scheduler, instance: Instance, watcher: Callable[[], None]) -> None:
+        """Give an instance no more work, and call ``watcher`` once, when it has finished what it has."""
+        scheduler.instance_leaves(instance)
+        self._when(scheduler, lambda: scheduler.free(instance), watcher)
+
+    def _when(self, scheduler: Scheduler, condition: Callable[[], bool], watcher: Callable[[], None]) -> None:
+        self._watchers.setdefault(scheduler, []).append((condition, watcher))
         self.touch(scheduler)
+
+    def _watch(self, scheduler: Scheduler) -> None:
+        """Tell those who wait for something of a scheduler."""
+        watchers = self._watchers.pop(scheduler, [])
+        waiting = []
+        for condition, watcher in watchers:
+            if condition():
+                watcher()
+            else:
+                waiting.append((condition, watcher))
+        if waiting:
+            self._watchers[scheduler] = [*waiting, *self._watchers.get(scheduler, ())]
 
     def alarm(self) -> None:
         """The time that was asked for has come."""
@@ -328,7 +347,9 @@ class Dispatcher:
     def abandon(self, schedulers: Iterable[Scheduler], error: StatusError) -> None:
         """Fail everything that is still waiting or running: the server ends."""
         for scheduler in schedulers:
-            for instance in list(scheduler.instances):
+            # Those that leave are not among its instances any more.
+            running = (batch.instance for batch in (*scheduler.outstanding.values(), *scheduler.streaming.values()))
+            for instance in dict.fromkeys((*scheduler.instances, *running)):
                 self.instance_down(scheduler, instance, error)
             for request in list(scheduler.queue.scan()):
                 scheduler.queue.discard(request)

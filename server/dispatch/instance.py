@@ -34,12 +34,14 @@ class PlannedBatch:
 class Instance:
     """One instance: ``batches`` are those bound to it and not yet answered, the first of them running.
 
-    ``execution_ns`` is a moving average of what a batch takes; it decides how many wait at the worker.
+    ``execution_ns`` is a moving average of what a batch takes; it decides how many wait at the worker. One that is ``leaving``
+    finishes what it has and gets nothing more.
     """
 
     number: int
     name: str
     live: bool = False
+    leaving: bool = False
     execution_ns: int = 0
     batches: deque[PlannedBatch] = field(default_factory=deque)
 

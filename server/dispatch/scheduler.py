@@ -103,8 +103,18 @@ class Scheduler:
     def instance_up(self, instance: Instance) -> None:
         """An instance can take batches."""
         instance.live = True
-        if instance not in self.instances:
+        if instance not in self.instances and not instance.leaving:
             self.instances.append(instance)
+
+    def instance_leaves(self, instance: Instance) -> None:
+        """An instance gets no more batches."""
+        instance.leaving = True
+        if instance in self.instances:
+            self.instances.remove(instance)
+
+    def free(self, instance: Instance) -> bool:
+        """Does an instance run nothing, and has nothing that ran on it responses to come?"""
+        return not instance.batches and not any(batch.instance is instance for batch in self.streaming.values())
 
     def instance_down(self, instance: Instance) -> list[Request]:
         """An instance is gone. Returns the requests that were running and are lost.

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any
 
 import msgspec
 
 from ...shm.placement import Lease
+from ...workers.contract.backends import PYTHON
 from ...workers.contract.messages import (
     Cancel,
     Check,
     Checked,
     Done,
     Execute,
+    Extend,
     Failed,
     FromWorker,
     Hello,
@@ -27,6 +28,7 @@ from ...workers.contract.messages import (
     Load,
     Loaded,
     Respond,
+    Shrink,
     Spoken,
     Stop,
     Unload,
@@ -35,10 +37,13 @@ from ...workers.contract.messages import (
 from ...workers.contract.status import Code, StatusError, unavailable
 from ..dispatch.instance import PlannedBatch
 from ..regions import RegionRegistry
-from .backoff import Backoff
 from .channel import Channel, Context, new_context
+from .events import FarmEvents
 from .interpreter import OWN, Interpreter
+from .launch import Launched, launch
+from .process_memory import resident_byte_size
 from .runtime_directory import RuntimeDirectory
+from .seat import Answered, Holding, Seat
 from .worker_process import WorkerProcess
 
 OUTAGE_SECS = 1.0
@@ -56,80 +61,12 @@ STOP_TIMEOUT_SECS = 10.0
 KILL_TIMEOUT_SECS = 2.0
 """How long the server's own end waits for killed workers: one that hangs in the kernel cannot be waited for."""
 
-Answered = Inspected | Loaded | Unloaded | Checked
-
-
-class FarmEvents(Protocol):
-    """What the farm tells the rest of the server."""
-
-    def instance_ready(self, instance: int) -> None:
-        """An instance can take batches: after its first load, and again after each restart of its worker."""
-
-    def instance_lost(self, instance: int, error: StatusError) -> None:
-        """An instance went down with its worker; ``error`` is for the requests it was running."""
-
-    def model_lost(self, model: int, error: StatusError) -> None:
-        """A model will not be back soon (crash loop), or could not be loaded again after its worker's restart."""
-
-    def batch_done(self, done: Done, process: WorkerProcess) -> None:
-        """A batch has been answered."""
-
-    def responded(self, message: Respond, process: WorkerProcess) -> None:
-        """A model has answered a request by its sender."""
-
-    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
-        """A model asks or tells the server something else."""
-
-    def worker_gone(self, process: WorkerProcess) -> None:
-        """A worker process has ended: what it was lent, and what it asked, is nobody's any more."""
-
-    def worker_says(self, worker: str, line: str) -> None:
-        """A worker printed a line."""
-
-    def worker_event(self, severity: str, text: str) -> None:
-        """Something about a worker that belongs in the log. ``severity``: I, W or E."""
-
-
-@dataclass(slots=True, eq=False)
-class _Holding:
-    """A model version that a seat's worker shall hold. ``gathering``: the task that waits for its instances."""
-
-    load: Load
-    ready: set[int] = field(default_factory=set)
-    loaded: bool = False
-    checks: bool = False
-    gathering: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Have all instances said that they are ready?"""
-        return len(self.ready) == len(self.load.instances)
-
-
-@dataclass(slots=True, eq=False)
-class Seat:
-    """A worker's place in the farm; it outlives the processes that fill it."""
-
-    name: str
-    interpreter: Interpreter = OWN
-    process: WorkerProcess | None = None
-    up: bool = False
-    closing: bool = False
-    restarts: int = 0
-    backoff: Backoff = field(default_factory=Backoff)
-    holdings: dict[int, _Holding] = field(default_factory=dict)
-    tasks: dict[int, asyncio.Future[Answered | None]] = field(default_factory=dict)
-    arrivals: list[asyncio.Future[None]] = field(default_factory=list)
-    restart: asyncio.TimerHandle | None = None
-
-    @property
-    def empty(self) -> bool:
-        """Does nobody need it?"""
-        return not self.holdings and not self.tasks and not self.arrivals
-
 
 class Farm:
-    """All seats. ``arena_byte_sizes`` are the capacity and the resident part of each worker's own arena."""
+    """All seats. ``arena_byte_sizes`` are the capacity and the resident part of each worker's own arena.
+
+    ``spare`` is a worker in our own Python that has been started already: the first that needs one gets it.
+    """
 
     def __init__(
         self,
@@ -138,6 +75,7 @@ class Farm:
         regions: RegionRegistry,
         request_arena_fd: int,
         arena_byte_sizes: tuple[int, int],
+        spare: Launched | None = None,
     ) -> None:
         self.seats: dict[str, Seat] = {}
         self._loop = loop
@@ -145,6 +83,7 @@ class Farm:
         self._regions = regions
         self._request_arena_fd = request_arena_fd
         self._arena_byte_sizes = arena_byte_sizes
+        self._spare = spare
         self._context: Context = new_context()
         self._runtime = RuntimeDirectory()
         self._numbers = itertools.count(1)
@@ -167,11 +106,14 @@ class Farm:
             await self._arrival(seat)
             answer = await self._ask(seat, lambda task: msgspec.structs.replace(inspect, task=task))
         except BaseException:
-            self._close_later(seat)
+            self._unused(seat, inspect.backend)
             raise
         assert isinstance(answer, Inspected)
         if answer.spent and seat.empty:
             self._close(seat)
+        else:
+            # What it has completed may never be loaded.
+            self._close_later(seat)
         return answer
 
     async def check(self, worker: str, model: int) -> bool:
@@ -192,21 +134,97 @@ class Farm:
         try:
             await self._arrival(seat)
         except BaseException:
-            self._close_later(seat)
+            self._unused(seat, load.backend)
             raise
-        holding = seat.holdings[load.model] = _Holding(load)
+        holding = seat.holdings[load.model] = Holding(load)
         for spec in load.instances:
             self._seat_of_instance[spec.number] = seat
         try:
             await self._fill(seat, holding)
         except BaseException as error:
-            self._forget(seat, load.model)
+            if seat.holdings.get(load.model) is holding:
+                self._forget(seat, load.model)
             if not isinstance(error, StatusError):
                 # Given up, not failed: the worker goes on loading and would keep the model.
-                self._spawn(self._drop(seat, load.model))
-            self._close_later(seat)
+                self._spawn(self._drop(seat, lambda task: Unload(task, load.model)))
+            self._unused(seat, load.backend)
             raise
         return holding.checks
+
+    async def extend(self, worker: str, load: Load, interpreter: Interpreter = OWN) -> bool:
+        """Add instances to a model that serves, now and after each restart of its worker; a worker that does not hold it loads it.
+
+        ``load.instances`` are the new ones alone; the rest of ``load`` is what the model is to be loaded with from now on.
+        Returns as ``load`` does. Raises StatusError; the model then is as it was.
+        """
+        seat = self.seats.get(worker)
+        holding = None if seat is None else seat.holdings.get(load.model)
+        if seat is None or holding is None:
+            return await self.load(worker, load, interpreter)
+        async with holding.extension:
+            await self._arrival(seat)
+            if holding.refill is not None:
+                await asyncio.wait((holding.refill,))
+            if seat.holdings.get(load.model) is not holding:
+                raise _leaving(holding)
+            numbers = {spec.number for spec in load.instances}
+            if numbers:
+                await self._add_instances(seat, holding, load, numbers)
+            holding.load = msgspec.structs.replace(load, instances=[*holding.load.instances, *load.instances])
+        # Only now, because they are there all together or not at all.
+        for instance in sorted(numbers):
+            self._events.instance_ready(instance)
+        return holding.checks
+
+    async def _add_instances(self, seat: Seat, holding: Holding, load: Load, numbers: set[int]) -> None:
+        holding.arriving = numbers
+        self._seat_of_instance.update(dict.fromkeys(numbers, seat))
+        process = seat.process
+        try:
+            await self._ask(seat, lambda task: Extend(task, load.model, load.config, load.instances))
+            await self._gather(seat, holding, process)
+            if not holding.ready >= numbers:
+                raise unavailable(f"worker '{seat.name}' ended while it was given more instances of model '{load.name}'")
+        except BaseException as error:
+            given = holding.ready & numbers
+            holding.ready -= numbers
+            for instance in numbers:
+                del self._seat_of_instance[instance]
+            if not isinstance(error, StatusError):
+                # Given up, not failed: the worker goes on creating them.
+                self._spawn(self._end_instances(seat, load.model, numbers, given))
+            raise
+        finally:
+            holding.arriving = set()
+
+    async def shrink(self, worker: str, model: int, instances: Collection[int], config: bytes = b"") -> None:
+        """Free instances that run nothing any more; where none is left, the model is unloaded.
+
+        ``config`` is what the model is to be loaded with from now on; empty: as it was.
+        """
+        seat = self.seats.get(worker)
+        holding = None if seat is None else seat.holdings.get(model)
+        if seat is None or holding is None:
+            return
+        numbers = holding.numbers.intersection(instances)
+        left = [spec for spec in holding.load.instances if spec.number not in numbers]
+        if not left:
+            return await self.unload(worker, model)
+        holding.load = msgspec.structs.replace(holding.load, instances=left, config=config or holding.load.config)
+        given = holding.ready & numbers
+        holding.ready -= numbers
+        for instance in numbers:
+            del self._seat_of_instance[instance]
+        self._gathered(seat, holding)
+        if numbers:
+            await self._end_instances(seat, model, numbers, given)
+
+    async def _end_instances(self, seat: Seat, model: int, instances: set[int], ready: set[int]) -> None:
+        """Have a worker free instances; those that are not ``ready`` are told to end once they are."""
+        if seat.up and seat.process is not None:
+            for instance in sorted(ready):
+                seat.process.close_instance(instance)
+            await self._drop(seat, lambda task: Shrink(task, model, sorted(instances)))
 
     async def unload(self, worker: str, model: int) -> None:
         """Have a worker drop a model whose requests have ended; a worker that holds nothing any more ends, and its memory with it."""
@@ -217,24 +235,35 @@ class Farm:
         if seat.up and seat.process is not None:
             for instance in sorted(holding.ready):
                 seat.process.close_instance(instance)
-            await self._drop(seat, model)
+            await self._drop(seat, lambda task: Unload(task, model))
         if seat.empty:
             self._close(seat)
 
-    async def _drop(self, seat: Seat, model: int) -> None:
+    async def _drop(self, seat: Seat, message: Callable[[int], Unload | Shrink]) -> None:
+        # Behind the outputs that are being given back in this turn.
+        await asyncio.sleep(0)
         try:
-            await self._ask(seat, lambda task: Unload(task, model))
+            await self._ask(seat, message)
         except StatusError as error:
-            # A worker that died has dropped the model as well.
+            # A worker that died has dropped what it was to drop as well.
             self._events.worker_event("W", f"worker '{seat.name}' while unloading: {error.message}")
 
-    async def _fill(self, seat: Seat, holding: _Holding) -> None:
+    async def _fill(self, seat: Seat, holding: Holding) -> None:
         load = holding.load
+        process = seat.process
         answer = await self._ask(seat, lambda task: msgspec.structs.replace(load, task=task))
         holding.loaded = True
         holding.checks = isinstance(answer, Loaded) and answer.checks
+        await self._gather(seat, holding, process)
+
+    async def _gather(self, seat: Seat, holding: Holding, process: WorkerProcess | None) -> None:
+        """Wait for the instances of ``process``: each speaks over a socket of its own, so a task's answer may overtake them."""
+        if seat.holdings.get(holding.load.model) is not holding:
+            raise _leaving(holding)
+        if seat.process is not process:
+            # Its answer was the last that was heard of it, in the turn in which it ended.
+            raise unavailable(f"worker '{seat.name}' ended while it loaded model '{holding.load.name}'")
         if not holding.complete:
-            # Each instance speaks over a socket of its own, so the answer may overtake them.
             holding.gathering, future = self._open_task(seat)
             try:
                 await future
@@ -248,7 +277,13 @@ class Farm:
         seat.tasks[task] = future
         return task, future
 
-    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Unload | Check]) -> Answered | None:
+    def _gathered(self, seat: Seat, holding: Holding) -> None:
+        """End the wait for the instances where there is none left to wait for."""
+        waiting = seat.tasks.pop(holding.gathering, None) if holding.complete else None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Extend | Shrink | Unload | Check]) -> Answered | None:
         if seat.process is None or not seat.up:
             raise unavailable(f"worker '{seat.name}' is not running")
         task, future = self._open_task(seat)
@@ -257,6 +292,10 @@ class Farm:
             return await future
         finally:
             seat.tasks.pop(task, None)
+
+    def resident_byte_size(self) -> int:
+        """The memory that all workers use together (RSS), as of now. Those that are about to end do not count."""
+        return sum(resident_byte_size(seat.process.pid) for seat in self.seats.values() if seat.process is not None)
 
     # batches
 
@@ -297,6 +336,9 @@ class Farm:
 
     def _seat(self, name: str, interpreter: Interpreter = OWN) -> Seat:
         seat = self.seats.get(name)
+        if seat is not None and seat.interpreter != interpreter and seat.empty:
+            self._close(seat)
+            seat = None
         if seat is None:
             if self._closing:
                 raise unavailable("Server is stopping")
@@ -340,7 +382,7 @@ class Farm:
                 receive,
                 say,
                 lambda process: self._ended(seat, process),
-                seat.interpreter,
+                lambda: self._launch(seat),
             )
             self._arenas[number] = seat.process
         except OSError as error:
@@ -348,6 +390,13 @@ class Farm:
             text = f"could not be started: {error.strerror}"
             self._events.worker_event("E", f"worker '{seat.name}' {text}; it is tried again {_when(delay_secs)}")
             self._start_later(seat, delay_secs, unavailable(f"worker '{seat.name}' {text}"))
+
+    def _launch(self, seat: Seat) -> Launched:
+        spare = self._spare
+        if spare is not None and seat.interpreter is OWN:
+            self._spare = None
+            return spare
+        return launch(seat.interpreter.program, seat.interpreter.environment())
 
     def _start_later(self, seat: Seat, delay_secs: float, error: StatusError) -> None:
         """Start a seat's worker again; those who wait for it hear ``error`` where it has failed too often."""
@@ -376,9 +425,9 @@ class Farm:
                 if not arrival.done():
                     arrival.set_result(None)
             for holding in seat.holdings.values():
-                self._spawn(self._refill(seat, holding))
+                holding.refill = self._spawn(self._refill(seat, holding))
         elif isinstance(message, InstanceReady):
-            self._instance_ready(seat, message.instance)
+            self._instance_ready(seat, message)
         elif isinstance(message, Failed):
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
@@ -388,35 +437,41 @@ class Farm:
             if future is not None and not future.done():
                 future.set_result(message)
 
-    def _instance_ready(self, seat: Seat, instance: int) -> None:
+    def _instance_ready(self, seat: Seat, message: InstanceReady) -> None:
+        instance = message.instance
         for holding in seat.holdings.values():
-            if any(spec.number == instance for spec in holding.load.instances):
+            arriving = instance in holding.arriving
+            if arriving or any(spec.number == instance for spec in holding.load.instances):
                 holding.ready.add(instance)
-                self._events.instance_ready(instance)
-                waiting = seat.tasks.pop(holding.gathering, None) if holding.complete else None
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
-                return
-        # Its model was given up while it was loaded.
+                if message.warmed:
+                    self._events.instance_warmed(instance, message.warmed)
+                if not arriving:
+                    self._events.instance_ready(instance)
+                return self._gathered(seat, holding)
+        # It, or its model, was given up while it was loaded.
         if seat.process is not None:
             seat.process.close_instance(instance)
 
-    async def _refill(self, seat: Seat, holding: _Holding) -> None:
+    async def _refill(self, seat: Seat, holding: Holding) -> None:
         try:
             await self._fill(seat, holding)
         except StatusError as error:
             if seat.up:
                 self._events.model_lost(holding.load.model, error)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
-    def _forget(self, seat: Seat, model: int) -> _Holding:
+    def _forget(self, seat: Seat, model: int) -> Holding:
         holding = seat.holdings.pop(model)
         for spec in holding.load.instances:
             self._seat_of_instance.pop(spec.number, None)
+        waiting = seat.tasks.pop(holding.gathering, None)
+        if waiting is not None:
+            _fail((waiting,), _leaving(holding))
         return holding
 
     def _ended(self, seat: Seat, process: WorkerProcess) -> None:
@@ -442,7 +497,7 @@ class Farm:
         outage = unavailable(f"worker '{seat.name}' {process.exit_text} and is started again {when}")
         for holding in list(seat.holdings.values()):
             lost, holding.ready = holding.ready, set()
-            for instance in sorted(lost):
+            for instance in sorted(lost - holding.arriving):
                 self._events.instance_lost(instance, error)
             if delay_secs > OUTAGE_SECS and holding.loaded:
                 self._events.model_lost(holding.load.model, outage)
@@ -458,8 +513,15 @@ class Farm:
 
     # end
 
+    def _unused(self, seat: Seat, backend: str) -> None:
+        """A worker was of no use to a failed task. One in which a model's own code may have run is of no use to any other either."""
+        if backend == PYTHON and seat.empty:
+            self._close(seat)
+        else:
+            self._close_later(seat)
+
     def _close_later(self, seat: Seat) -> None:
-        """A worker was of no use to a failed task: it ends too, unless another task comes soon."""
+        """A worker that holds nothing ends, unless a task comes soon."""
         if not seat.closing and seat.empty:
             self._loop.call_later(LINGER_SECS, self._close_empty, seat)
 
@@ -489,6 +551,8 @@ class Farm:
     async def close(self, timeout_secs: float = 2.0) -> None:
         """Stop all workers: asked first, killed when they do not go."""
         self._closing = True
+        if self._spare is not None:
+            self._spare.end()
         for seat in list(self.seats.values()):
             self._close(seat)
         await self._leave(timeout_secs)
@@ -508,6 +572,10 @@ class Farm:
         """Kill all workers and remove the sockets' directory; the process exits right after."""
         _kill([*self.seats.values(), *self._leaving])
         self._runtime.close()
+
+
+def _leaving(holding: Holding) -> StatusError:
+    return unavailable(f"model '{holding.load.name}' is being unloaded")
 
 
 def _kill(seats: Iterable[Seat]) -> None:

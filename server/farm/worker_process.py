@@ -10,11 +10,8 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
-import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -38,13 +35,11 @@ from ...workers.contract.messages import (
     Voice,
 )
 from .channel import Channel
-from .interpreter import OWN, Interpreter
+from .launch import Launched
 
 _READ_BYTE_SIZE = 65536
 _LAST_READS = 32
 """How often a dead worker's output is read: its pipe held no more than one read; a child of it may go on writing."""
-
-_BOOTSTRAP = Path(__file__).resolve().parents[2] / "workers" / "bootstrap.py"
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -53,8 +48,8 @@ class WorkerProcess:
     """A worker process and the server's ends of its link, lifeline and output.
 
     ``receive(process, message)`` gets what it says, ``say(line)`` what it prints, and ``ended(process)`` is called
-    once, when it is gone. Its own arena is made here and mapped read-only. ``interpreter`` is the Python it runs in.
-    Raises OSError where it cannot be started, and then nothing is left of it.
+    once, when it is gone. Its own arena is made here and mapped read-only. ``launch`` starts it, or hands over one that
+    has been started. Raises OSError where it cannot be started, and then nothing is left of it.
     """
 
     def __init__(
@@ -68,10 +63,9 @@ class WorkerProcess:
         receive: Callable[[WorkerProcess, FromWorker], None],
         say: Callable[[str], None],
         ended: Callable[[WorkerProcess], None],
-        interpreter: Interpreter = OWN,
+        launch: Callable[[], Launched],
     ) -> None:
         self.name = name
-        self.started_ns = time.monotonic_ns()
         self.returncode: int | None = None
         self._loop = loop
         self._receive = receive
@@ -84,7 +78,7 @@ class WorkerProcess:
         self._returned: list[int] = []
         self._attached: set[int] = set()
         self._adopted: set[int] = set()
-        self._unsent: deque[tuple[bytes, int | None]] = deque()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._partial = b""
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
             capacity_byte_size, resident_byte_size = arena_byte_sizes
@@ -95,35 +89,23 @@ class WorkerProcess:
             undo.callback(os.close, self.arena_fd)
             self._channel, endpoint = make_channel(self._arrived)
             undo.callback(self._channel.close)
-            self._lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(self._lifeline.close)
-            passed.callback(theirs.close)
-            self._lifeline.setblocking(False)
             request_fd = read_only(request_arena_fd)
             passed.callback(os.close, request_fd)
-            self._process = subprocess.Popen(
-                [
-                    *(interpreter.program, str(_BOOTSTRAP)),
-                    *("--lifeline", str(theirs.fileno()), "--request-arena", str(request_fd), "--arena", str(arena_fd)),
-                    *("--arena-number", str(arena_number), "--resident-byte-size", str(resident_byte_size)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=interpreter.environment(),
-                pass_fds=(theirs.fileno(), request_fd, arena_fd),
-                start_new_session=True,
-            )
-            undo.callback(_end_unwatched, self._process)
+            launched = launch()
+            undo.callback(launched.end)
+            self.started_ns = launched.started_ns
+            self._lifeline = launched.lifeline
+            self._process = launched.process
             self.pid = self._process.pid
             assert self._process.stdout is not None
             self._output = self._process.stdout.fileno()
-            os.set_blocking(self._output, False)
             self._pidfd = os.pidfd_open(self.pid)
+            undo.callback(os.close, self._pidfd)
+            # The lifeline is empty, so this does not wait.
+            self._tell(Greeting(endpoint, self._token, arena_number, resident_byte_size), request_fd, arena_fd)
             undo.pop_all()
         loop.add_reader(self._pidfd, self._exited)
         loop.add_reader(self._output, self._read_output)
-        self._tell(Greeting(endpoint, self._token), None)
 
     # messages
 
@@ -197,36 +179,36 @@ class WorkerProcess:
         """Let the worker unmap a region, if it has it."""
         if region in self._attached:
             self._attached.remove(region)
-            self._tell(Detach(region), None)
+            self._tell(Detach(region))
 
     def adopt(self, arena: int, fd: int | None) -> None:
         """Let the worker read another worker's arena; once is enough. ``fd`` is None where that worker has gone."""
         if arena not in self._adopted and arena != self.arena.number:
             self._adopted.add(arena)
-            self._tell(Adopt(arena), fd)
+            self._tell(Adopt(arena), *(() if fd is None else (fd,)))
 
     def disown(self, arena: int) -> None:
         """Let the worker unmap the arena of a worker that has gone, if it has it."""
         if arena in self._adopted:
             self._adopted.remove(arena)
-            self._tell(Disown(arena), None)
+            self._tell(Disown(arena))
 
-    def _tell(self, message: LifelineMessage, fd: int | None) -> None:
+    def _tell(self, message: LifelineMessage, *fds: int) -> None:
         content = _encoder.encode(message)
-        if self._unsent or not self._sent(content, fd):
-            # The caller may close its descriptor while the message waits. Where there is no room for another,
+        if self._unsent or not self._sent(content, fds):
+            # The caller may close its descriptors while the message waits. Where there is no room for others,
             # the message goes alone, and the worker tells those who use the region.
-            waiting = None
-            if fd is not None:
-                with contextlib.suppress(OSError):
-                    waiting = os.dup(fd)
+            waiting: list[int] = []
+            with contextlib.suppress(OSError):
+                for fd in fds:
+                    waiting.append(os.dup(fd))
             if not self._unsent:
                 self._loop.add_writer(self._lifeline, self._send_lifeline)
             self._unsent.append((content, waiting))
 
-    def _sent(self, content: bytes, fd: int | None) -> bool:
+    def _sent(self, content: bytes, fds: Sequence[int]) -> bool:
         """Send a message over the lifeline; False where its buffer is full."""
-        rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._lifeline.sendmsg([content], rights)
         except BlockingIOError:
@@ -241,9 +223,7 @@ class WorkerProcess:
 
     def _send_lifeline(self) -> None:
         while self._unsent and self._sent(*self._unsent[0]):
-            _, fd = self._unsent.popleft()
-            if fd is not None:
-                os.close(fd)
+            _close(self._unsent.popleft()[1])
         if not self._unsent:
             self._loop.remove_writer(self._lifeline)
 
@@ -305,15 +285,12 @@ class WorkerProcess:
         self._process.stdout.close()
         os.close(self._pidfd)
         os.close(self.arena_fd)
-        for _, fd in self._unsent:
-            if fd is not None:
-                os.close(fd)
+        for _, fds in self._unsent:
+            _close(fds)
         self._unsent.clear()
         self._ended(self)
 
 
-def _end_unwatched(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

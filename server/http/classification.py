@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from ...shm.arrays import np
 from ...shm.datatypes import DATATYPES, serialize_bytes
 from ...workers.contract.status import invalid
 

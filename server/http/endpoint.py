@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from ...workers.contract.json_writing import write
 from ...workers.contract.status import StatusError, invalid
+from ..repository.demand import NotResident
+from .asgi_stream import disconnect
+from .bringing import bring
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, error_reply, plain_error_reply
 from .exchange import Reply
 from .peer import peer_is_local
@@ -19,6 +24,8 @@ from .restriction import Restrictions
 
 if TYPE_CHECKING:
     from ..service import Service
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _MAX_INT64 = 2**63 - 1
@@ -131,6 +138,19 @@ async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
             reply.on_sent()
 
 
+async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of ``work``; cancels it and raises Disconnected where the client goes first."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnect(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Disconnected
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
 class Guard:
     """What stands before a route: its restricted-API category, then its methods."""
 
@@ -184,7 +204,11 @@ class Endpoint:
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
         body = await read_body(receive, self._service.options.http_max_input_size)
         call = Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"])
-        reply = self._handlers[scope["method"]](self._service, call)
+        handler = partial(self._handlers[scope["method"]], self._service, call)
+        try:
+            reply = handler()
+        except NotResident as absent:
+            reply = await _unless_gone(bring(self._service, absent, handler), receive)
         return await reply if inspect.isawaitable(reply) else reply
 
 

@@ -16,6 +16,8 @@ from starlette.routing import Route
 
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import EndMark, Request, Response
+from ..repository.demand import NotResident
+from .bringing import Bringing
 from .endpoint import version_text
 from .errors import JSON_TYPE, error_body, error_reply
 from .exchange import Answer, Cancel, Head, Headers, Stream, StreamingRequest
@@ -62,13 +64,30 @@ def generate(
         found = service.find(model, version_text(version))
         if request.head.header(b"content-encoding") not in (None, b"identity"):
             raise invalid("Unsupported content-encoding, only 'identity' is supported.")
+    except NotResident as absent:
+        begin = partial(generate, service, model, version, request, answer, streamed)
+        return Bringing(service, absent, partial(_brought, begin, request, answer), request.body.release).cancel
     except StatusError as error:
         request.body.release()
         answer(error_reply(error))
         return None
-    generation = _Generation(service, found, streamed, request, answer)
+    generation = _Generation(service, found, version, streamed, request, answer)
     generation.start()
     return generation.cancel
+
+
+def _brought(begin: Callable[[], Cancel | None], request: StreamingRequest, answer: Answer, error: StatusError | None) -> Cancel | None:
+    """Begin a request whose model can be asked now, or refuse it."""
+    if error is not None:
+        request.body.release()
+        answer(error_reply(error))
+        return None
+    try:
+        return begin()
+    except Exception:
+        # Nobody above hears of it, and the client waits.
+        answer(error_reply(internal("internal error")))
+        raise
 
 
 class _Generation:
@@ -76,6 +95,7 @@ class _Generation:
 
     __slots__ = (
         "_answer",
+        "_asked",
         "_call",
         "_count",
         "_drop",
@@ -91,9 +111,12 @@ class _Generation:
         "_version",
     )
 
-    def __init__(self, service: Service, version: ModelVersion, streamed: bool, request: StreamingRequest, answer: Answer) -> None:
+    def __init__(
+        self, service: Service, version: ModelVersion, asked: str, streamed: bool, request: StreamingRequest, answer: Answer
+    ) -> None:
         self._service = service
         self._version = version
+        self._asked = asked
         self._streamed = streamed
         self._request = request
         self._answer = answer
@@ -140,9 +163,23 @@ class _Generation:
         self._call = call
         self._queued = Request(call.body, self._request.start_ns, self._on_response, self._scratch.release)
         try:
+            self._version = self._service.current(self._version, self._asked)
             self._service.submit(self._version, self._queued)
+        except NotResident as absent:
+            # It has left since its body was begun to be read.
+            self._queued = None
+            bringing = Bringing(self._service, absent, self._brought, lambda: None)
+            if bringing.waits:
+                self._drop = bringing.cancel
         except StatusError as error:
             self._queued = None
+            self._refuse(error)
+
+    def _brought(self, error: StatusError | None) -> None:
+        self._drop = None
+        if error is None:
+            self._submit(self._call)
+        else:
             self._refuse(error)
 
     def _refuse(self, error: StatusError) -> None:

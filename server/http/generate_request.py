@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
+from ...shm.arrays import np
 from ...shm.datatypes import DATATYPES
 from ...shm.placement import Inline
 from ...workers.contract.json_writing import quote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from ...workers.contract.status import StatusError, internal, unsupported
 from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
 from ..regions import NO_REGIONS
+from ..repository.demand import NotResident
+from .bringing import Bringing
 from .content_encoding import (
     ACCEPTED,
     SHORT_BYTE_SIZE,
@@ -64,6 +67,40 @@ def _unpacked(service: Service, head: InferHead, request: HttpRequest, answer: A
             if len(request.body.view) > SHORT_PACKED_BYTE_SIZE:
                 return _Unpacking(service, version, head, request, limit, answer).cancel
             _put_in_place(request, service.arena, decompress(request.body.view, limit))
+    except NotResident as absent:
+        return _bring(service, absent, _unpacked, head, request, answer)
+    except StatusError as error:
+        _refuse(request, error, True, answer)
+        return None
+    return _begin(service, version, head, request, answer)
+
+
+_Begin = Callable[["Service", InferHead, HttpRequest, Answer], Cancel | None]
+
+
+def _bring(service: Service, absent: NotResident, begin: _Begin, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel:
+    """Have the model loaded, and ``begin`` then; returns what gives it up."""
+    return Bringing(service, absent, partial(_brought, service, begin, head, request, answer), request.body.release).cancel
+
+
+def _brought(
+    service: Service, begin: _Begin, head: InferHead, request: HttpRequest, answer: Answer, error: StatusError | None
+) -> Cancel | None:
+    if error is not None:
+        _refuse(request, error, True, answer)
+        return None
+    try:
+        return begin(service, head, request, answer)
+    except Exception:
+        # Nobody above hears of it, and the client waits.
+        _refuse(request, internal("internal error"), True, answer)
+        raise
+
+
+def _begin_unpacked(service: Service, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+    """Run an inference whose body has been unpacked before its model left."""
+    try:
+        version = service.find(head.model, head.version)
     except StatusError as error:
         _refuse(request, error, True, answer)
         return None
@@ -106,6 +143,14 @@ def _begin(service: Service, version: ModelVersion, head: InferHead, request: Ht
     return partial(service.cancel, version, queued)
 
 
+def _current(service: Service, version: ModelVersion, head: InferHead) -> ModelVersion:
+    """What an inference goes to that found ``version`` before its body was read. Raises StatusError."""
+    current = service.current(version, head.version)
+    if current.signature.decoupled:
+        raise unsupported(NO_DECOUPLED)
+    return current
+
+
 def _regions(service: Service, request: HttpRequest) -> Regions:
     return service.regions if service.client_shm_allowed(request.peer_is_local) else NO_REGIONS
 
@@ -142,7 +187,7 @@ class _Unpacking:
         self._job: Beside[bytes] | None = Beside(partial(decompress, request.body.view, limit), self._done)
 
     def _done(self, content: Future[bytes]) -> None:
-        service, _, _, request, answer = self._arguments
+        service, version, head, request, answer = self._arguments
         # It knows the content, which may be large.
         self._job = None
         if self._gone:
@@ -154,10 +199,13 @@ class _Unpacking:
             return
         try:
             _put_in_place(request, service.arena, content.result())
-        except StatusError as full:
-            _refuse(request, full, True, answer)
+            version = _current(service, version, head)
+        except NotResident as absent:
+            self._cancel = _bring(service, absent, _begin_unpacked, head, request, answer)
+        except StatusError as refusal:
+            _refuse(request, refusal, True, answer)
         else:
-            self._cancel = _begin(*self._arguments)
+            self._cancel = _begin(service, version, head, request, answer)
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -240,25 +288,39 @@ class _LongReading:
         self._drop: Cancel | None = in_turns(steps, self._done)
 
     def _done(self, outcome: asyncio.Future[InferCall]) -> None:
+        self._drop = None
+        self._cancel = self._submit(outcome)
+
+    def _brought(self, outcome: asyncio.Future[InferCall], error: StatusError | None) -> Cancel | None:
+        if error is None:
+            return self._submit(outcome)
+        self._scratch.release()
+        _refuse(self._arguments[3], error, False, self._arguments[4])
+        return None
+
+    def _submit(self, outcome: asyncio.Future[InferCall]) -> Cancel | None:
         service, version, head, request, answer = self._arguments
         scratch = self._scratch
-        self._drop = None
         try:
             call = outcome.result()
+            version = _current(service, version, head)
             exchange = _Exchange(version, call, answer)
             on_finish = partial(_let_go, request, scratch)
             queued = Request(call.body, request.start_ns, exchange.on_response, on_finish, call.priority, call.timeout_us)
             service.submit(version, queued)
+        except NotResident as absent:
+            # It has left since the request was begun to be read.
+            return Bringing(service, absent, partial(self._brought, outcome), partial(_let_go, request, scratch)).cancel
         except StatusError as refusal:
             scratch.release()
             _refuse(request, refusal, False, answer)
+            return None
         except Exception:
             # Nobody above hears of it, and the client waits.
             scratch.release()
             _refuse(request, internal("internal error"), False, answer)
             raise
-        else:
-            self._cancel = partial(service.cancel, version, queued)
+        return partial(service.cancel, version, queued)
 
     def cancel(self) -> None:
         """The client has gone."""

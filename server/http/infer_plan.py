@@ -9,7 +9,7 @@ from msgspec import UNSET
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
-from ..dispatch.validation import plain_batch_size
+from ...workers.contract.validation import plain_batch_size
 from .exchange import Body
 from .infer_call import InferCall, Regions
 from .infer_envelope import Envelope, InputParameters, OutputParameters

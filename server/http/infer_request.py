@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sized
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, UnsetType
 
+from ...shm.arrays import np
 from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.json_writing import quote

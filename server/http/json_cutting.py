@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
+from ...shm.arrays import np
 from .json_text import MAX_DEPTH
 from .turns import Steps
 
@@ -28,7 +27,8 @@ _COMMA, _QUOTE, _BACKSLASH, _CLOSE = b',"\\]'
 _BRACE = 0x20
 """The bit in which braces differ from brackets."""
 
-Positions = np.ndarray[Any, np.dtype[np.intp]]
+if TYPE_CHECKING:
+    Positions = np.ndarray[Any, np.dtype[np.intp]]
 
 
 class Piece(NamedTuple):

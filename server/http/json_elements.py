@@ -7,11 +7,11 @@ by the reader that knows every leniency and every error.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
+from ...shm.arrays import np
 from ...shm.datatypes import DATATYPES
 from ...workers.contract.status import StatusError, internal
 from .json_cutting import CutArray, Piece, brackets_of, quotes_of
@@ -19,11 +19,12 @@ from .json_tensor import MISFIT, REFUSED, flat_elements, flat_numbers, flat_stri
 from .json_text import BAD_SURROGATE, NotJson, parse_long
 from .turns import Steps
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 _ANY = msgspec.json.Decoder()
 _CHECK = msgspec.json.Decoder(msgspec.Raw)
-_BLANKS = np.isin(np.arange(256), list(b" \t\n\r"))
+_BLANKS = bytes(byte in b" \t\n\r" for byte in range(256))
 _BLANK, _COMMA, _OPEN, _CLOSE = b" ,[]"
 _LONGEST_BLANK = 64
 
@@ -171,7 +172,7 @@ def _next_to(bytes_: Bytes, marks: np.ndarray[Any, Any], step: int) -> Bytes | N
     at = marks + step
     for _ in range(_LONGEST_BLANK):
         found: Bytes = bytes_[at]
-        blank = _BLANKS[found]
+        blank = np.frombuffer(_BLANKS, np.bool_)[found]
         if not blank.any():
             return found
         at = at + step * blank

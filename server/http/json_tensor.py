@@ -5,17 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
+from ...shm.arrays import np
 from ...shm.datatypes import DATATYPES, serialize_bytes
 from ...workers.contract.json_writing import quote
 from ...workers.contract.status import StatusError, internal, invalid
 from .json_text import DEPTH_MESSAGE, MAX_DEPTH, doubles, wrong_type
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 MISFIT = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _LENGTH = struct.Struct("<I")
@@ -33,7 +34,7 @@ _RULES: dict[str, tuple[frozenset[type], str, int | None, int | None]] = {
 NUMBERS = frozenset(_RULES)
 """Datatypes whose elements are JSON numbers or booleans."""
 
-_WIDE = {"i": np.dtype(np.int64), "u": np.dtype(np.uint64), "f": np.dtype(np.float64), "b": np.dtype(np.bool_)}
+_WIDE = {"i": DATATYPES["INT64"], "u": DATATYPES["UINT64"], "f": DATATYPES["FP64"], "b": DATATYPES["BOOL"]}
 _CHECK = msgspec.json.Decoder(msgspec.Raw)
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
     "i": msgspec.json.Decoder(list[int]),
@@ -49,7 +50,7 @@ _FEW = 32
 _LONG_ELEMENT = 128
 """Strings of this length, on average, are taken one by one: below, all bytes together cost less than each string."""
 _OUTSIDE = b'", \t\n\r'
-_AROUND = np.frombuffer(b'"",', np.uint8)
+_AROUND = b'"",'
 REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError)
 """What ``flat_numbers`` and ``flat_strings`` raise for anything but a flat array of fitting elements."""
 
@@ -57,7 +58,7 @@ REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, OverflowError)
 def flat_numbers(array: bytes, datatype: str) -> np.ndarray[Any, Any]:
     """The elements of a flat JSON array, each as wide as can be: int64, uint64, float64 or bool. Raises one of ``REFUSED``."""
     kind = DATATYPES[datatype].dtype.kind
-    wide = _WIDE[kind]
+    wide = _WIDE[kind].dtype
     if kind in "iu" and not any([array.find(mark) >= 0 for mark in _NO_INTEGER]) and (kind == "i" or array.find(b"-") < 0):
         # numpy reads digits in half the time; once it is known to be JSON, all it gets wrong are those that do not fit
         _CHECK.decode(array)
@@ -112,7 +113,7 @@ def flat_strings(text: bytes) -> Bytes | None:
 
 def wide_array(values: list[Any], datatype: str) -> np.ndarray[Any, Any]:
     """Elements that fit, as an array of int64, uint64, float64 or bool."""
-    return np.array(values, _WIDE[DATATYPES[datatype].dtype.kind])
+    return np.array(values, _WIDE[DATATYPES[datatype].dtype.kind].dtype)
 
 
 def misfit_of(values: list[Any], datatype: str) -> StatusError | None:
@@ -258,7 +259,7 @@ def strings_text(elements: bytes, lengths: list[int]) -> bytes:
     inside = np.repeat(np.append(within, False), runs)
     text = np.empty(len(inside), np.uint8)
     text[inside] = content
-    text[~inside] = np.tile(_AROUND, count)
+    text[~inside] = np.tile(np.frombuffer(_AROUND, np.uint8), count)
     return text[:-1].tobytes()
 
 

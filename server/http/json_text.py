@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-import numpy as np
 
+from ...shm.arrays import np
 from ...workers.contract.json_writing import double
 from ...workers.contract.status import Code, StatusError, internal, invalid
 

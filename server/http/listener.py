@@ -20,7 +20,8 @@ from .tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from ...shm.arena import Arena
-    from .http2 import Http2, Http2Connection
+    from .http2 import Http2
+    from .http2_connection import Http2Connection
     from .tls import Tls
 
 _logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from ...workers.contract.status import StatusError, internal, unsupported
 from . import json_text
 from .endpoint import Call, EndpointOf, empty_json_reply, json_reply
 from .exchange import Reply
+from .infer_request import clean
 from .members import as_bool, as_string
 
 if TYPE_CHECKING:
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]+")
 
 
-def _index(service: Service, call: Call) -> Reply:
+async def _index(service: Service, call: Call) -> Reply:
     document = json_text.parse(call.body) if call.body else None
     ready_only = "ready" in document and as_bool(document["ready"]) if isinstance(document, dict) else False
     return json_reply(
         [
             {key: value for key, value in _members(entry.name, entry.version, entry.state, entry.reason) if value or key == "name"}
-            for entry in service.index(ready_only)
+            for entry in await service.index(ready_only)
         ]
     )
 
 
 def _members(name: str, version: str, state: str, reason: str) -> list[tuple[str, str]]:
-    return [("name", name), ("version", version), ("state", str(state)), ("reason", reason)]
+    # A folder's name may be anything: one that is not UTF-8 is not to keep clients from reading of the others.
+    return [("name", clean(name)), ("version", version), ("state", str(state)), ("reason", clean(reason))]
 
 
 def _parameters(document: object) -> dict[str, object]:
@@ -52,7 +54,7 @@ def file_content(text: str) -> bytes:
     return base64.b64decode(clean + "=" * (-len(clean) % 4))
 
 
-def _load(service: Service, call: Call) -> Reply:
+async def _load(service: Service, call: Call) -> Reply:
     if "repository" in call.params:
         raise unsupported("'repository_name' specification is not supported")
     parameters: dict[str, object] = {}
@@ -64,14 +66,14 @@ def _load(service: Service, call: Call) -> Reply:
             parameters[name] = file_content(text)
         else:
             raise internal("unexpected error on creating Triton parameter")
-    service.load(call.model, parameters)
+    await service.load(call.model, parameters)
     return empty_json_reply()
 
 
-def _unload(service: Service, call: Call) -> Reply:
+async def _unload(service: Service, call: Call) -> Reply:
     if "repository" in call.params:
         raise unsupported("'repository_name' specification is not supported")
-    service.unload(call.model, {"unload_dependents": _unload_dependents(call.body)})
+    await service.unload(call.model, _unload_dependents(call.body))
     return empty_json_reply()
 
 

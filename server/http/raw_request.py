@@ -6,7 +6,7 @@ from ...shm.placement import Inline, Placement
 from ...workers.contract.messages import RequestBody, RequestContext, Tensor
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import invalid, label
-from ..dispatch.validation import size_mismatch
+from ...workers.contract.validation import size_mismatch
 from .exchange import ArenaBody, Body
 from .infer_call import IN_BINARY, InferCall, Scratch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,17 @@ def ensembles_of(configs: Mapping[str, Any]) -> dict[str, Any]:
     return ordered
 
 
+def users_of(names: Collection[str], models: Mapping[str, Model]) -> set[str]:
+    """The ensembles that are wanted and run one of these models, directly or by way of others."""
+    found: set[str] = set()
+    while True:
+        below = found.union(names)
+        more = {name for name, model in models.items() if model.wanted and model.runs(below)}
+        if more <= found:
+            return found
+        found |= more
+
+
 def refused_at_once(ensembles: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, StatusError]:
     """The ensembles that cannot be, whatever becomes of their members, and why."""
     refused = circles({name: member_names(config) for name, config in ensembles.items()})
@@ -48,11 +59,17 @@ def refused_at_once(ensembles: Mapping[str, Any], models: Mapping[str, Model]) -
 
 
 def check_ensemble(config: Any, models: Mapping[str, Model], find: Find) -> None:
-    """Check an ensemble whose members have been loaded, and note in its configuration whether it is decoupled. Raises StatusError."""
+    """Check an ensemble whose members have been loaded. Raises StatusError."""
     check_loaded(config, lambda name: member_state(models[name]))
-    decoupled = check_tensors(config, lambda name, version: find(name, version).config)
-    config.model_transaction_policy.decoupled = decoupled
+    check_tensors(config, lambda name, version: find(name, version).config)
     origins_of(config, lambda name, version: find(name, version).signature.decoupled)
+
+
+def runs_decoupled(config: Any, find: Find) -> bool:
+    """Is one of an ensemble's members decoupled, and so the ensemble itself?"""
+    return any(
+        find(step.model_name, step.model_version).config.model_transaction_policy.decoupled for step in config.ensemble_scheduling.step
+    )
 
 
 def member_state(model: Model) -> MemberState:
@@ -70,9 +87,9 @@ def plan_ensemble(config: Any, find: Find) -> EnsemblePlan:
     return plan_of(config, signature_of(config), lambda name, version: find(name, version).signature)
 
 
-def members_of(plan: EnsemblePlan, find: Find) -> list[ModelVersion]:
-    """The versions that an ensemble runs, each once."""
-    return list(dict.fromkeys(find(step.model, step.version) for step in plan.steps))
+def members_of(plan: EnsemblePlan, find: Find) -> dict[tuple[str, int], ModelVersion]:
+    """The versions that an ensemble runs, by name and version as its steps have them."""
+    return {(step.model, step.version): find(step.model, step.version) for step in plan.steps}
 
 
 def ensemble_labels(directory: Path, config: Any, plan: EnsemblePlan, find: Find) -> dict[str, list[str]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from ...workers.contract.status import internal
-from .layout import resolve_inside
+from .layout import read_text_file, resolve_inside
 
 
 def read_labels(model_directory: Path, config: Any) -> dict[str, list[str]]:
@@ -22,10 +21,10 @@ def read_labels(model_directory: Path, config: Any) -> dict[str, list[str]]:
 def _read(model_directory: Path, name: str) -> list[str]:
     file = resolve_inside(model_directory, name, "label file")
     try:
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text_file(file).decode(errors="surrogateescape")
     except OSError as error:
         # The model and the name in its configuration tell where, without showing the server's directories.
         shown = f"{model_directory.name}/{name}"
-        raise internal(f"failed to open text file for read {shown}: {os.strerror(error.errno or 0)}") from error
-    lines = text.split("\n")
+        raise internal(f"failed to open text file for read {shown}: {error.strerror}") from error
+    lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines

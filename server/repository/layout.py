@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,49 +23,26 @@ RESERVED = frozenset(("warmup", "initial_state", "configs"))
 
 MAX_VERSION = 2**63 - 1
 
+MAX_TEXT_BYTE_SIZE = 16 << 20
+"""No configuration and no list of labels is longer."""
+
 _INTEGER_PREFIX = re.compile(r"[ \t\n\v\f\r]*\+?([0-9]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class FoundModel:
-    """A model of the repositories; more than one directory means that its name is ambiguous."""
-
-    name: str
-    directories: tuple[Path, ...]
-
-
-def scan(repositories: Iterable[str | os.PathLike[str]]) -> list[FoundModel]:
-    """Every model of the repositories, by name. Each sub-directory is one but for hidden ones.
-
-    Raises StatusError INTERNAL where a repository cannot be read.
-    """
-    found: dict[str, list[Path]] = {}
-    for repository in repositories:
-        root = Path(repository)
-        for name in subdirectories(root):
-            if not name.startswith("."):
-                found.setdefault(name, []).append(root / name)
-    return [FoundModel(name, tuple(directories)) for name, directories in sorted(found.items())]
-
-
-def find_model(repositories: Iterable[str | os.PathLike[str]], name: str) -> FoundModel | None:
-    """One model of the repositories, None where no repository has it.
-
-    The name may come from a client: only an immediate, visible sub-directory is ever found.
-    """
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        return None
-    directories = tuple(Path(repository) / name for repository in repositories if (Path(repository) / name).is_dir())
-    return FoundModel(name, directories) if directories else None
 
 
 def subdirectories(directory: Path) -> list[str]:
     """Names of the directories in a directory, sorted. Raises StatusError INTERNAL where it cannot be read."""
     try:
         with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+            return sorted(entry.name for entry in entries if _is_directory(entry))
     except OSError as error:
         raise internal(f"failed to open directory {directory}: {error.strerror}") from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a circle of links is no directory, and no reason not to see the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +132,27 @@ def resolve_inside(model_directory: Path, path: str, what: str) -> Path:
     Raises StatusError INVALID_ARG ``<what> '<path>' must stay within the model directory`` where it lies elsewhere.
     """
     if stays_inside(path):
-        root = model_directory.resolve()
-        file = (root / path).resolve()
+        # Not Path.resolve, which raises RuntimeError for a circle of links.
+        root = Path(os.path.realpath(model_directory))
+        file = Path(os.path.realpath(root / path))
         if file.is_relative_to(root):
             return file
     raise invalid(f"{what} '{path}' must stay within the model directory")
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A regular file, open for reading. Raises OSError, at once where it is a pipe, whose other end may never come."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
+
+
+def read_text_file(path: Path) -> bytes:
+    """The content of a configuration or a list of labels. Raises OSError."""
+    with open_file(path) as file:
+        content = file.read(MAX_TEXT_BYTE_SIZE + 1)
+    if len(content) > MAX_TEXT_BYTE_SIZE:
+        raise OSError(errno.EFBIG, f"longer than {MAX_TEXT_BYTE_SIZE >> 20} MiB")
+    return content

@@ -1,472 +1,343 @@
-"""The life of models: from their directories to live instances and back.
+"""Model control: what is loaded, replaced and unloaded, and when.
 
-Each load of a version is a ``ModelVersion`` of its own with its own scheduler, so that a later load
-can be made ready beside the one that serves.
+A load is made beside what serves, and takes over in one turn of the loop once all of it is ready: requests go to the one or the
+other as a whole. What it replaces finishes its requests and goes. One that fails changes nothing but what the index says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
-import msgspec
-
-from ...workers.contract.backends import PYTHON
-from ...workers.contract.configuration import ConfigurationError, document, parse_document
-from ...workers.contract.messages import Done, Inspect, InstanceSpec, Load, Respond, Spoken
-from ...workers.contract.signature import signature_of
-from ...workers.contract.status import StatusError, not_found, unavailable
-from ..dispatch.dispatcher import Dispatcher
-from ..dispatch.ensemble import Ensemble
-from ..dispatch.ensemble_plan import EnsemblePlan
-from ..dispatch.instance import Instance
-from ..dispatch.scheduler import scheduler_of
-from ..farm.environments import Environments
-from ..farm.farm import Farm
-from ..farm.interpreter import OWN, Interpreter, resolve
-from ..farm.placement import worker_name
-from ..farm.worker_process import WorkerProcess
+from ...workers.contract.status import StatusError, internal, invalid, unavailable
 from ..log import Log
-from ..options import Options, backend_settings
-from ..statistics import StatisticsBook, VersionStatistics
-from .backend_choice import BackendChoice, choose_backend, environment_path
-from .built import check_supported, fields_without_effect
-from .ensemble_members import is_ensemble
-from .ensembles import METRICS_VERSION, check_ensemble, ensemble_labels, ensembles_of, members_of, plan_ensemble, refused_at_once
-from .labels import read_labels
-from .layout import NoVersion, chosen_versions, present_versions, scan
-from .normalization import normalize_instance_groups
-from .preparation import finish_config, merge_completed, read_config
-from .readiness import ReadinessChecks
-from .version import Model, ModelVersion, State, VersionSlot
+from ..options import Options
+from .catalogue import UNLOADED, Catalogue, IndexEntry
+from .change import Edition
+from .claims import Claims
+from .creation import Creation
+from .ensemble_members import member_names
+from .ensembles import users_of
+from .generations import Generations
+from .override import Override, OverrideFiles, override_of
+from .renewal import Renewal
+from .sighting import DUPLICATE, NOT_FOUND, NotFound, Sighting, Unreadable, check_name, look
+from .source import Copy, Source
+from .version import ModelVersion, State
 
-DUPLICATE = "model appears in two or more repositories"
-UNLOADED = "unloaded"
+T = TypeVar("T")
 
+ALL = "*"
+"""As a name of --load-model: every model of the repositories."""
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """A line of the repository index; empty members are left out of it."""
-
-    name: str
-    version: str = ""
-    state: str = ""
-    reason: str = ""
+EXPLICIT_ONLY = "explicit model load / unload is not allowed if polling is enabled"
 
 
 class Lifecycle:
-    """Every model of the repositories, and what the farm says about their instances.
+    """Loads and unloads the models of the repositories. Loop thread only; files are read in threads.
 
-    ``checked`` are those with a readiness check of their own. ``heard`` gets what models say beside their answers, ``worker_left``
-    each worker process that has ended.
+    ``namespace`` is the name space that they are in, "" where there are none; ``elsewhere`` are the repositories of others, in which
+    ensembles find members that their own does not have.
     """
 
-    def __init__(self, options: Options, dispatcher: Dispatcher, book: StatisticsBook, log: Log, environments: Environments) -> None:
-        self.models: dict[str, Model] = {}
-        self.farm: Farm
-        self.make_ensemble: Callable[[EnsemblePlan, VersionStatistics], Ensemble]
-        self.heard: Callable[[Spoken, WorkerProcess], None]
-        self.worker_left: Callable[[WorkerProcess], None]
-        self._environments = environments
+    def __init__(
+        self,
+        options: Options,
+        creation: Creation,
+        generations: Generations,
+        log: Log,
+        catalogue: Catalogue,
+        namespace: str = "",
+        elsewhere: Sequence[Source] = (),
+    ) -> None:
         self._options = options
-        self._dispatcher = dispatcher
-        self._book = book
+        self._sources: Sequence[Source] = ()
+        self._namespace = namespace
+        self._elsewhere = elsewhere
+        self._catalogue = catalogue
+        self._creation = creation
+        self._generations = generations
         self._log = log
-        self._batch_numbers = itertools.count(1)
-        self._model_numbers = itertools.count(1)
-        self._instance_numbers = itertools.count(1)
-        self._instances: dict[int, tuple[Instance, ModelVersion]] = {}
-        self._loads: dict[int, ModelVersion] = {}
-        self.checked: set[ModelVersion] = set()
-        self._readiness = ReadinessChecks(lambda worker, model: self.farm.check(worker, model), log.warning)
+        self._claims = Claims()
+        self._override_files = OverrideFiles()
         self._loading = asyncio.Semaphore(options.model_load_thread_count)
+        # Downloads take minutes: in threads of their own they keep nobody else from reading a file.
+        self._downloads = ThreadPoolExecutor(options.model_load_thread_count, "download")
+        self._background: set[asyncio.Task[Any]] = set()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    # questions
+    def open(self, sources: Sequence[Source]) -> None:
+        """These are the repositories."""
+        self._sources = sources
 
-    def find(self, name: str, version: str) -> ModelVersion:
-        """The version a request means. Raises StatusError with the protocol's lookup texts."""
-        model = self.models.get(name)
-        if model is None or not model.known:
-            raise not_found(f"Request for unknown model: '{name}' is not found")
-        if version:
-            number = int(version)
-            slot = model.slots.get(number)
-            if slot is None or slot.state is State.UNKNOWN:
-                raise not_found(f"Request for unknown model: '{name}' version {number} is not found")
-            if slot.state is not State.READY or slot.served is None:
-                raise unavailable(f"Request for unknown model: '{name}' version {number} is not at ready state")
-            return slot.served
-        newest = model.newest
-        if newest is None:
-            raise not_found(f"Request for unknown model: '{name}' has no available versions")
-        return newest
+    # what there is
 
-    def ready_versions(self, name: str) -> list[int]:
-        """The versions of a model that can be asked, ascending."""
-        model = self.models.get(name)
-        return [] if model is None else model.ready_versions
+    async def places(self) -> Counter[str]:
+        """In how many repositories each model name is found. Raises StatusError where one cannot be read."""
+        found = await asyncio.gather(*[asyncio.to_thread(source.model_names) for source in self._sources])
+        return Counter(name for names in found for name in names)
 
-    def versions(self) -> list[ModelVersion]:
-        """Every ready version, by name, then version."""
-        return [
-            slot.served
-            for _, model in sorted(self.models.items())
-            for _, slot in sorted(model.slots.items())
-            if slot.state is State.READY and slot.served is not None
-        ]
+    async def index(self, ready_only: bool) -> list[IndexEntry]:
+        """What the repositories hold, and how it fares. Raises StatusError."""
+        return self._catalogue.index(await self.places(), ready_only)
 
-    def all_ready(self) -> bool:
-        """Is every known model fully there? A version that was unloaded on purpose does not count against it."""
-        return all(
-            model.slots
-            and all(
-                (slot.state is State.READY and slot.served is not None and slot.served.healthy)
-                or (slot.state is State.UNAVAILABLE and slot.reason == UNLOADED)
-                for slot in model.slots.values()
-            )
-            for model in self.models.values()
-            if model.known
-        )
+    # operations
 
-    def index(self, ready_only: bool) -> list[IndexEntry]:
-        """What the repositories hold, by name, then version."""
-        entries = []
-        for name, model in sorted(self.models.items()):
-            if model.ambiguous:
-                entries.append(IndexEntry(name, "", State.UNAVAILABLE, DUPLICATE))
-            elif not model.slots and not ready_only:
-                entries.append(IndexEntry(name))
-            entries += [
-                IndexEntry(name, str(version), slot.state, slot.reason)
-                for version, slot in sorted(model.slots.items())
-                if slot.state is State.READY or not ready_only
-            ]
-        return entries
-
-    def all_loaded(self) -> bool:
-        """Did every model load that should have?"""
-        return all(model.slots and all(slot.state is State.READY for slot in model.slots.values()) for model in self.models.values())
-
-    def live_count(self) -> int:
-        """How many versions are loaded."""
-        return len(self._loads)
-
-    def status_rows(self) -> list[tuple[str, str, str]]:
-        """Model, version and state of every known model, for people."""
-        rows = []
-        for name, model in sorted((name, model) for name, model in self.models.items() if model.known):
-            for version, slot in sorted(model.slots.items()):
-                rows.append((name, str(version), f"{slot.state}: {slot.reason}" if slot.reason else str(slot.state)))
-            if not model.slots:
-                rows.append((name, "", ""))
-        return rows
-
-    def in_flight(self) -> list[tuple[str, int, int]]:
-        """Name, version and number of requests of every version that has some."""
-        return [(load.name, load.version, count) for load in self._loads.values() if (count := load.in_flight)]
-
-    async def asked_ready(self, served: ModelVersion) -> bool:
-        """Can it be asked, and does it say so itself where it has a check?"""
-        return await self._readiness.ready(served)
-
-    # loading
-
-    async def load_all(self) -> None:
-        """Load every model of the repositories; what fails is told by the index, the log and readiness."""
-        for found in scan(self._options.model_repository):
-            model = self.models[found.name] = Model(found.name, [str(path) for path in found.directories])
-            if model.ambiguous:
-                self._log.error(f"failed to poll model '{model.name}': {DUPLICATE}")
-        read = {model.name: self._read(model) for model in self.models.values() if not model.ambiguous}
-        configs = {name: config for name, config in read.items() if config is not None}
-        ensembles = ensembles_of(configs)
-        for name, error in refused_at_once(ensembles, self.models).items():
-            self._refuse(self.models[name], error)
-        await asyncio.gather(*[self._load_model(self.models[name], config) for name, config in configs.items() if name not in ensembles])
-        for name, config in ensembles.items():
-            await self._load_ensemble(self.models[name], config)
-
-    def _read(self, model: Model) -> Any | None:
-        """A model's configuration, or None where it cannot be read."""
-        try:
-            config = read_config(
-                Path(model.directories[0]),
-                model.name,
-                config_name=self._options.model_config_name,
-                auto_complete=not self._options.disable_auto_complete_config,
-            )
-        except StatusError as error:
-            detail = f" ({error.detail})" if isinstance(error, ConfigurationError) else ""
-            self._log.error(f"Poll failed for model directory '{model.name}': {error.message}{detail}")
+    async def start(self) -> StatusError | None:
+        """Load what is to be there from the start. Returns what is to be said where not all of it did."""
+        wanted: Collection[str] = self._options.load_model
+        if self._namespace:
+            places = await self.places()
+            wanted = [name for name in wanted if name in places or name == ALL]
+        named = True
+        doubtful = False
+        if self._options.model_control_mode != "explicit" or ALL in wanted:
+            places = await self.places()
+            for name, count in places.items():
+                if count > 1:
+                    doubtful = True
+                    self._log.error(f"failed to poll model '{name}': {DUPLICATE}")
+            wanted = [name for name, count in places.items() if count == 1]
+            named = False
+        failed = await self.bring(wanted)
+        if not failed and not doubtful:
             return None
-        model.known = True
-        return config
+        if named and not any(isinstance(error, Unreadable) for error in failed.values()):
+            name, error = next(iter(failed.items()))
+            return _not_loaded(name, error)
+        return internal("failed to load all models")
 
-    def _refuse(self, model: Model, error: StatusError) -> None:
-        """An ensemble does not fit its members: it is as little known as a model without a configuration."""
-        model.known, model.fault = False, error.message
-        self._log.error(error.reason)
+    async def load(self, name: str, parameters: Mapping[str, object]) -> None:
+        """Load a model, or take over how it has changed; returns once it serves. Raises StatusError."""
+        check_explicit(self._options)
+        check_name(name)
+        # Whoever asks may go away meanwhile; what was begun is finished.
+        work = self.spawn(self._load(name, parameters))
+        await asyncio.wait((work, self._end), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            raise unavailable("Server is stopping; the load was given up")
+        failure = work.result()
+        if failure is not None:
+            raise failure
 
-    async def _load_ensemble(self, model: Model, config: Any) -> None:
-        if not model.known:
-            return
+    async def _load(self, name: str, parameters: Mapping[str, object]) -> StatusError | None:
         try:
-            check_ensemble(config, self.models, self._member)
+            override = override_of(parameters, self._override_files)
         except StatusError as error:
-            self._refuse(model, error)
-        else:
-            await self._load_model(model, config)
+            self._log.error(f"Poll failed for model directory '{name}': {error.message}")
+            return _not_polled(name, error)
+        failure = (await self.bring([name], {} if override is None else {name: override})).get(name)
+        if failure is None:
+            return None
+        return _not_polled(name, failure) if isinstance(failure, Unreadable) else _not_loaded(name, failure)
 
-    def _member(self, name: str, version: int) -> ModelVersion:
-        return self.find(name, "" if version < 0 else str(version))
+    async def unload(self, name: str, dependents: bool) -> None:
+        """Take a model out of service at once; what it holds is freed once its requests have ended. Raises StatusError.
 
-    async def _load_model(self, model: Model, config: Any) -> None:
-        """Load the versions that the model's policy chooses; all of them, or none."""
+        ``dependents``: the models that an ensemble runs leave too, where nothing but ensembles asked for them.
+        """
+        check_explicit(self._options)
+        await asyncio.shield(self.spawn(self._unload(name, dependents)))
+
+    async def drop(self, name: str) -> None:
+        """Take a model out of service that the repositories do not have any more."""
+        await self._unload(name, dependents=False)
+        # If it comes back as it was, it is new all the same.
+        self._catalogue.models[name].stamps = None
+
+    async def _unload(self, name: str, dependents: bool) -> None:
+        family = {name}
+        while True:
+            async with self._claims.hold(family):
+                wider = {name, *(self._members_below(name) if dependents else ())}
+                wider |= users_of(wider, self._catalogue.models)
+                if wider <= family:
+                    self._retire(self._take_out(name, dependents))
+                    return
+            family |= wider
+
+    def _members_below(self, name: str) -> set[str]:
+        found: set[str] = set()
+        queue = [name]
+        while queue:
+            model = self._catalogue.models.get(queue.pop())
+            members = frozenset[str]() if model is None else model.all_members
+            queue += members - found
+            found |= members
+        return found
+
+    def _take_out(self, name: str, dependents: bool) -> list[ModelVersion]:
+        """Nothing of a model can be asked any more, nor can the ensembles that run it; returns what served them."""
+        models = self._catalogue.models
+        model = models.get(name)
+        if model is None:
+            return []
+        members = sorted(model.all_members) if dependents else []
+        users = [models[user] for user in users_of({name}, models)]
+        leaving = [served for one in (*users, model) for served in one.leave(one.ready_versions)]
+        for one in (*users, model):
+            one.take_over(None)
+        for user in users:
+            self._log.error(f"ensemble '{user.name}' is unloaded until '{name}', which it depends on, is loaded again")
+        model.wanted, model.implicit, model.fault = False, False, ""
+        for member in members:
+            found = models.get(member)
+            if found is not None and found.implicit and found.wanted and not users_of({member}, models):
+                leaving += self._take_out(member, dependents)
+        return leaving
+
+    async def bring(self, names: Collection[str], overrides: Mapping[str, Override] | None = None) -> dict[str, StatusError]:
+        """Take over what the repositories, or ``overrides``, have of these models and of those that they run.
+
+        Returns why models that were asked for, or that they run, did not load.
+        """
+        models = self._catalogue.models
+        family = set(names)
+        while True:
+            async with self._claims.hold(family):
+                # Those that failed for want of a member may do now.
+                waiting = {user for user in users_of(names, models) if user in family and self._waits(user, names)}
+                seen = await self._look(family, {*names, *waiting}, overrides or {})
+                members = _members_of(seen.values())
+                wider = {*names, *members} | users_of({*names, *members}, models)
+                if wider <= family:
+                    renewal = self._renewal()
+                    await renewal.run(seen, names)
+                    self._retire(renewal.leaving)
+                    return renewal.failed
+                for sighting in seen.values():
+                    if isinstance(sighting, Sighting):
+                        self._release(sighting.copy)
+            family |= wider
+
+    def _waits(self, name: str, names: Collection[str], above: Collection[str] = ()) -> bool:
+        """Is an ensemble not there for want of these models alone? What was unloaded is not to come back because another is loaded."""
+        models = self._catalogue.models
+        model = models[name]
+        others = model.all_members.difference(names)
+        if model.ready_versions or name in above or not all(member in models and models[member].wanted for member in others):
+            return False
+        absent = [member for member in others if models[member].all_members and not models[member].ready_versions]
+        return all(self._waits(member, names, (*above, name)) for member in absent)
+
+    def _renewal(self) -> Renewal:
+        return Renewal(self._options, self._catalogue, self._creation, self._log, self._loading, self._fill, self._release, self.spawn)
+
+    async def _look(
+        self, family: Collection[str], names: Collection[str], overrides: Mapping[str, Override]
+    ) -> dict[str, Sighting | StatusError]:
+        """What these models, and those of ``family`` that they run, are like now."""
+        seen: dict[str, Sighting | StatusError] = {}
+        queue = list(names)
+        while queue:
+            looks = [asyncio.to_thread(self._seen, name, overrides.get(name)) for name in queue]
+            found = dict(zip(queue, await asyncio.gather(*looks), strict=True))
+            seen |= found
+            queue = sorted(member for member in _members_of(found.values()) if member in family and member not in seen)
+        return seen
+
+    def _seen(self, name: str, override: Override | None) -> Sighting | StatusError:
+        """One model, looked at in a thread."""
         try:
-            versions = self._versions(Path(model.directories[0]), config)
-        except NoVersion as error:
-            for note in error.notes:
-                self._log.error(note)
-            model.fault = error.message
-            self._log.error(f"failed to load model '{model.name}': {error.message}")
-            return
-        model.slots = {number: VersionSlot(number, State.LOADING) for number in versions}
-        await asyncio.gather(*[self._load_version(model, slot, config) for slot in model.slots.values()])
-        failed = [slot for slot in model.slots.values() if slot.state is not State.READY]
-        if failed:
-            for slot in model.slots.values():
-                if slot.state is State.READY and slot.served is not None:
-                    await self._unload(slot)
-            self._log.info(f"failed to load '{model.name}'")
-        elif model.slots:
-            self._log.info(f"successfully loaded '{model.name}'")
+            return look(name, self._sources, self._options, override, self._namespace)
+        except NotFound as error:
+            try:
+                return look(name, self._elsewhere, self._options, None, self._namespace)
+            except StatusError:
+                return error
+        except StatusError as error:
+            return error
+        except Exception as error:  # noqa: BLE001
+            # Whatever one model's files hold, those that are looked at beside it are not to suffer.
+            why = f"unexpected {type(error).__name__}"
+            return Unreadable(why, f"Poll failed for model directory '{name}': {why}: {error}")
 
-    def _versions(self, directory: Path, config: Any) -> tuple[int, ...]:
-        present = present_versions(directory)
-        for note in present.notes:
-            self._log.warning(note)
-        chosen = chosen_versions(config, present.numbers)
-        for note in chosen.notes:
-            self._log.error(note)
-        return chosen.numbers
+    # the end of versions
 
-    async def _load_version(self, model: Model, slot: VersionSlot, config: Any) -> None:
-        async with self._loading:
-            for attempt in range(self._options.model_load_retry_count + 1):
-                self._log.info(f"loading: {model.name}:{slot.version}")
-                began_ns = time.monotonic_ns()
-                try:
-                    served = await self._create(model, slot.version, config)
-                except StatusError as error:
-                    slot.state, slot.reason = State.UNAVAILABLE, error.reason
-                    self._log.error(f"failed to load '{model.name}' version {slot.version}: {error.reason}")
-                    continue
-                served.statistics.load_duration_ns = time.monotonic_ns() - began_ns
-                slot.state, slot.reason, slot.served = State.READY, "", served
-                if attempt:
-                    self._log.info(f"'{model.name}' version {slot.version} was loaded at attempt {attempt + 1}")
-                return
+    def _retire(self, leaving: Sequence[ModelVersion]) -> None:
+        """Remove versions once they have finished their requests, and nothing is left that asks them."""
+        if leaving:
+            self.spawn(self._remove(leaving))
 
-    async def _create(self, model: Model, version: int, read: Any) -> ModelVersion:
-        directory = model.directories[0]
-        config = type(read)()
-        config.CopyFrom(read)
-        check_supported(config)
-        if is_ensemble(config):
-            return self._create_ensemble(model, version, config)
-        settings = backend_settings(self._options, config.backend)
-        chosen = choose_backend(config, Path(directory), version, Path(self._options.backend_directory))
-        if chosen.file and not config.runtime:
-            config.runtime = Path(chosen.file).name
-        interpreter = await self._interpreter(config, chosen, directory)
-        if chosen.name == PYTHON:
-            # What the model is shown for completion has its instances.
-            normalize_instance_groups(config, ())
-        if not self._options.disable_auto_complete_config:
-            home = worker_name(config, chosen.name, version, "KIND_CPU", 0, 0)
-            inspect = Inspect(0, chosen.name, directory, version, document(config), settings, True, chosen.file)
-            inspected = await self.farm.inspect(home, inspect, interpreter)
-            for note in inspected.notes:
-                self.worker_event(note.severity, note.text)
-            merge_completed(config, parse_document(inspected.config))
-        self._finish(config, version)
-        signature = signature_of(config)
-        number = next(self._model_numbers)
-        statistics = self._book.open(model.name, version, config.metric_tags, decoupled=signature.decoupled)
-        served = ModelVersion(
-            name=model.name,
-            version=version,
-            number=number,
-            directory=directory,
-            config=config,
-            signature=signature,
-            statistics=statistics,
-            scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
-            labels=read_labels(Path(directory), config),
-        )
-        await self._place(served, chosen, settings, interpreter)
-        return served
+    async def _remove(self, leaving: Sequence[ModelVersion]) -> None:
+        await asyncio.gather(*[self._remove_one(served) for served in leaving])
 
-    def _create_ensemble(self, model: Model, version: int, config: Any) -> ModelVersion:
-        self._finish(config, version)
-        plan = plan_ensemble(config, self._member)
-        signature = signature_of(config)
-        statistics = self._book.open(model.name, METRICS_VERSION, config.metric_tags, decoupled=signature.decoupled)
-        served = ModelVersion(
-            name=model.name,
-            version=version,
-            number=next(self._model_numbers),
-            directory=model.directories[0],
-            config=config,
-            signature=signature,
-            statistics=statistics,
-            scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
-            labels=ensemble_labels(Path(model.directories[0]), config, plan, self._member),
-            ensemble=self.make_ensemble(plan, statistics),
-            members=members_of(plan, self._member),
-        )
-        self._loads[served.number] = served
-        return served
+    async def _remove_one(self, served: ModelVersion) -> None:
+        while users := [other for other in self._generations.all() if served in other.members.values()]:
+            await asyncio.gather(*[user.gone.wait() for user in users])
+        await self._creation.remove(served)
+        served.statistics.closed = True
+        slot = self._catalogue.models[served.name].slots.get(served.version)
+        if slot is not None and slot.leaving is served:
+            slot.leaving = None
+            if slot.state is State.UNLOADING:
+                slot.state, slot.reason = State.UNAVAILABLE, UNLOADED
+        self._log.info(f"successfully unloaded '{served.name}' version {served.version}")
 
-    def _finish(self, config: Any, version: int) -> None:
-        """Bring a configuration to its final form. Raises StatusError."""
-        finish_config(config, ())
-        check_supported(config)
-        idle = fields_without_effect(config)
-        if idle:
-            self._log.warning(f"model '{config.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
-        if self._log.settings.log_verbose_level >= 1:
-            self._log.verbose(1, f"configuration of '{config.name}' version {version}: {document(config).decode()}")
+    def give_up_loads(self) -> None:
+        """What load requests wait for is of no use any more: the server ends."""
+        if not self._end.done():
+            self._end.set_result(None)
 
-    async def _interpreter(self, config: Any, chosen: BackendChoice, directory: str) -> Interpreter:
-        """The Python that a model's workers run in."""
-        path = environment_path(config) if chosen.name == PYTHON else ""
-        if not path:
-            return OWN
-        interpreter = await resolve(path, directory, self._environments)
-        self._log.info(f"Using Python execution env {path}")
-        return interpreter
-
-    async def _place(self, served: ModelVersion, chosen: BackendChoice, settings: dict[str, str], interpreter: Interpreter) -> None:
-        """Have each worker that the placement names create its share of the instances."""
-        shares: dict[str, list[InstanceSpec]] = {}
-        for group in served.config.instance_group:
-            if group.passive:
-                continue
-            kind = group.Kind.Name(group.kind)
-            for device in list(group.gpus) or [0]:
-                for index in range(group.count):
-                    instance = Instance(next(self._instance_numbers), f"{group.name}_{index}")
-                    served.instances.append(instance)
-                    self._instances[instance.number] = (instance, served)
-                    worker = worker_name(served.config, chosen.name, served.version, kind, device, len(served.instances) - 1)
-                    shares.setdefault(worker, []).append(InstanceSpec(instance.number, instance.name, kind, device))
-        self._loads[served.number] = served
-        served.workers = list(shares)
-        config = document(served.config)
-        load = Load(0, served.number, served.name, chosen.name, served.directory, served.version, config, settings, [], chosen.file)
-        loads = [self.farm.load(worker, msgspec.structs.replace(load, instances=specs), interpreter) for worker, specs in shares.items()]
-        results = await asyncio.gather(*loads, return_exceptions=True)
-        for failure in results:
-            if isinstance(failure, BaseException):
-                await self._remove(served)
-                raise failure
-        served.checks = any(result is True for result in results)
-        if served.checks:
-            self.checked.add(served)
-
-    async def _unload(self, slot: VersionSlot) -> None:
-        """Take a version out of service, wait for its requests, and free it."""
-        served, slot.served = slot.served, None
-        slot.state, slot.reason = State.UNLOADING, ""
-        if served is not None:
-            await self._remove(served)
-        slot.state, slot.reason = State.UNAVAILABLE, UNLOADED
-        if served is not None:
-            self._log.info(f"successfully unloaded '{served.name}' version {served.version}")
-
-    async def _remove(self, served: ModelVersion) -> None:
-        served.stop()
-        idle = asyncio.Event()
-        if served.ensemble is None:
-            self._dispatcher.when_idle(served.scheduler, idle.set)
-        else:
-            served.ensemble.when_idle(idle.set)
-        await idle.wait()
-        await asyncio.gather(*[self.farm.unload(worker, served.number) for worker in served.workers])
-        for instance in served.instances:
-            served.scheduler.instance_down(instance)
-            del self._instances[instance.number]
-        del self._loads[served.number]
-        self.checked.discard(served)
-
-    # the end
-
-    def stop_accepting(self) -> None:
-        """Refuse new requests; those already taken are finished."""
-        for served in self._loads.values():
-            served.stop()
+    async def end_operations(self) -> None:
+        """Give up what is under way: the server ends."""
+        for source in self._sources:
+            source.stop()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     async def unload_all(self, timeout_secs: float) -> None:
         """Unload everything once nothing is in flight, so that models can clean up; what takes longer is cut short by the farm's end."""
-        unloading = [asyncio.ensure_future(self._remove(served)) for served in list(self._loads.values())]
+        await self.end_operations()
+        unloading = [asyncio.ensure_future(self._creation.remove(served)) for served in self._generations.all()]
         if unloading:
             _, late = await asyncio.wait(unloading, timeout=timeout_secs)
             for task in late:
                 task.cancel()
             if late:
                 self._log.warning(f"{len(late)} model versions were not unloaded within {timeout_secs:g} s")
+        await asyncio.to_thread(self._override_files.close)
+        self._downloads.shutdown(wait=False, cancel_futures=True)
 
-    def abandon(self, error: StatusError) -> None:
-        """Answer everything that is still in flight with ``error``."""
-        self._dispatcher.abandon([served.scheduler for served in self._loads.values()], error)
+    async def _fill(self, edition: Edition) -> None:
+        """Make the files of an edition's versions complete. Raises StatusError."""
+        await asyncio.get_running_loop().run_in_executor(self._downloads, edition.copy.files.fill, edition.versions)
 
-    # what the farm says
+    def _release(self, copy: Copy) -> None:
+        self.spawn(asyncio.to_thread(copy.release))
 
-    def instance_ready(self, instance: int) -> None:
-        """An instance can take batches."""
-        found, served = self._instances[instance]
-        served.scheduler.suspend(None)
-        self._dispatcher.instance_up(served.scheduler, found)
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something beside everything else, until the server ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
-    def instance_lost(self, instance: int, error: StatusError) -> None:
-        """An instance went down with its worker."""
-        found, served = self._instances[instance]
-        self._dispatcher.instance_down(served.scheduler, found, error)
 
-    def model_lost(self, model: int, error: StatusError) -> None:
-        """A model will not be back soon."""
-        served = self._loads.get(model)
-        if served is not None and not served.healthy:
-            self._log.error(f"'{served.name}' version {served.version} cannot be asked: {error.message}")
-            served.scheduler.suspend(error)
-            self._dispatcher.touch(served.scheduler)
+def _members_of(seen: Iterable[Sighting | StatusError]) -> set[str]:
+    return {member for sighting in seen if isinstance(sighting, Sighting) for member in member_names(sighting.config)}
 
-    def batch_done(self, done: Done, process: WorkerProcess) -> None:
-        """A batch has been answered."""
-        self._dispatcher.batch_done(done, process)
 
-    def responded(self, message: Respond, process: WorkerProcess) -> None:
-        """A model has answered a request by its sender."""
-        self._dispatcher.respond(message, process)
+def check_explicit(options: Options) -> None:
+    """Refuse load and unload requests where the repositories decide what is loaded. Raises StatusError UNAVAILABLE."""
+    if options.model_control_mode != "explicit":
+        raise unavailable(EXPLICIT_ONLY)
 
-    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
-        """A model says something else."""
-        self.heard(message, process)
 
-    def worker_gone(self, process: WorkerProcess) -> None:
-        """A worker process has ended."""
-        self.worker_left(process)
+def missing(name: str) -> StatusError:
+    """What a load request for a model that no repository has is told."""
+    return _not_polled(name, NotFound(NOT_FOUND, ""))
 
-    def worker_says(self, worker: str, line: str) -> None:
-        """A worker printed a line."""
-        self._log.info(f"[worker {worker}] {line}")
 
-    def worker_event(self, severity: str, text: str) -> None:
-        """Something of a worker, or about one, that belongs in the log."""
-        {"I": self._log.info, "W": self._log.warning, "E": self._log.error}[severity](text)
+def _not_loaded(name: str, why: StatusError) -> StatusError:
+    return invalid(f"load failed for model '{name}': {why.message}\n")
+
+
+def _not_polled(name: str, why: StatusError) -> StatusError:
+    """What a client is told: the protocol's words, and the reason, which the original keeps to its log."""
+    return internal(f"failed to load '{name}', failed to poll from model repository: {why.message}")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from ...workers.contract.configuration import ModelConfig, parse_text
 from ...workers.contract.status import internal, invalid
 from .autofill import autofill
-from .layout import find_config
+from .layout import find_config, read_text_file
 from .normalization import normalize, normalize_instance_groups
 from .scheduler_validation import validate_states
 from .tensor_validation import validate_tensors
@@ -44,6 +43,10 @@ def prepare_config(config: Any, model_directory: Path, name: str, *, auto_comple
 
     Raises StatusError.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise invalid("the name of a model's directory is not UTF-8") from None
     autofill(config, model_directory, name)
     normalize(config)
     validate_model(config)
@@ -88,6 +91,6 @@ def finish_config(config: Any, gpus: Sequence[int]) -> None:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_text_file(file)
     except OSError as error:
-        raise internal(f"failed to open text file for read {file}: {os.strerror(error.errno or 0)}") from error
+        raise internal(f"failed to open text file for read {file}: {error.strerror}") from error

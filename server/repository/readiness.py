@@ -29,7 +29,7 @@ class ReadinessChecks:
     async def ready(self, served: ModelVersion) -> bool:
         """Is it healthy, and ready by its own check where it has one? An ensemble is where all of its members are."""
         if served.ensemble is not None:
-            return all(await asyncio.gather(*[self.ready(member) for member in served.members]))
+            return all(await asyncio.gather(*[self.ready(member) for member in served.members.values()]))
         if not served.checks or not served.healthy:
             return served.healthy
         check = self._under_way.get(served)

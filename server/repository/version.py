@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...workers.contract.messages import InstanceSpec, Load
 from ...workers.contract.signature import Signature
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.instance import Instance
 from ..dispatch.scheduler import Scheduler
+from ..farm.interpreter import OWN, Interpreter
 from ..statistics import VersionStatistics
+from .change import Edition
+from .ensemble_members import member_names
+from .shared_copy import SharedCopy
+from .source import Stamps
 
 
 class State(enum.StrEnum):
@@ -24,28 +32,49 @@ class State(enum.StrEnum):
 
 
 @dataclass(slots=True, eq=False)
+class Home:
+    """Where an instance lives: the worker by its name in the farm, and what it was told to create."""
+
+    worker: str
+    spec: InstanceSpec
+
+
+@dataclass(slots=True, eq=False)
 class ModelVersion:
     """A loaded version: what doors and dispatch need to know of it.
 
     ``number`` names this load of it in messages to workers; a reload has another. ``labels`` has, for each
-    output with a label file, the label of each class index. ``checks``: it has a readiness check of its own. ``ensemble`` runs the
-    requests of one, ``members`` are the versions that it asks; its ``scheduler`` is never used.
+    output with a label file, the label of each class index. ``homes`` has the home of each instance. ``checks``: it has a readiness
+    check of its own. ``generation`` tells loads of the same version apart that are there at the same time. ``load`` is what its
+    workers were sent, without instances. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks, by
+    name and version as its steps have them; its ``scheduler`` is never used. ``freeing`` is held while instances of it are taken
+    down, ``removal`` is the end of all of it, and ``gone`` is set after that.
     """
 
     name: str
     version: int
     number: int
-    directory: str
+    files: SharedCopy
     config: Any
     signature: Signature
     statistics: VersionStatistics
     scheduler: Scheduler
     labels: dict[str, list[str]] = field(default_factory=dict)
-    instances: list[Instance] = field(default_factory=list)
-    workers: list[str] = field(default_factory=list)
+    homes: dict[Instance, Home] = field(default_factory=dict)
+    generation: int = 1
+    load: Load | None = None
+    interpreter: Interpreter = OWN
     checks: bool = False
     ensemble: Ensemble | None = None
-    members: list[ModelVersion] = field(default_factory=list)
+    members: dict[tuple[str, int], ModelVersion] = field(default_factory=dict)
+    freeing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    removal: asyncio.Task[None] | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers that hold instances of it, each once."""
+        return list(dict.fromkeys(home.worker for home in self.homes.values()))
 
     @property
     def platform(self) -> str:
@@ -56,13 +85,23 @@ class ModelVersion:
     def healthy(self) -> bool:
         """Can any instance of it take batches at this moment? Of an ensemble: can all of its members be asked?"""
         if self.ensemble is not None:
-            return all(member.healthy for member in self.members)
-        return any(instance.live for instance in self.instances)
+            return all(member.healthy for member in self.members.values())
+        return any(instance.live for instance in self.homes)
 
     @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
         return self.scheduler.in_flight if self.ensemble is None else self.ensemble.in_flight
+
+    @property
+    def idle(self) -> bool:
+        """Does it do nothing, not even for requests that have been answered?"""
+        return self.scheduler.idle if self.ensemble is None else self.ensemble.idle
+
+    @property
+    def stopping(self) -> bool:
+        """Does it take no more requests?"""
+        return self.scheduler.stopping
 
     def stop(self) -> None:
         """Take no more requests."""
@@ -73,32 +112,38 @@ class ModelVersion:
 
 @dataclass(slots=True, eq=False)
 class VersionSlot:
-    """A version number of a model in the repository, and what serves it now."""
+    """A version number of a model, and what serves it now, or is ``leaving`` because of an unload.
+
+    ``reason`` is why nothing serves, or why what serves could not be replaced.
+    """
 
     version: int
     state: State = State.UNKNOWN
     reason: str = ""
     served: ModelVersion | None = None
+    leaving: ModelVersion | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A model of the repository.
+    """A model of the repositories, or one that came with a load request.
 
-    ``known`` once its configuration has been read: before that the index has its name, and nothing else knows of it.
-    ``ambiguous`` where two repositories have it. ``fault`` is why nothing of it was loaded, where no version can tell.
+    ``edition`` is what its ready versions are of, ``stamps`` are its files as they were last looked at, and ``members`` what it ran
+    then. ``known`` once its configuration has been read: before that the index has its name, and nothing else knows of it.
+    ``wanted``: it was asked for and not unloaded since, ``implicit``: only because an ensemble runs it. ``fault`` is why nothing of
+    it was loaded, or why its last change was not taken over, where no version can tell. ``failed``: the last attempt at it did.
     """
 
     name: str
-    directories: list[str] = field(default_factory=list)
     slots: dict[int, VersionSlot] = field(default_factory=dict)
+    edition: Edition | None = None
+    stamps: Stamps | None = None
+    members: frozenset[str] = frozenset()
     known: bool = False
+    wanted: bool = False
+    implicit: bool = False
+    failed: bool = False
     fault: str = ""
-
-    @property
-    def ambiguous(self) -> bool:
-        """Do several repositories have it?"""
-        return len(self.directories) > 1
 
     @property
     def ready_versions(self) -> list[int]:
@@ -113,3 +158,33 @@ class Model:
             if slot.state is State.READY and (best is None or slot.version > best.version):
                 best = slot
         return None if best is None else best.served
+
+    @property
+    def all_members(self) -> frozenset[str]:
+        """The models that it runs, and those that it would run by what was seen of it last."""
+        return self.members if self.edition is None else self.members.union(member_names(self.edition.config))
+
+    def runs(self, names: Collection[str]) -> bool:
+        """Is it an ensemble that runs one of these models?"""
+        return not self.all_members.isdisjoint(names)
+
+    def serving(self) -> list[ModelVersion]:
+        """What serves its ready versions, ascending."""
+        return [served for version in self.ready_versions if (served := self.slots[version].served) is not None]
+
+    def leave(self, versions: Collection[int]) -> list[ModelVersion]:
+        """Take versions out of service; returns what served them."""
+        leaving = []
+        for version in versions:
+            slot = self.slots[version]
+            if slot.served is not None:
+                slot.state, slot.reason = State.UNLOADING, ""
+                slot.leaving, slot.served = slot.served, None
+                leaving.append(slot.leaving)
+        return leaving
+
+    def take_over(self, edition: Edition | None) -> None:
+        """What serves is of this edition now."""
+        old, self.edition = self.edition, edition
+        if old is not None:
+            old.copy.drop()

@@ -26,7 +26,7 @@ from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.shm.arena import create_memory
 from tensorfarm.shm.placement import Inline, Lease, Placement
 from tensorfarm.workers.contract.configuration import ModelConfig, document
-from tensorfarm.workers.contract.messages import Done, InstanceSpec, Load, RequestBody, Respond, Spoken, Tensor, WantedOutput
+from tensorfarm.workers.contract.messages import Done, InstanceSpec, Load, RequestBody, Respond, Spoken, Tensor, WantedOutput, Warmed
 from tensorfarm.workers.contract.signature import signature_of
 from tensorfarm.workers.contract.status import StatusError
 
@@ -66,6 +66,7 @@ class House:
         self.lines: list[tuple[str, str]] = []
         self.log: list[tuple[str, str]] = []
         self.ready: list[int] = []
+        self.warmed: list[tuple[int, list[Warmed]]] = []
         self.lost: list[tuple[int, StatusError]] = []
         self.lost_models: list[tuple[int, StatusError]] = []
         self.done: list[Done] = []
@@ -92,6 +93,9 @@ class House:
                     served.scheduler.suspend(None)
                     self.dispatcher.instance_up(served.scheduler, one)
         self.changed()
+
+    def instance_warmed(self, instance: int, warmed: list[Warmed]) -> None:
+        self.warmed.append((instance, warmed))
 
     def instance_lost(self, instance: int, error: StatusError) -> None:
         self.lost.append((instance, error))

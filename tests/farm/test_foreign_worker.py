@@ -54,9 +54,16 @@ class TritonPythonModel:
 """
 
 
+SAMPLE = """
+model_warmup { name: "s" batch_size: 3
+  inputs { key: "IN0" value { data_type: TYPE_INT32 dims: 20000 random_data: true } }
+  inputs { key: "IN1" value { data_type: TYPE_INT32 dims: 20000 zero_data: true } } }
+"""
+
+
 def python_model(house: House) -> Served:
     """The harness's add_sub as a Python model."""
-    served = house.model(CONFIG)
+    served = house.model(CONFIG + SAMPLE)
     Path(served.load.directory, "1", "model.py").write_text(MODEL)
     served.load = msgspec.structs.replace(served.load, backend="python")
     return served
@@ -98,6 +105,7 @@ async def serve(house: House, interpreter: Interpreter) -> dict[str, Any]:
     await house.until(lambda: len(house.ready) == 2, "the instance to be back")
     await house.check(served)
     assert seen(house) == found
+    assert [(warmed[0].batch_size, warmed[0].execution_count) for _, warmed in house.warmed] == [(3, 1)] * 2
     await asyncio.wait_for(house.farm.unload("m:1#0", served.load.model), PATIENCE_S)
     await house.until(lambda: ("m:1#0", "finalized") in house.lines, "the model to be finalized")
     return found

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from tensorfarm.server.farm import farm as farm_module
+from tensorfarm.server.farm.interpreter import OWN, Interpreter
 from tensorfarm.shm.placement import Lease
 from tensorfarm.workers.contract.messages import Answer, Call, Inspect, Release, Result, Say
 from tensorfarm.workers.contract.status import Code, StatusError
@@ -231,5 +233,59 @@ def test_a_worker_reads_what_another_has_made(tmp_path: Path) -> None:
         await house.until(lambda: Release([7]) in house.said, "the loan to be given back all the same")
         assert house.process(SEAT) is caller
         response.release()
+
+    run(tmp_path, work)
+
+
+BROKEN = """
+import sys
+sys.modules["helper"] = "of the broken one"
+raise ValueError("broken")
+"""
+
+
+def test_a_model_is_never_loaded_where_broken_code_has_run(tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        served = python_model(house, BROKEN)
+        wanted = Inspect(0, "python", served.load.directory, 1, served.load.config, {}, True)
+        failing = [lambda: load(house, served), lambda: house.farm.inspect(SEAT, wanted), lambda: load(house, served)]
+        for count, fail in enumerate(failing, 1):
+            with pytest.raises(StatusError, match="broken"):
+                await asyncio.wait_for(fail(), PATIENCE_S)
+            assert SEAT not in house.farm.seats
+            await house.until(lambda count=count: len(house.gone) == count, "its worker to end")
+        file = Path(served.load.directory, "1", "model.py")
+        file.write_text("import sys\nassert 'helper' not in sys.modules\n" + ADDING.replace("{more}", "x = 1"))
+        await load(house, served)
+        await house.check(served)
+
+    run(tmp_path, work)
+
+
+def test_a_worker_that_waits_for_work_is_not_given_to_another_interpreter(tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        served = python_model(house, ADDING.replace("{more}", "x = 1"))
+        wanted = Inspect(0, "python", served.load.directory, 1, served.load.config, {}, True)
+        await asyncio.wait_for(house.farm.inspect(SEAT, wanted), PATIENCE_S)
+        first = house.process(SEAT)
+        other = Interpreter(OWN.program, {"OTHER": "1"})
+        await asyncio.wait_for(house.farm.load(SEAT, served.load, other), PATIENCE_S)
+        assert house.process(SEAT) is not first and house.farm.seats[SEAT].interpreter is other
+        await house.check(served)
+        await house.until(lambda: first.arena.number in house.gone, "the worker in the wrong interpreter to end")
+
+    run(tmp_path, work)
+
+
+def test_a_worker_that_has_only_completed_a_configuration_ends_where_nothing_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(farm_module, "LINGER_SECS", 0.0)
+
+    async def work(house: House) -> None:
+        served = python_model(house, ADDING.replace("{more}", "x = 1"))
+        wanted = Inspect(0, "python", served.load.directory, 1, served.load.config, {}, True)
+        await asyncio.wait_for(house.farm.inspect(SEAT, wanted), PATIENCE_S)
+        await house.until(lambda: SEAT not in house.farm.seats and house.gone, "the worker that nobody needs to end")
 
     run(tmp_path, work)

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from tensorfarm.server.dispatch.request import Request, Response
-from tensorfarm.server.dispatch.validation import validate
 from tensorfarm.server.http.exchange import Body, Head, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.inference import infer_guarded
 from tensorfarm.shm.arena import Arena, create_memory
@@ -18,6 +17,7 @@ from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.messages import RequestBody, Result, Tensor
 from tensorfarm.workers.contract.signature import Signature, TensorSpec
 from tensorfarm.workers.contract.status import not_found
+from tensorfarm.workers.contract.validation import validate
 
 HEADER_LENGTH = b"inference-header-content-length"
 
@@ -93,6 +93,9 @@ class EchoService:
 
     def client_shm_allowed(self, peer_is_local: bool) -> bool:
         return peer_is_local or self.remote_shm
+
+    def current(self, version: Any, asked: str) -> Any:
+        return version
 
     def find(self, name: str, version: str = "") -> Any:
         if name not in self.signatures:

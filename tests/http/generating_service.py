@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
-from tensorfarm.server.dispatch.validation import validate
 from tensorfarm.server.http.front import Front
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
@@ -22,6 +21,7 @@ from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Inline
 from tensorfarm.workers.contract.messages import Tensor
 from tensorfarm.workers.contract.status import StatusError
+from tensorfarm.workers.contract.validation import validate
 
 from .echo_service import EchoService, echo_signature, spec
 

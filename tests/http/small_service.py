@@ -68,7 +68,7 @@ class SmallService:
         self.is_ready = True
         self.shm_allowed = True
         self.explicit = True
-        self.calls: list[tuple[str, str, dict[str, object]]] = []
+        self.calls: list[tuple[str, str, object]] = []
         self._versions = {number: SmallVersion(number) for number in (1, 3, 4)}
 
     def ready(self) -> bool:
@@ -101,17 +101,22 @@ class SmallService:
     def versions(self) -> list[Any]:
         return [self._versions[1], self._versions[3]]
 
-    def index(self, ready_only: bool) -> list[IndexEntry]:
-        entries = [IndexEntry("add", "1", "READY", ""), IndexEntry("broken"), IndexEntry("add", "2", "UNAVAILABLE", "unloaded")]
+    async def index(self, ready_only: bool) -> list[IndexEntry]:
+        entries = [
+            IndexEntry("add", "1", "READY", ""),
+            IndexEntry("broken"),
+            IndexEntry("bad\udcff", reason="bad\udcff"),
+            IndexEntry("add", "2", "UNAVAILABLE", "unloaded"),
+        ]
         return entries[:1] if ready_only else entries
 
-    def load(self, name: str, parameters: dict[str, object]) -> None:
+    async def load(self, name: str, parameters: dict[str, object]) -> None:
         self._control("load", name, parameters)
 
-    def unload(self, name: str, parameters: dict[str, object]) -> None:
-        self._control("unload", name, parameters)
+    async def unload(self, name: str, dependents: bool) -> None:
+        self._control("unload", name, dependents)
 
-    def _control(self, verb: str, name: str, parameters: dict[str, object]) -> None:
+    def _control(self, verb: str, name: str, parameters: object) -> None:
         if not self.explicit:
             raise unavailable("explicit model load / unload is not allowed if polling is enabled")
         self.calls.append((verb, name, parameters))

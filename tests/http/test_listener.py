@@ -8,7 +8,8 @@ import pytest
 
 from tensorfarm.server import descriptors
 from tensorfarm.server.http.connection import Connection
-from tensorfarm.server.http.http2 import Http2, Http2Connection
+from tensorfarm.server.http.http2 import Http2
+from tensorfarm.server.http.http2_connection import Http2Connection
 from tensorfarm.server.http.listener import HttpDoor
 from tensorfarm.server.http.metrics_page import metrics_door
 from tensorfarm.server.regions import RegionRegistry

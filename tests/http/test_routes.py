@@ -196,6 +196,7 @@ ROUTES: list[Asked] = [
         [
             {"name": "add", "version": "1", "state": "READY"},
             {"name": "broken"},
+            {"name": "bad\ufffd", "reason": "bad\ufffd"},
             {"name": "add", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"},
         ],
     ),
@@ -354,7 +355,7 @@ def test_model_control() -> None:
             assert (await ask(client, "POST", "/v2/repository/models/a/unload", body))[0] == 200
             assert service.calls == [
                 ("load", "a", {"config": "{}", "file:1/m": b"\xff\x00ab"}),
-                ("unload", "a", {"unload_dependents": True}),
+                ("unload", "a", True),
             ]
             service.explicit = False
             for verb in ("load", "unload"):

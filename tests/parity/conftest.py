@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from .. import oracle as real
 from ..model_repository import PARITY_MODELS, Flavour, write_repository
-from ..servers import Server, start_tensorfarm, stopping
+from ..servers import SHM, Server, start_tensorfarm, stopping
+from .control_script import Pair
 
 
 @pytest.fixture(scope="package")
@@ -93,3 +96,37 @@ def python_oracle(python_servers: tuple[Server, Server]) -> int:
 def python_farm(python_servers: tuple[Server, Server]) -> int:
     """The HTTP port of tensorfarm with Python models."""
     return python_servers[1].http_port
+
+
+THREADS = "--http-thread-count=64"
+"""A load holds one of the real server's, and whatever comes to that one meanwhile."""
+
+
+@contextlib.contextmanager
+def controlled(root: Path, *flags: str, prepare: Callable[[Path], None] = Path.mkdir) -> Iterator[Pair]:
+    """Both servers with a repository each, which ``prepare`` makes, for scripts of model control."""
+    real.require()
+    homes = [root / "theirs", root / "ours"]
+    for home in homes:
+        home.mkdir(parents=True)
+        prepare(home / "models")
+    flags = ("--disable-auto-complete-config", "--exit-on-error=false", THREADS, *flags)
+    own = f"tensorfarm-control-{os.getpid()}-"
+    try:
+        started = [
+            real.start(homes[0] / "models", *flags, f"--backend-config=python,shm-region-prefix-name={own}", folder=homes[0] / "run"),
+            start_tensorfarm(homes[1] / "models", *flags, folder=homes[1] / "run", wait=False),
+        ]
+        with stopping(*started) as (theirs, ours):
+            yield Pair(theirs, ours, homes[0] / "models", homes[1] / "models")
+            theirs.kill()  # its own stop takes long
+    finally:
+        for path in SHM.glob(f"{own}*"):
+            path.unlink()
+
+
+@pytest.fixture(scope="package")
+def explicit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both servers in explicit mode, with nothing loaded."""
+    with controlled(tmp_path_factory.mktemp("explicit"), "--model-control-mode=explicit") as pair:
+        yield pair

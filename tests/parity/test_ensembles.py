@@ -319,10 +319,14 @@ def test_a_failure_is_counted_once(pair: tuple[Server, Server]) -> None:
 
 
 def test_refused_ensembles(pair: tuple[Server, Server]) -> None:
-    """In the index, and what the log says about them."""
+    """In the index, and what the log says about them. Our index says it too."""
     found = []
     for server in pair:
         index = {entry["name"]: entry for entry in exchange(server.http_port, "POST", "/v2/repository/index", b"").json}
+        if server is pair[1]:
+            assert [(index[one.name].pop("state"), bool(index[one.name].pop("reason"))) for one in REFUSED] == [
+                ("UNAVAILABLE", True)
+            ] * len(REFUSED)
         lines = set(re.findall(r'"?(Invalid argument: (?:in )?ensemble .*)', server.stdout + server.stderr))
         texts = {line.rstrip('"').replace(r"\"", '"') for line in lines}
         assert len(texts) >= len(REFUSED), texts

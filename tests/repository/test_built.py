@@ -26,12 +26,11 @@ def test_what_is_refused(text: str, word: str) -> None:
     [
         ("", []),
         ("dynamic_batching { } response_cache { enable: false } instance_group { kind: KIND_CPU }", []),
-        ('model_warmup { name: "w" batch_size: 1 } response_cache { enable: true }', ["model_warmup", "response_cache"]),
+        ('model_warmup { name: "w" batch_size: 1 } response_cache { enable: true }', ["response_cache"]),
         (
-            'model_repository_agents { agents { name: "a" } } instance_group { rate_limiter { priority: 1 } }'
+            'model_repository_agents { agents { name: "checksum" } } instance_group { rate_limiter { priority: 1 } }'
             ' instance_group { host_policy: "p" secondary_devices { kind: KIND_NVDLA } }',
             [
-                "model_repository_agents",
                 "instance_group.rate_limiter",
                 "instance_group.host_policy",
                 "instance_group.secondary_devices",

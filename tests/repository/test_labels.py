@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,17 @@ def test_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(StatusError, match="^label file '.*' must stay within the model directory$") as caught:
         read_labels(model, parse_text(f'output {{ name: "x" label_filename: "{name}" }}', "x"))
     assert caught.value.code is Code.INVALID_ARG
+
+
+def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"cat\r\ndog\r\n")
+    assert read_labels(tmp_path, parse_text('output { name: "x" label_filename: "a.txt" }', "x")) == {"x": ["cat", "dog"]}
+
+
+def test_a_pipe_is_no_label_file(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    model.mkdir()
+    os.mkfifo(model / "pipe")
+    with pytest.raises(StatusError) as caught:
+        read_labels(model, parse_text('output { name: "x" label_filename: "pipe" }', "x"))
+    assert caught.value.message == "failed to open text file for read m/pipe: not a regular file"

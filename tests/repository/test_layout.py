@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from tensorfarm.server.repository.layout import (
     NoVersion,
     chosen_versions,
     find_config,
-    find_model,
+    open_file,
     present_versions,
+    read_text_file,
     resolve_inside,
-    scan,
     stays_inside,
+    subdirectories,
 )
 from tensorfarm.workers.contract.configuration import parse_text
 from tensorfarm.workers.contract.status import Code, StatusError
@@ -27,38 +29,10 @@ def directories(root: Path, *names: str) -> Path:
     return root
 
 
-def test_scan_finds_visible_directories_of_every_repository(tmp_path: Path) -> None:
-    one = directories(tmp_path / "one", "b", "a", ".git")
-    two = directories(tmp_path / "two", "b", "c")
-    (one / "README.md").write_text("no model")
-    (two / "linked").symlink_to(one / "a")
-    found = scan([one, str(two)])
-    assert [(model.name, model.directories) for model in found] == [
-        ("a", (one / "a",)),
-        ("b", (one / "b", two / "b")),
-        ("c", (two / "c",)),
-        ("linked", (two / "linked",)),
-    ]
-
-
-def test_a_repository_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StatusError, match="failed to open directory") as caught:
-        scan([tmp_path / "nowhere"])
+        subdirectories(tmp_path / "nowhere")
     assert caught.value.code is Code.INTERNAL
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "../one", "a/../b", "/etc", ".hidden", "a\0", "file", "a/1"])
-def test_find_model_never_leaves_the_repository(tmp_path: Path, name: str) -> None:
-    root = directories(tmp_path / "one", "a/1", ".hidden")
-    (root / "file").write_text("")
-    assert find_model([root], name) is None
-
-
-def test_find_model(tmp_path: Path) -> None:
-    root = directories(tmp_path, "a", "model..1")
-    for name in ("a", "model..1"):
-        found = find_model([root], name)
-        assert found is not None and found.directories == (root / name,)
 
 
 def test_version_directories_as_the_server_reads_them(tmp_path: Path) -> None:
@@ -158,3 +132,18 @@ def test_paths_that_stay(tmp_path: Path) -> None:
         assert resolve_inside(tmp_path / "link", path, "label file").is_relative_to(model)
     with pytest.raises(StatusError, match="^label file 'out/x' must stay within the model directory$"):
         resolve_inside(model, "out/x", "label file")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file$"):
+        open_file(tmp_path / "pipe")
+
+
+def test_texts_have_a_bound(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("x")
+    assert read_text_file(file) == b"x"
+    os.truncate(file, 1 << 40)
+    with pytest.raises(OSError, match="longer than 16 MiB$"):
+        read_text_file(file)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,10 @@ def test_no_mixture_of_sections_raises_anything_else(
     again = parse_text(str(config), "x")
     finish_config(again, gpus)
     assert again == config, "a final configuration is final"
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    directory = model(tmp_path, None, "1/model.py")
+    os.mkfifo(directory / "config.pbtxt")
+    with pytest.raises(StatusError, match="config.pbtxt: not a regular file$"):
+        read(directory)

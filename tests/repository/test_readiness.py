@@ -17,7 +17,7 @@ def version(*workers: str, healthy: bool = True, checks: bool = True) -> Any:
 
 
 def ensemble(*members: Any) -> Any:
-    return _Version(ensemble=object(), members=list(members))
+    return _Version(ensemble=object(), members=dict(enumerate(members)))
 
 
 class _Version(SimpleNamespace):

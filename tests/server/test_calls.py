@@ -9,6 +9,7 @@ import pytest
 
 from tensorfarm.server.calls import ModelCalls
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
+from tensorfarm.server.repository.demand import NotResident
 from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.contract.messages import (
     Answer,
@@ -29,6 +30,7 @@ INLINE = [Tensor("OUT", "INT8", (1,), Inline(memoryview(b"a"))), Tensor("IN REGI
 
 @dataclass(eq=False)
 class FakeCaller:
+    name: str = "w"
     said: list[Answer] = field(default_factory=list)
     instances: list[int] = field(default_factory=list)
 
@@ -47,8 +49,19 @@ class FakeTarget:
     signature: Any = field(default_factory=FakeSignature)
 
 
+@dataclass(eq=False)
+class FakeAwaited:
+    """A wait for a model."""
+
+    on_ready: Any
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Office:
-    """Model calls with a server that does what a test says."""
+    """Model calls with a server that does what a test says. Models of ``absent`` must be brought first."""
 
     def __init__(self) -> None:
         self.targets: dict[tuple[str, int], FakeTarget] = {("m", -1): FakeTarget(), ("stream", -1): FakeTarget(FakeSignature(True))}
@@ -57,10 +70,21 @@ class Office:
         self.shared: list[tuple[int, FakeCaller]] = []
         self.given_back: list[Lease] = []
         self.refusal: StatusError | None = None
+        self.absent: set[str] = set()
+        self.brought: list[tuple[str, FakeCaller, FakeAwaited]] = []
         self.caller = FakeCaller()
-        self.calls = ModelCalls(self._find, self._ask, lambda arena, caller: self.shared.append((arena, caller)), lambda: 77)
+        self.calls = ModelCalls(self._find, self._ask, lambda arena, caller: self.shared.append((arena, caller)), lambda: 77, self._bring)
+
+    def _bring(self, absent: NotResident, on_ready: Any, caller: FakeCaller) -> Any:
+        awaited = FakeAwaited(on_ready)
+        self.brought.append((absent.name, caller, awaited))
+        if self.refusal is not None:
+            on_ready(self.refusal)
+        return awaited
 
     def _find(self, model: str, version: int) -> FakeTarget:
+        if model in self.absent:
+            raise NotResident(model)
         if (model, version) not in self.targets:
             raise not_found("Request for unknown model")
         return self.targets[model, version]
@@ -238,3 +262,49 @@ def test_an_answer_before_the_call_has_begun(office: Office) -> None:
     office.call()
     assert office.calls.count == 0
     office.calls.cancel(CancelCall(1), office.caller)
+
+
+def test_a_call_waits_for_its_model_to_be_loaded(office: Office) -> None:
+    office.absent.add("m")
+    office.call()
+    ((name, caller, awaited),) = office.brought
+    assert (name, caller) == ("m", office.caller) and not office.asked and not office.caller.said
+    assert office.calls.calling("m") == {"w"} and office.calls.calling("n") == set()
+    office.absent.clear()
+    awaited.on_ready(None)
+    assert len(office.asked) == 1 and office.calls.calling("m") == {"w"}
+    office.respond(INLINE)
+    assert office.caller.said == [Answer(1, 0, Result(INLINE, {"p": 1}), True)] and office.calls.count == 0
+    assert office.calls.calling("m") == set()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_model_that_cannot_be_loaded_for_a_call(office: Office, at_once: bool) -> None:
+    office.absent.add("m")
+    office.refusal = unavailable("no room") if at_once else None
+    office.call()
+    if not at_once:
+        office.brought[0][2].on_ready(unavailable("no room"))
+    assert refusal(office) == (Code.UNAVAILABLE, "Model m - Error when running inference: no room")
+    office.calls.cancel(CancelCall(1), office.caller)
+    assert len(office.caller.said) == 1, "it is over"
+
+
+def test_a_call_that_is_given_up_while_its_model_loads(office: Office) -> None:
+    office.absent.add("m")
+    office.call()
+    awaited = office.brought[0][2]
+    office.calls.cancel(CancelCall(1), office.caller)
+    assert awaited.cancelled and refusal(office) == (Code.CANCELLED, "")
+    awaited.on_ready(None)
+    assert not office.asked and len(office.caller.said) == 1
+
+
+def test_a_caller_that_ends_while_a_model_loads_for_it(office: Office) -> None:
+    office.absent.add("m")
+    office.call()
+    awaited = office.brought[0][2]
+    office.calls.gone(office.caller)
+    assert awaited.cancelled and not office.caller.said and office.calls.count == 0
+    awaited.on_ready(None)
+    assert not office.asked

@@ -147,6 +147,22 @@ def test_bad_command_lines(capsys: pytest.CaptureFixture[str], argv: list[str], 
     assert complaint(capsys, *argv) == (before, after)
 
 
+@pytest.mark.parametrize("flag", ["lazy-model-count", "lazy-memory-byte-size"])
+def test_budgets_are_for_lazy_loading(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    for mode in ("none", "poll", "explicit"):
+        before, after = complaint(capsys, f"--model-control-mode={mode}", f"--{flag}=0")
+        assert (before, after) == ("", f"\nError: Use of '--{flag}' requires setting '--model-control-mode=lazy' as well.\n")
+    assert getattr(options_of("--model-control-mode=lazy"), flag.replace("-", "_")) == 0
+    assert getattr(options_of("--model-control-mode=lazy", f"--{flag}=7"), flag.replace("-", "_")) == 7
+    assert getattr(options_of("--model-control-mode=lazy", f"--{flag}=-1"), flag.replace("-", "_")) == 0
+    assert "Bad option" in complaint(capsys, "--model-control-mode=lazy", f"--{flag}=many")[1]
+
+
+def test_lazy_loading_excludes_other_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'--load-model' requires" in complaint(capsys, "--model-control-mode=lazy", "--load-model=a")[1]
+    assert "'--model-namespacing' cannot be used" in complaint(capsys, "--model-control-mode=lazy", "--model-namespacing=true")[1]
+
+
 def test_two_ways_to_give_the_cache_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = complaint(capsys, "--response-cache-byte-size=5", "--cache-config=a,b=1")
     assert before.endswith("The equivalent --cache-config CLI args would be: '--cache-config=local,size=5'\n")
@@ -274,17 +290,17 @@ def test_deprecated_flags_become_the_new_ones() -> None:
 
 
 def test_flags_without_effect_are_named_once_each() -> None:
-    options = options_of("--grpc-port=9", "--repository-poll-secs=15", "--grpc-port=10", "--http-port=1", "--trace-rate=3")
-    assert unbuilt_flags(options) == ["--grpc-port", "--repository-poll-secs", "--trace-rate"]
-    assert unbuilt_warning(options).endswith(": --grpc-port, --repository-poll-secs, --trace-rate")
+    options = options_of("--grpc-port=9", "--buffer-manager-thread-count=2", "--grpc-port=10", "--http-port=1", "--trace-rate=3")
+    assert unbuilt_flags(options) == ["--grpc-port", "--buffer-manager-thread-count", "--trace-rate"]
+    assert unbuilt_warning(options).endswith(": --grpc-port, --buffer-manager-thread-count, --trace-rate")
     assert "\n" not in unbuilt_warning(options)
 
 
 def test_asking_for_what_happens_anyway_is_no_reason_to_warn() -> None:
-    options = options_of("--allow-grpc=false", "--rate-limit=off", "--model-control-mode=none", "--allow-gpu-metrics=false")
+    options = options_of("--allow-grpc=false", "--rate-limit=off", "--allow-gpu-metrics=false")
     assert unbuilt_flags(options) == []
     assert unbuilt_warning(options) == ""
-    assert unbuilt_flags(options_of("--allow-grpc=true", "--model-control-mode=poll")) == ["--allow-grpc", "--model-control-mode"]
+    assert unbuilt_flags(options_of("--allow-grpc=true", "--rate-limit=execution_count")) == ["--allow-grpc", "--rate-limit"]
 
 
 def test_usage_names_every_flag_under_headings_in_eighty_columns() -> None:

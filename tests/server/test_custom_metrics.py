@@ -39,7 +39,7 @@ class Owner:
 
 
 class NoModels:
-    def versions(self) -> list[Any]:
+    def counted(self) -> list[Any]:
         return []
 
 

@@ -89,7 +89,7 @@ class Version:
 class Service:
     loaded: list[Version] = field(default_factory=list)
 
-    def versions(self) -> list[Version]:
+    def counted(self) -> list[Version]:
         return self.loaded
 
 
@@ -307,3 +307,15 @@ def test_versions_with_the_same_labels_are_one_series() -> None:
     assert found == ['nv_inference_request_success{model="e",version="1"} 5']
     assert series(page)['nv_inference_request_duration_us{model="e",version="1"}'] == "25"
     assert series(page)['nv_inference_request_failure{model="e",reason="OTHER",version="1"}'] == "2"
+
+
+def test_what_lazy_loading_has_done() -> None:
+    book = StatisticsBook()
+    page = MetricsExposition(Service(), book, MetricsSettings(), lazy=lambda: (5, 60, 55)).render().decode()
+    for name, kind, value in (
+        ("resident_models", "gauge", 5),
+        ("lazy_loads_total", "counter", 60),
+        ("lazy_evictions_total", "counter", 55),
+    ):
+        assert f"# TYPE tensorfarm_{name} {kind}\ntensorfarm_{name} {value}\n" in page
+    assert "lazy" not in MetricsExposition(Service(), book, MetricsSettings()).render().decode(), "elsewhere it says nothing"

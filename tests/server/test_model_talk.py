@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,10 +37,19 @@ BODY = RequestBody("", 1, [], [], {})
 class FakeProcess:
     name: str = "m:1#0"
     pid: int = 77
+    returncode: int | None = None
     said: list[Any] = field(default_factory=list)
 
     def send(self, message: Any) -> None:
         self.said.append(message)
+
+
+class Done:
+    """What can be awaited any number of times, and is done."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
 
 
 class Recorder:
@@ -65,7 +76,7 @@ class Room:
         self.log.settings = LogSettings()
         self.log.takes = Log(self.log.settings).takes
         self.process = FakeProcess()
-        self.talk = ModelTalk(self.service, self.calls, self.metrics, self.log)  # type: ignore[arg-type]
+        self.talk = ModelTalk(self.service, self.calls, self.metrics, self.log, asyncio.run)  # type: ignore[arg-type]
 
     def hear(self, message: Any) -> list[Any]:
         """What the worker is told."""
@@ -145,11 +156,18 @@ def test_a_version_that_is_none(room: Room, version: str) -> None:
 
 
 def test_loading_and_unloading(room: Room) -> None:
-    assert room.hear(AskLoad(1, "m", "", {})) == room.hear(AskLoad(1, "m", "{}", {})) == [Reply(1)]
+    room.service.answers["load"] = room.service.answers["unload"] = Done()
+    assert room.hear(AskLoad(1, "m", "", {})) == room.hear(AskLoad(1, "m", "{}", {"file:1/f": b"x"})) == [Reply(1)]
     assert room.hear(AskUnload(2, "m", True)) == [Reply(2)]
-    assert room.service.heard == [("load", "m", {}), ("load", "m", {"config": "{}"}), ("unload", "m", {"unload_dependents": True})]
+    assert room.service.heard == [("load", "m", {}), ("load", "m", {"config": "{}", "file:1/f": b"x"}), ("unload", "m", True)]
     room.service.failures["load"] = unavailable("not now")
     assert room.hear(AskLoad(3, "m", "", {})) == [Reply(3, None, Fault(Code.UNAVAILABLE, "not now"))]
+
+
+def test_whoever_asked_for_a_load_may_be_gone_when_it_is_done(room: Room) -> None:
+    room.service.answers["load"] = Done()
+    room.process.returncode = -9
+    assert room.hear(AskLoad(1, "m", "", {})) == []
 
 
 def test_a_worker_that_has_gone(room: Room) -> None:

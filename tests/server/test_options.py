@@ -48,7 +48,17 @@ def test_every_flag_is_explained() -> None:
         assert "Default" not in flag.help or flag.default is None or isinstance(flag.default, Mapping | tuple), flag.name
 
 
-OWN = {"busy-poll-us", "http-use-ssl", "http-use-ssl-mutual", "http-server-cert", "http-server-key", "http-root-cert"}
+OWN = {
+    "busy-poll-us",
+    "repository-settle-ms",
+    "lazy-model-count",
+    "lazy-memory-byte-size",
+    "http-use-ssl",
+    "http-use-ssl-mutual",
+    "http-server-cert",
+    "http-server-key",
+    "http-root-cert",
+}
 """What tritonserver has not."""
 
 

@@ -85,6 +85,30 @@ def test_an_execution_counts_where_all_its_requests_failed() -> None:
     assert statistics.failures == [0, 0, 2, 0]
 
 
+@dataclass(slots=True)
+class Sample:
+    batch_size: int
+    execution_count: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+def test_warm_up_counts_as_inference_that_did_not_wait() -> None:
+    statistics = VersionStatistics()
+    statistics.warmed_up(Sample(1, 1, 10, 100, 20), 5)
+    statistics.warmed_up(Sample(3, 2, 30, 300, 60), 6)
+    entry = statistics.as_json("m", 1)
+    assert (entry["inference_count"], entry["execution_count"], entry["last_inference"]) == (7, 3, 6)
+    counted = entry["inference_stats"]
+    assert counted["success"] == {"count": 7, "ns": 130 + 3 * 390} and counted["queue"] == {"count": 7, "ns": 0}
+    assert counted["compute_infer"] == {"count": 7, "ns": 100 + 3 * 300} and counted["fail"]["count"] == 0
+    assert [(row["batch_size"], row["compute_infer"]) for row in entry["batch_stats"]] == [
+        (1, {"count": 1, "ns": 100}),
+        (3, {"count": 2, "ns": 300}),
+    ]
+
+
 def test_batch_sizes_ascend() -> None:
     statistics = VersionStatistics()
     for size in (8, 1, 4, 1):
@@ -222,3 +246,58 @@ def test_what_becomes_known_after_a_request_was_counted() -> None:
     assert [row[name] for name in ("compute_input", "compute_infer", "compute_output")] == [
         {"count": 1, "ns": ns} for ns in (1001, 2010, 3100)
     ]
+
+
+def _chain(statistics: VersionStatistics) -> list[VersionStatistics]:
+    return [statistics] if statistics.earlier is None else [statistics, *_chain(statistics.earlier)]
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 3])
+def test_a_load_goes_on_where_many_others_ended_each_still_busy_for_a_while(overlap: int) -> None:
+    """As many as ``overlap`` loads are still busy when the next one comes."""
+    loads = [VersionStatistics()]
+    for count in range(1, 3000):
+        loads[-1].success_count += count
+        new = VersionStatistics()
+        new.follow(loads[-1])
+        loads.append(new)
+        if count >= overlap:
+            loads[count - overlap].closed = True
+        assert len(_chain(new)) <= 2 * overlap + 3
+    total = loads[-1].total()
+    assert total.success_count == sum(range(1, 3000)) and loads[-1].success_count == 0
+    assert total.success_count == loads[-1].total().success_count, "asking changes nothing"
+
+
+@given(st.data())
+def test_totals_are_those_of_all_loads_in_whatever_order_they_end(data: st.DataObject) -> None:
+    loads = [VersionStatistics()]
+    expected = [0, 0]
+    for _ in range(data.draw(st.integers(0, 30))):
+        step = data.draw(st.sampled_from(["count", "reload", "close"]))
+        busy = [load for load in loads if not load.closed]
+        if step == "count":
+            load = busy[data.draw(st.integers(0, len(busy) - 1))]
+            load.success_count += 1
+            load.queue_ns += 7
+            expected = [expected[0] + 1, expected[1] + 7]
+        elif step == "reload":
+            new = VersionStatistics()
+            new.follow(loads[-1])
+            loads.append(new)
+        elif len(busy) > 1:
+            busy[data.draw(st.integers(0, len(busy) - 2))].closed = True
+        total = loads[-1].total()
+        assert [total.success_count, total.queue_ns] == expected
+    new = VersionStatistics()
+    new.follow(loads[-1])
+    assert len(_chain(new)) <= 2 + sum(not load.closed for load in loads)
+
+
+def test_distributions_are_handed_on() -> None:
+    book = StatisticsBook(summaries=True, histograms=True)
+    old, new = (book.open("m", 1, decoupled=True) for _ in range(2))
+    old.first_response_sent(0, 50_000_000)
+    new.follow(old)
+    assert new.first_response is old.first_response and new.summaries is old.summaries
+    assert new.total().first_response is old.first_response and new.failures is old.failures

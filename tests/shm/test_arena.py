@@ -179,6 +179,24 @@ def test_an_arena_without_a_resident_part_keeps_nothing(memory: int) -> None:
     assert resident_pages(memory) == 0
 
 
+def test_pages_kept_warm_go_back_when_asked_for(memory: int) -> None:
+    arena = Arena(0, memory, SIZE)
+    blocks = [arena.reserve(4 * PAGE) for _ in range(3)]
+    for block in blocks:
+        block.view[:] = b"\1" * block.byte_size
+    for block in (blocks[0], blocks[2]):
+        block.release()
+    assert resident_pages(memory) == 12
+    arena.give_back()
+    assert resident_pages(memory) == 4 and set(blocks[1].view) == {1}
+    again = arena.reserve(4 * PAGE)
+    assert again.offset == 0 and set(again.view) == {0}
+    full = arena.reserve(SIZE - 8 * PAGE)
+    arena.give_back()
+    for block in (blocks[1], again, full):
+        block.release()
+
+
 def test_mappings_go_with_their_last_user(memory: int) -> None:
     def mapped() -> int:
         return Path("/proc/self/maps").read_text().count("tensorfarm-arena")

@@ -299,7 +299,7 @@ def _ticks(pid: int) -> int:
 
 
 def test_ensembles_that_cannot_be(tmp_path: Path) -> None:
-    """Each is a name in the index and nothing more; why is in the log, and the rest is served."""
+    """The index and the log say why, and the rest is served."""
     models = write_repository(tmp_path / "models", (PLAIN, replace(PLAIN, name="broken", operation="fail")), Flavour.ONNX)
     maps = {"INPUT0": "X", "INPUT1": "X"}, {"OUTPUT0": "Y"}
     good = TestEnsemble("good", (Step("plain", *maps),), _int32("X"), _int32("Y"), versions=(1, 2), extra="version_policy { all { } }")
@@ -326,6 +326,9 @@ def test_ensembles_that_cannot_be(tmp_path: Path) -> None:
         index = exchange(server.http_port, "POST", "/v2/repository/index", b"").json
         entries = {entry["name"]: entry for entry in index if entry.get("state") != "READY"}
         names = ("above_broken", "above_missing", "about", "missing", "round", "unmapped", "version")
+        assert [(entry.pop("state"), bool(entry.pop("reason"))) for entry in map(entries.get, names)] == [("UNAVAILABLE", True)] * len(
+            names
+        )
         assert [entries[name] for name in names] == [{"name": name} for name in names]
         assert entries.keys() - set(names) == {"broken"}
         for text in (

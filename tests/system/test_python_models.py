@@ -98,8 +98,15 @@ def said(reply: Reply) -> str:
 def arena_byte_size(server: Server, model: str) -> int:
     """What the outputs of a model's process hold of memory."""
     (worker,) = [pid for pid in child_pids(server.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == model]
-    arguments = Path(f"/proc/{worker}/cmdline").read_text().split("\0")
-    return os.stat(f"/proc/{worker}/fd/{arguments[arguments.index('--arena') + 1]}").st_blocks * 512
+    memory = [link for link in Path(f"/proc/{worker}/fd").iterdir() if "memfd:" in os.readlink(link)]
+    # It may write to its own, and only to that.
+    (own,) = {link.stat().st_ino: link for link in memory if _access(worker, link.name) == os.O_RDWR}.values()
+    return own.stat().st_blocks * 512
+
+
+def _access(pid: int, descriptor: str) -> int:
+    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().splitlines())
+    return int(fields["flags"].strip(), 8) & os.O_ACCMODE
 
 
 # tensors

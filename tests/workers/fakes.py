@@ -117,6 +117,9 @@ class FakeBackend:
         source.config.max_batch_size = 7
         return [Note("W", "guessed")]
 
+    def compare(self, source: ModelSource) -> None:
+        pass
+
     def load(self, source: ModelSource) -> FakeModel:
         assert self.go.wait(PATIENCE_S)
         self.sources.append(source)

@@ -38,6 +38,8 @@ class Running:
         self.executor = executor
         self.instance = Instance(4, "m_0", BatchRunner(executor, world.memory, "m"), lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
         self.instance.start()
+        self.instance.wait_warm()
+        self.instance.open()
         assert self.channel.answer() == InstanceReady(TOKEN, 4)
 
     def run(self, requests: list[RequestBody]) -> Done:

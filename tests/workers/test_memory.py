@@ -159,6 +159,20 @@ def test_a_divided_block_goes_with_the_last_of_its_parts(world: Bench, order: tu
     assert world.outputs.used_byte_size == 0
 
 
+def test_warm_pages_are_given_back(world: Bench) -> None:
+    def resident_byte_size() -> int:
+        return os.fstat(world.outputs.fd).st_blocks * 512
+
+    kept, freed = world.memory.reserve(8192), world.memory.reserve(1 << 20)
+    for lease in (kept, freed):
+        world.memory.view(lease)[:] = b"\1" * lease.byte_size
+    world.memory.free(freed)
+    assert resident_byte_size() == 8192 + (1 << 20)
+    world.memory.give_back()
+    assert resident_byte_size() == 8192 and bytes(world.memory.view(kept)) == b"\1" * 8192
+    world.memory.free(kept)
+
+
 def test_what_is_not_taken_cannot_be_given_back(world: Bench) -> None:
     with pytest.raises(KeyError):
         world.memory.free_offset(4096)

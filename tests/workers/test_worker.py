@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tensorfarm.shm.placement import Lease, Span
 from tensorfarm.shm.system import open_object
-from tensorfarm.workers.contract.configuration import ModelConfig, document, parse_document
+from tensorfarm.workers.batch import Batch
+from tensorfarm.workers.contract.configuration import ModelConfig, document, parse_document, parse_text
 from tensorfarm.workers.contract.messages import (
     Attach,
     Close,
     Detach,
+    Done,
+    Execute,
+    Extend,
     Failed,
     Fault,
     Inspect,
@@ -24,16 +29,18 @@ from tensorfarm.workers.contract.messages import (
     Loaded,
     Note,
     Return,
+    Shrink,
     Stop,
+    Tensor,
     Unload,
     Unloaded,
 )
-from tensorfarm.workers.contract.status import Code, StatusError, unsupported
+from tensorfarm.workers.contract.status import Code, StatusError, invalid, unsupported
 from tensorfarm.workers.main_thread import MainThread
 from tensorfarm.workers.worker import Worker
 
-from .fakes import PATIENCE_S, FakeBackend, FakeChannel, FakeControl
-from .real_memory import Bench, bench
+from .fakes import PATIENCE_S, FakeBackend, FakeChannel, FakeControl, FakeExecutor
+from .real_memory import Bench, bench, inline, request
 
 CONFIG = document(ModelConfig(name="m", backend="fake"))
 
@@ -44,22 +51,39 @@ class Room:
     def __init__(self, memory: Bench) -> None:
         self.control = FakeControl()
         self.channels: list[FakeChannel] = []
+        self._made = threading.Semaphore(0)
         self.backend = FakeBackend()
         self.memory = memory
         self.worker = Worker(self.control, self._channel, memory.memory, MainThread(), b"token")  # type: ignore[arg-type]
         self.worker._backends["fake"] = self.backend
 
     def _channel(self) -> FakeChannel:
-        self.channels.append(FakeChannel())
-        return self.channels[-1]
+        channel = FakeChannel()
+        self.channels.append(channel)
+        self._made.release()
+        return channel
 
-    def load(self, count: int = 2, backend: str = "fake") -> Load:
-        specs = [InstanceSpec(number, f"m_{number}", "KIND_CPU", 0) for number in range(count)]
-        return Load(1, 10, "m", backend, "/models/m", 3, CONFIG, {"key": "value"}, specs)
+    def ready(self, count: int) -> dict[int, FakeChannel]:
+        """The sockets of the next instances that say they are ready, by the instance's number."""
+        found = {}
+        for _ in range(count):
+            assert self._made.acquire(timeout=PATIENCE_S)
+        for channel in self.channels[-count:]:
+            message = channel.answer()
+            assert isinstance(message, InstanceReady)
+            found[message.instance] = channel
+        return found
 
-    def close_instances(self) -> None:
-        for channel in self.channels:
+    def load(self, count: int = 2, backend: str = "fake", config: bytes = CONFIG) -> Load:
+        return Load(1, 10, "m", backend, "/models/m", 3, config, {"key": "value"}, specs(*range(count)))
+
+    def close(self, *channels: FakeChannel) -> None:
+        for channel in channels:
             channel.inbox.put(Close())
+
+
+def specs(*numbers: int) -> list[InstanceSpec]:
+    return [InstanceSpec(number, f"m_{number}", "KIND_CPU", 0) for number in numbers]
 
 
 @pytest.fixture
@@ -76,9 +100,9 @@ def test_load_and_unload(room: Room) -> None:
     assert room.control.answer() == Loaded(1)
     source = room.backend.sources[0]
     assert (source.directory, source.version, source.config.name, source.settings) == ("/models/m", 3, "m", {"key": "value"})
-    said = [channel.answer() for channel in room.channels]
-    assert sorted(message.instance for message in said if isinstance(message, InstanceReady)) == [0, 1]
-    room.close_instances()
+    channels = room.ready(2)
+    assert sorted(channels) == [0, 1]
+    room.close(*channels.values())
     assert room.worker.handle(Unload(2, 10))
     assert room.control.answer() == Unloaded(2)
     assert room.backend.model.closed.is_set() and all(executor.closed.is_set() for executor in room.backend.model.executors)
@@ -91,9 +115,9 @@ def test_an_unload_that_overtakes_the_loading_waits_for_it(room: Room) -> None:
     room.worker.handle(Unload(2, 10))
     room.backend.go.set()
     assert room.control.answer() == Loaded(1)
-    assert isinstance(room.channels[0].answer(), InstanceReady)
+    channels = room.ready(1)
     assert not room.backend.model.closed.is_set()
-    room.close_instances()
+    room.close(*channels.values())
     assert room.control.answer() == Unloaded(2)
     assert room.backend.model.closed.is_set()
 
@@ -131,8 +155,98 @@ def test_an_instance_that_does_not_end_keeps_its_model(room: Room, monkeypatch: 
     message = "m_0 did not end within 0.01 s; the model's memory is not given back"
     assert room.control.answer() == Failed(2, Fault(Code.INTERNAL, message))
     assert not room.backend.model.closed.is_set()
-    room.close_instances()
+    room.close(*room.ready(1).values())
     assert room.backend.model.executors[0].closed.wait(PATIENCE_S)
+
+
+def test_instances_come_and_go_while_the_others_serve(room: Room) -> None:
+    room.backend.go.set()
+    room.worker.handle(room.load(1))
+    # It waits for the loading.
+    room.worker.handle(Extend(2, 10, CONFIG, specs(1, 2)))
+    assert room.control.answer() == Loaded(1)
+    assert room.control.answer() == Loaded(2)
+    channels = room.ready(3)
+    assert sorted(channels) == [0, 1, 2]
+    first, second, third = room.backend.model.executors
+    room.worker.handle(Shrink(3, 10, [0, 2]))
+    room.close(channels[0], channels[2])
+    assert room.control.answer() == Unloaded(3)
+    assert first.closed.is_set() and third.closed.is_set() and not second.closed.is_set()
+    channels[1].inbox.put(Execute(5, [request([Tensor("IN", "INT8", (1, 1), inline(b"1"))])]))
+    assert isinstance(channels[1].answer(), Done)
+    room.worker.handle(Unload(4, 10))
+    room.close(channels[1])
+    assert room.control.answer() == Unloaded(4)
+    assert second.closed.is_set() and room.backend.model.closed.is_set()
+
+
+def test_instances_of_a_model_that_is_not_there(room: Room) -> None:
+    room.worker.handle(Extend(2, 10, CONFIG, specs(1)))
+    assert room.control.answer() == Failed(2, Fault(Code.UNAVAILABLE, "the model is not loaded in this worker"))
+    room.worker.handle(Shrink(3, 10, [1]))
+    assert room.control.answer() == Unloaded(3)
+
+
+def test_more_instances_than_can_be_made_leave_the_model_as_it_was(room: Room) -> None:
+    room.backend.go.set()
+    room.backend.model.room = 2
+    room.worker.handle(room.load(1))
+    assert room.control.answer() == Loaded(1)
+    channels = room.ready(1)
+    room.worker.handle(Extend(2, 10, CONFIG, specs(1, 2)))
+    assert room.control.answer() == Failed(2, Fault(Code.INTERNAL, "the backend failed with MemoryError"))
+    assert [executor.closed.is_set() for executor in room.backend.model.executors] == [False, True]
+    assert not room.backend.model.closed.is_set() and len(room.channels) == 1
+    room.worker.handle(Unload(3, 10))
+    room.close(*channels.values())
+    assert room.control.answer() == Unloaded(3)
+
+
+WARM = parse_text(
+    """
+    name: "m" backend: "fake" max_batch_size: 4
+    input { name: "IN" data_type: TYPE_INT8 dims: 1 } output { name: "OUT" data_type: TYPE_INT8 dims: 1 }
+    model_warmup { name: "one" batch_size: 2 inputs { key: "IN" value { data_type: TYPE_INT8 dims: 1 zero_data: true } } }
+    """,
+    "config.pbtxt",
+)
+
+
+def test_every_instance_is_warmed_up_before_it_says_that_it_is_ready(room: Room) -> None:
+    room.backend.go.set()
+    room.worker.handle(room.load(2, config=document(WARM)))
+    assert room.control.answer() == Loaded(1)
+    assert [executor.batch_sizes for executor in room.backend.model.executors] == [[2], [2]]
+    channels = room.ready(2)
+    room.worker.handle(Extend(2, 10, document(WARM), specs(7)))
+    assert room.control.answer() == Loaded(2)
+    assert room.backend.model.executors[2].batch_sizes == [2]
+    channels |= room.ready(1)
+    room.worker.handle(Unload(3, 10))
+    room.close(*channels.values())
+    assert room.control.answer() == Unloaded(3)
+
+
+def test_one_instance_that_cannot_be_warmed_up_fails_the_load(room: Room) -> None:
+    def fail(batch: Batch) -> None:
+        raise invalid("too cold")
+
+    room.backend.go.set()
+    makes = room.backend.model.executor
+
+    def executor() -> FakeExecutor:
+        made = makes()
+        if len(room.backend.model.executors) == 2:
+            made.work = fail
+        return made
+
+    room.backend.model.executor = executor  # type: ignore[method-assign]
+    room.worker.handle(room.load(3, config=document(WARM)))
+    said = "failed to run warmup sample 'one': too cold; too cold; "
+    assert room.control.answer() == Failed(1, Fault(Code.INVALID_ARG, said))
+    assert all(executor.closed.is_set() for executor in room.backend.model.executors) and room.backend.model.closed.is_set()
+    assert room.channels == [] and room.worker._models == {}, "nobody has heard of any of them"
 
 
 def test_inspect_completes_a_configuration(room: Room) -> None:

@@ -32,6 +32,10 @@ class ModelSource:
         self.backend_file = backend_file
         self.spent = False
 
+    def with_document(self, document: bytes) -> ModelSource:
+        """The same with another configuration."""
+        return ModelSource(self.directory, self.version, document, self.settings, self.backend_file)
+
     @cached_property
     def config(self) -> Any:
         """The configuration as a ``ModelConfig`` message, of which the interpreters that models bring may know nothing."""
@@ -67,8 +71,14 @@ class Runner(Protocol):
     main: MainThread | None
     """The thread to run in, where that is not to be a new one."""
 
+    def rehearse(self, message: Execute) -> tuple[Done, list[str]]:
+        """Execute a batch that the server knows nothing of, to the last response of each of its requests.
+
+        Called in the instance's thread, before ``begin``. The responses are thrown away, their errors returned.
+        """
+
     def begin(self, instance: int, inbox: Inbox) -> None:
-        """Called once, in the instance's thread, before its first batch; ``instance`` is its number."""
+        """Called once, in the instance's thread, before its first batch of the server's; ``instance`` is its number."""
 
     def run(self, message: Execute) -> Done:
         """Execute a batch; never raises, what goes wrong is in the results."""
@@ -109,10 +119,13 @@ class Surroundings:
 
 
 class Backend(Protocol):
-    """A kind of model file. Both methods raise StatusError with a text fit for a client's eyes."""
+    """A kind of model file. All methods raise StatusError with a text fit for a client's eyes."""
 
     def complete(self, source: ModelSource) -> list[Note]:
         """Fill in what the source's configuration leaves out, in ``source``; return notes for the log."""
+
+    def compare(self, source: ModelSource) -> None:
+        """Check a final configuration against the model as ``load`` does, and keep nothing of it; does not run a model's own code."""
 
     def load(self, source: ModelSource) -> LoadedModel:
         """Open a model version whose configuration is final, and check it against the model."""

@@ -74,15 +74,25 @@ class OnnxRuntimeBackend:
         differ, INTERNAL with ONNX Runtime's own words where it cannot open the model.
         """
         options = options_of(source)
-        session = open_session(source, options)
-        graph = graph_of(session)
-        validate(source.config, graph)
+        session, graph = _open_valid(source, options)
         return OnnxModel(signature_of(source.config), graph, session, options.run_entries, hidden_paths(source))
+
+    def compare(self, source: ModelSource) -> None:
+        """Open a model version and check its configuration against it. Raises StatusError as ``load`` does."""
+        _open_valid(source, options_of(source))
 
 
 def backend(surroundings: Surroundings | None = None) -> OnnxRuntimeBackend:
     """Make the backend; it has no state of its own and needs nothing of the process around it."""
     return OnnxRuntimeBackend()
+
+
+def _open_valid(source: ModelSource, options: SessionOptions) -> tuple[Any, Graph]:
+    """The session of a model that fits its configuration, and its tensors."""
+    session = open_session(source, options)
+    graph = graph_of(session)
+    validate(source.config, graph)
+    return session, graph
 
 
 def options_of(source: ModelSource) -> SessionOptions:

@@ -140,6 +140,8 @@ def _length_delimited(view: memoryview, at: int, end: int) -> Iterator[tuple[int
     """Number and bounds of each length-delimited field of a protobuf message. Raises ValueError where it is malformed."""
     while at < end:
         tag, at = _varint(view, at, end)
+        if not tag:
+            raise ValueError("a field without a number")
         wire_type = tag & 7
         if wire_type == _LENGTH_DELIMITED:
             length, at = _varint(view, at, end)

@@ -33,6 +33,9 @@ class PythonBackend:
         source.document = surroundings.main.call(lambda: completed(source))
         return []
 
+    def compare(self, source: ModelSource) -> None:
+        """Only a model's own code knows what it takes and gives."""
+
     def load(self, source: ModelSource) -> LoadedPythonModel:
         """Note what to load: the model's own code runs when its instance is made."""
         return LoadedPythonModel(source, self._surroundings)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-NATIVE = ("onnxruntime",)
+ONNXRUNTIME = "onnxruntime"
+NATIVE = (ONNXRUNTIME,)
 """Backends whose instances share a worker process."""
 
 PYTHON = "python"

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import numpy as np
 from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
 
+from ...shm.arrays import np
 from .status import Code, StatusError
 
 MAX_BYTE_SIZE = 16 << 20
@@ -88,6 +88,13 @@ def parse_json(text: str | bytes) -> Any:
     Raises ConfigurationError ``Invalid config override: …``.
     """
     return _parsed_json(text, "Invalid config override")
+
+
+def copied(config: Any) -> Any:
+    """A configuration of its own with the same content."""
+    copy = ModelConfig()
+    copy.CopyFrom(config)
+    return copy
 
 
 def document(config: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
+from ...shm.arrays import np
 
 _QUOTE = ord('"')
 

@@ -1,6 +1,6 @@
 """The messages between the server and its workers: one msgpack array per message, tag first.
 
-Server → worker, control socket: Inspect, Load, Unload, Check, Return, Cancel, Answer, Reply, Stop. Worker → server:
+Server → worker, control socket: Inspect, Load, Extend, Shrink, Unload, Check, Return, Cancel, Answer, Reply, Stop. Worker → server:
 Hello, Inspected, Loaded, Unloaded, Checked, Failed. Server → instance socket: Execute, Close, Answer. Instance → server:
 InstanceReady, Done. What a Python model says besides, from any of its threads: Voice, Respond, Call, CancelCall, Release,
 Say, Measure, Forget, and the questions that are answered by a Reply.
@@ -89,7 +89,10 @@ class InstanceSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Inspect(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Open a model far enough to complete its configuration, a JSON document; answered by Inspected or Failed."""
+    """Open a model far enough to complete its configuration, a JSON document; answered by Inspected or Failed.
+
+    Not ``complete``: the configuration is final, and is compared with the model, its warm-up samples are made, as a Load would.
+    """
 
     task: int
     backend: str
@@ -118,6 +121,23 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     settings: dict[str, str]
     instances: list[InstanceSpec]
     backend_file: str = ""
+
+
+class Extend(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Create more instances of a model that is loaded, as ``config`` now says; all of them or none. Answered by Loaded or Failed."""
+
+    task: int
+    model: int
+    config: bytes
+    instances: list[InstanceSpec]
+
+
+class Shrink(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Free what these instances hold, by their numbers, once they have had their Close; answered by Unloaded or Failed."""
+
+    task: int
+    model: int
+    instances: list[int]
 
 
 class Unload(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -218,23 +238,34 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=22):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """An Inspect, Load or Unload that did not work."""
+    """A task that did not work."""
 
     task: int
     fault: Fault
 
 
 class Unloaded(msgspec.Struct, frozen=True, array_like=True, tag=24):
-    """The model's instances are gone."""
+    """The model's instances are gone, or those of them that a Shrink named."""
 
     task: int
 
 
+class Warmed(msgspec.Struct, frozen=True, array_like=True):
+    """A warm-up sample that was run ``execution_count`` times, each time ``batch_size`` requests for one item; summed durations."""
+
+    batch_size: int
+    execution_count: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
 class InstanceReady(msgspec.Struct, frozen=True, array_like=True, tag=25):
-    """First message on an instance's socket: binds the socket's identity to the instance."""
+    """First message on an instance's socket: binds the socket's identity to the instance. ``warmed``: what it has run before."""
 
     token: bytes
     instance: int
+    warmed: list[Warmed] = []
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=26, gc=False):
@@ -385,7 +416,7 @@ class AskUnload(msgspec.Struct, frozen=True, array_like=True, tag=46):
 
 Question = OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload
 Spoken = Respond | Call | CancelCall | Release | Say | Measure | Forget | Question
-ToWorker = Inspect | Load | Unload | Return | Stop | Cancel | Answer | Check | Reply
+ToWorker = Inspect | Load | Extend | Shrink | Unload | Return | Stop | Cancel | Answer | Check | Reply
 ToInstance = Execute | Close | Answer
 FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done | Checked | Voice | Spoken
 
@@ -420,10 +451,15 @@ class Disown(msgspec.Struct, frozen=True, array_like=True, tag=51):
 
 
 class Greeting(msgspec.Struct, frozen=True, array_like=True, tag=42):
-    """First message over the lifeline: where to connect and the token to show there."""
+    """First message over the lifeline: where to connect, the token to show there, and what the worker's arena is called and keeps.
+
+    Beside it come two descriptors: the server's arena, read-only, and the worker's own.
+    """
 
     endpoint: str
     token: bytes
+    arena: int
+    resident_byte_size: int
 
 
 LifelineMessage = Greeting | Attach | Detach | Adopt | Disown

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...shm.datatypes import BY_NUMBER, Datatype, element_count
+from ...shm.datatypes import BY_NUMBER, DATATYPES, Datatype, element_count
+
+BY_CONFIG_NAME: dict[str, Datatype] = {datatype.config_name: datatype for datatype in DATATYPES.values()}
+"""Every datatype by its name in configurations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +64,54 @@ def signature_of(config: Any) -> Signature:
     """Precompute the signature of a validated ``ModelConfig`` message."""
     batching = config.max_batch_size > 0
 
-    def spec(tensor: Any, **extra: Any) -> TensorSpec:
-        datatype = BY_NUMBER[tensor.data_type]
-        dims = tuple(tensor.dims)
-        fixed = -1 not in dims and datatype.byte_size > 0
-        return TensorSpec(
-            name=tensor.name,
-            datatype=datatype,
-            dims=dims,
-            shape=(-1, *dims) if batching else dims,
-            reshape=tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None,
-            item_byte_size=element_count(dims) * datatype.byte_size if fixed else -1,
-            **extra,
-        )
+    def spec(tensor: Any) -> TensorSpec:
+        reshape = tensor.reshape.shape if tensor.HasField("reshape") else None
+        return _spec(tensor.name, BY_NUMBER[tensor.data_type], tensor.dims, reshape, batching)
 
     return Signature(
         model=config.name,
         max_batch_size=config.max_batch_size,
         decoupled=config.model_transaction_policy.decoupled,
         inputs={
-            tensor.name: spec(tensor, optional=tensor.optional, allow_ragged_batch=tensor.allow_ragged_batch) for tensor in config.input
+            tensor.name: replace(spec(tensor), optional=tensor.optional, allow_ragged_batch=tensor.allow_ragged_batch)
+            for tensor in config.input
         },
         outputs={tensor.name: spec(tensor) for tensor in config.output},
+    )
+
+
+def signature_of_members(config: Mapping[str, Any]) -> Signature:
+    """The signature of a final configuration as the members of its JSON document, which any Python can read."""
+    batching = config.get("max_batch_size", 0) > 0
+
+    def spec(tensor: Mapping[str, Any]) -> TensorSpec:
+        reshape = tensor["reshape"].get("shape", ()) if "reshape" in tensor else None
+        return _spec(tensor["name"], BY_CONFIG_NAME[tensor["data_type"]], tensor["dims"], reshape, batching)
+
+    return Signature(
+        model=config["name"],
+        max_batch_size=config.get("max_batch_size", 0),
+        decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled")),
+        inputs={
+            tensor["name"]: replace(
+                spec(tensor), optional=bool(tensor.get("optional")), allow_ragged_batch=bool(tensor.get("allow_ragged_batch"))
+            )
+            for tensor in config.get("input", ())
+        },
+        outputs={tensor["name"]: spec(tensor) for tensor in config.get("output", ())},
+    )
+
+
+def _spec(name: str, datatype: Datatype, dims: Iterable[int], reshape: Iterable[int] | None, batching: bool) -> TensorSpec:
+    dims = tuple(dims)
+    fixed = -1 not in dims and datatype.byte_size > 0
+    return TensorSpec(
+        name=name,
+        datatype=datatype,
+        dims=dims,
+        shape=(-1, *dims) if batching else dims,
+        reshape=None if reshape is None else tuple(reshape),
+        item_byte_size=element_count(dims) * datatype.byte_size if fixed else -1,
     )
 
 

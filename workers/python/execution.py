@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -22,6 +23,7 @@ from ..main_thread import MainThread
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
 from ..thread import WorkerThread
+from ..warmup import discard
 from .calls import Calls
 from .errors import TritonModelException
 from .failure import failure_text, sayable
@@ -78,7 +80,7 @@ class Execution:
         memory: WorkerMemory,
         model_memory: ModelMemory,
         calls: Calls,
-        speak: Callable[[Respond], None],
+        speak: Callable[[Respond], object],
         main: MainThread,
     ) -> None:
         self.main: MainThread | None = main
@@ -101,6 +103,24 @@ class Execution:
         """The model's thread may take the answers to its calls itself."""
         inbox.answered = self._calls.answered
         self._calls.answer_to(instance, inbox)
+
+    def rehearse(self, message: Execute) -> tuple[Done, list[str]]:
+        """As ``Runner`` says. What the model's senders are given meanwhile is not sent."""
+        said: queue.SimpleQueue[Respond] = queue.SimpleQueue()
+        speak, self._speak = self._speak, said.put
+        results: list[Result | None] = []
+        try:
+            done = self.run(message)
+            unanswered = done.results.count(None)
+            while unanswered:
+                respond = said.get()
+                results.append(respond.result)
+                unanswered -= respond.final
+        finally:
+            self._speak = speak
+        while not said.empty():
+            results.append(said.get().result)
+        return done, discard([*results, *done.results], self._memory)
 
     def run(self, message: Execute) -> Done:
         """Have the model execute a batch; never raises, what goes wrong is in the results."""

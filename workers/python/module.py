@@ -18,6 +18,7 @@ from ..contract.messages import InstanceSpec
 from ..contract.status import StatusError, internal, invalid, unavailable
 from . import triton_python_backend_utils
 from .failure import failure_text
+from .fresh_source import FreshSource, import_anew
 from .model_config import ModelConfig
 from .request import InferenceRequest
 
@@ -48,7 +49,9 @@ def model_class(source: ModelSource, config: dict[str, Any]) -> Any:
     path = model_file(source, config)
     for name in _API_NAMES:
         sys.modules[name] = triton_python_backend_utils
+    import_anew(source.directory)
     if source.backend_file:
+        import_anew(os.path.dirname(path))
         sys.path.append(os.path.dirname(path))
     else:
         sys.path += [os.path.join(source.directory, str(source.version)), source.directory]
@@ -62,7 +65,7 @@ def model_class(source: ModelSource, config: dict[str, Any]) -> Any:
         name = f"{source.version}.{stem}"
 
     def imported() -> Any:
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec = importlib.util.spec_from_file_location(name, path, loader=FreshSource(name, path))
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

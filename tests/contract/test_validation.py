@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.dispatch.validation import label, validate
 from tensorfarm.shm.datatypes import DATATYPES, element_count, serialize_bytes
 from tensorfarm.shm.placement import Inline, Lease, Placement, Span
 from tensorfarm.workers.contract.messages import RequestBody, Tensor, WantedOutput
 from tensorfarm.workers.contract.signature import Signature, TensorSpec
 from tensorfarm.workers.contract.status import Code, StatusError
+from tensorfarm.workers.contract.validation import label, validate
 
 NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "

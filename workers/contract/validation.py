@@ -1,4 +1,4 @@
-"""The checks of a request against its model that every protocol shares.
+"""The checks of a request against its model that every protocol shares, and what a worker asks of a model to warm it up.
 
 Source: the texts and their order are those of Triton's core; tests/parity asks the real one.
 """
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 
 from ...shm.datatypes import DATATYPES, MAX_COUNT, shape_text
 from ...shm.placement import Inline, Lease
-from ...workers.contract.messages import RequestBody, Tensor
-from ...workers.contract.signature import Signature, TensorSpec, reshaped
-from ...workers.contract.status import invalid, label
-from ...workers.contract.strings import check_strings
+from .messages import RequestBody, Tensor
+from .signature import Signature, TensorSpec, reshaped
+from .status import invalid, label
+from .strings import check_strings
 
 Read = Callable[[Lease], memoryview]
 """The bytes of a lease of the server's own arena."""

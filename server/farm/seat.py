@@ -1,0 +1,65 @@
+"""A worker's place in the farm, and what it shall hold."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from ...workers.contract.messages import Checked, Inspected, Load, Loaded, Unloaded
+from .backoff import Backoff
+from .interpreter import OWN, Interpreter
+from .worker_process import WorkerProcess
+
+Answered = Inspected | Loaded | Unloaded | Checked
+"""What a task may be answered, if not by Failed."""
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """A model version that a seat's worker shall hold.
+
+    ``load`` is what its worker is sent, now and after each of its restarts. ``gathering``: the task that waits for its
+    instances. ``refill``: the load after a restart. ``arriving``: the numbers of instances that are being added to it, one
+    ``extension`` after the other.
+    """
+
+    load: Load
+    ready: set[int] = field(default_factory=set)
+    arriving: set[int] = field(default_factory=set)
+    loaded: bool = False
+    checks: bool = False
+    gathering: int = 0
+    refill: asyncio.Task[None] | None = None
+    extension: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def numbers(self) -> set[int]:
+        """Its instances, without those that are being added."""
+        return {spec.number for spec in self.load.instances}
+
+    @property
+    def complete(self) -> bool:
+        """Have all instances said that they are ready?"""
+        return self.ready >= self.arriving | self.numbers
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A worker's place in the farm; it outlives the processes that fill it."""
+
+    name: str
+    interpreter: Interpreter = OWN
+    process: WorkerProcess | None = None
+    up: bool = False
+    closing: bool = False
+    restarts: int = 0
+    backoff: Backoff = field(default_factory=Backoff)
+    holdings: dict[int, Holding] = field(default_factory=dict)
+    tasks: dict[int, asyncio.Future[Answered | None]] = field(default_factory=dict)
+    arrivals: list[asyncio.Future[None]] = field(default_factory=list)
+    restart: asyncio.TimerHandle | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Does nobody need it?"""
+        return not self.holdings and not self.tasks and not self.arrivals

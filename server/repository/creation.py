@@ -1,0 +1,324 @@
+"""From an edition of a model to a version that serves, and back: configuration, backend, placement, instances."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...workers.contract.backends import PYTHON
+from ...workers.contract.configuration import copied, document, parse_document
+from ...workers.contract.messages import Inspect, InstanceSpec, Load
+from ...workers.contract.signature import signature_of
+from ..dispatch.dispatcher import Dispatcher
+from ..dispatch.ensemble import Ensemble
+from ..dispatch.ensemble_plan import EnsemblePlan
+from ..dispatch.instance import Instance
+from ..dispatch.scheduler import scheduler_of
+from ..farm.environments import Environments
+from ..farm.farm import Farm
+from ..farm.interpreter import OWN, Interpreter, resolve
+from ..farm.placement import worker_name
+from ..log import Log
+from ..options import Options, backend_settings
+from ..statistics import StatisticsBook, VersionStatistics
+from .backend_choice import BackendChoice, choose_backend, environment_path
+from .built import check_supported, fields_without_effect
+from .change import Edition
+from .ensemble_members import is_ensemble
+from .ensembles import METRICS_VERSION, Find, ensemble_labels, members_of, plan_ensemble, runs_decoupled
+from .generations import Generations
+from .labels import read_labels
+from .normalization import normalize_instance_groups
+from .preparation import finish_config, merge_completed
+from .validation import validate_instance_groups
+from .version import Home, ModelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a configuration wants an instance; the same place in another configuration is the same instance."""
+
+    name: str
+    kind: str
+    device: int
+
+
+class Creation:
+    """Creates versions and takes them down again.
+
+    ``make_ensemble(plan, statistics, members)`` makes what runs an ensemble's requests; ``members`` are the versions that it asks,
+    by name and version as its steps have them.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        farm: Farm,
+        dispatcher: Dispatcher,
+        book: StatisticsBook,
+        log: Log,
+        environments: Environments,
+        generations: Generations,
+        make_ensemble: Callable[[EnsemblePlan, VersionStatistics, dict[tuple[str, int], ModelVersion]], Ensemble],
+    ) -> None:
+        self._options = options
+        self._farm = farm
+        self._make_ensemble = make_ensemble
+        self._dispatcher = dispatcher
+        self._book = book
+        self._log = log
+        self._environments = environments
+        self._generations = generations
+        self._batch_numbers = itertools.count(1)
+        self._model_numbers = itertools.count(1)
+        self._instance_numbers = itertools.count(1)
+
+    async def create(self, edition: Edition, version: int, find: Find) -> ModelVersion:
+        """A version with all its instances ready; ``find`` gives the members of an ensemble. Raises StatusError."""
+        began_ns = time.monotonic_ns()
+        config = copied(edition.config)
+        check_supported(config)
+        if is_ensemble(config):
+            served = self._ensemble(edition, version, config, find)
+        else:
+            served = await self._model(edition, version, config)
+        served.statistics.load_duration_ns = time.monotonic_ns() - began_ns
+        return served
+
+    async def _model(self, edition: Edition, version: int, config: Any) -> ModelVersion:
+        directory = edition.copy.directory
+        settings = backend_settings(self._options, config.backend)
+        chosen = choose_backend(config, directory, version, Path(self._options.backend_directory))
+        if chosen.file and not config.runtime:
+            config.runtime = Path(chosen.file).name
+        interpreter = await self._interpreter(config, chosen, directory)
+        generation = self._generations.reserve(edition.name, version)
+        try:
+            return await self._model_with(edition, version, config, chosen, settings, interpreter, generation)
+        finally:
+            self._generations.give_up(edition.name, version, generation)
+
+    async def _model_with(
+        self,
+        edition: Edition,
+        version: int,
+        config: Any,
+        chosen: BackendChoice,
+        settings: dict[str, str],
+        interpreter: Interpreter,
+        generation: int,
+    ) -> ModelVersion:
+        directory = edition.copy.directory
+        if chosen.name == PYTHON:
+            # What the model is shown for completion has its instances.
+            normalize_instance_groups(config, ())
+        if not self._options.disable_auto_complete_config:
+            home = worker_name(config, chosen.name, version, "KIND_CPU", 0, 0, generation)
+            inspect = Inspect(0, chosen.name, str(directory), version, document(config), settings, True, chosen.file)
+            inspected = await self._farm.inspect(home, inspect, interpreter)
+            for note in inspected.notes:
+                self._generations.worker_event(note.severity, note.text)
+            merge_completed(config, parse_document(inspected.config))
+        self._finish(config, version)
+        number = next(self._model_numbers)
+        load = Load(0, number, edition.name, chosen.name, str(directory), version, document(config), settings, [], chosen.file)
+        labels = await asyncio.to_thread(read_labels, directory, config)
+        served = self._version(edition, version, config, number, version, labels)
+        served.generation, served.load, served.interpreter = generation, load, interpreter
+        self._generations.add(served)
+        try:
+            await self._add_instances(served, list(_places(config)), load)
+        except BaseException:
+            await self.remove(served)
+            raise
+        return served
+
+    def _version(
+        self, edition: Edition, version: int, config: Any, number: int, metrics_version: int, labels: dict[str, list[str]]
+    ) -> ModelVersion:
+        signature = signature_of(config)
+        statistics = self._book.open(
+            edition.name, metrics_version, config.metric_tags, decoupled=signature.decoupled, namespace=edition.namespace
+        )
+        return ModelVersion(
+            name=edition.name,
+            version=version,
+            number=number,
+            files=edition.copy.take(),
+            config=config,
+            signature=signature,
+            statistics=statistics,
+            scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
+            labels=labels,
+        )
+
+    def _ensemble(self, edition: Edition, version: int, config: Any, find: Find) -> ModelVersion:
+        # Not in the edition, which is compared with what is found later.
+        config.model_transaction_policy.decoupled = runs_decoupled(config, find)
+        self._finish(config, version)
+        plan = plan_ensemble(config, find)
+        labels = ensemble_labels(edition.copy.directory, config, plan, find)
+        served = self._version(edition, version, config, next(self._model_numbers), METRICS_VERSION, labels)
+        served.members = members_of(plan, find)
+        served.ensemble = self._make_ensemble(plan, served.statistics, served.members)
+        self._generations.add(served)
+        return served
+
+    def _finish(self, config: Any, version: int) -> None:
+        """Bring a configuration to its final form. Raises StatusError."""
+        finish_config(config, ())
+        check_supported(config)
+        idle = fields_without_effect(config)
+        if idle:
+            self._log.warning(f"model '{config.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
+        if self._log.settings.log_verbose_level >= 1:
+            self._log.verbose(1, f"configuration of '{config.name}' version {version}: {document(config).decode()}")
+
+    async def _interpreter(self, config: Any, chosen: BackendChoice, directory: Path) -> Interpreter:
+        """The Python that a model's workers run in."""
+        path = environment_path(config) if chosen.name == PYTHON else ""
+        if not path:
+            return OWN
+        interpreter = await resolve(path, str(directory), self._environments)
+        self._log.info(f"Using Python execution env {path}")
+        return interpreter
+
+    async def grow(self, served: ModelVersion, config: Any) -> None:
+        """Add the instances that ``config`` asks for and a version lacks. Raises StatusError, and then nothing has changed."""
+        assert served.load is not None
+        wanted = _with_instances_of(served.config, config)
+        before = set(served.homes)
+        load = msgspec.structs.replace(served.load, config=document(wanted))
+        try:
+            await self._add_instances(served, _missing(wanted, served), load)
+        except BaseException:
+            await self._drop_instances(served, [self._leaving(served, instance) for instance in served.homes if instance not in before])
+            raise
+
+    def trim(self, served: ModelVersion, config: Any) -> Coroutine[Any, Any, None]:
+        """Give no more work to the instances that ``config`` does not ask for; what is returned waits for them and frees them."""
+        served.config = _with_instances_of(served.config, config)
+        if served.load is not None:
+            served.load = msgspec.structs.replace(served.load, config=document(served.config))
+        return self._drop_instances(served, [self._leaving(served, instance) for instance in _surplus(served.config, served)])
+
+    def _leaving(self, served: ModelVersion, instance: Instance) -> tuple[Instance, asyncio.Event]:
+        """Give an instance no more work; the event says that it has finished what it had."""
+        free = asyncio.Event()
+        self._dispatcher.when_free(served.scheduler, instance, free.set)
+        return instance, free
+
+    async def _drop_instances(self, served: ModelVersion, leaving: list[tuple[Instance, asyncio.Event]]) -> None:
+        for instance, free in leaving:
+            await free.wait()
+            async with served.freeing:
+                home = served.homes.get(instance)
+                if home is not None:
+                    config = b"" if served.load is None else served.load.config
+                    await self._farm.shrink(home.worker, served.number, [instance.number], config)
+                    # Only now: until then its worker is no place for another.
+                    del served.homes[instance]
+                    self._generations.remove_instance(instance)
+
+    async def _add_instances(self, served: ModelVersion, places: list[_Place], load: Load) -> None:
+        """Have each worker that the placement names create its share of new instances, and keep it doing so. Raises StatusError."""
+        shares: dict[str, list[InstanceSpec]] = {}
+        taken = {home.worker for home in served.homes.values()}
+        for place in places:
+            instance = Instance(next(self._instance_numbers), place.name)
+            for index in itertools.count():
+                worker = worker_name(served.config, load.backend, served.version, place.kind, place.device, index, served.generation)
+                if load.backend != PYTHON or worker not in taken:
+                    break
+            taken.add(worker)
+            spec = InstanceSpec(instance.number, instance.name, place.kind, place.device)
+            served.homes[instance] = Home(worker, spec)
+            self._generations.add_instance(served, instance)
+            shares.setdefault(worker, []).append(spec)
+        loads = [
+            self._farm.extend(worker, msgspec.structs.replace(load, instances=specs), served.interpreter)
+            for worker, specs in shares.items()
+        ]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        for failure in results:
+            if isinstance(failure, BaseException):
+                raise failure
+        if any(result is True for result in results):
+            served.checks = True
+
+    async def remove(self, served: ModelVersion) -> None:
+        """Take no more requests, wait for those that were taken, and free what it holds.
+
+        That is done once, whoever asks for it, and goes on if they give up waiting.
+        """
+        if served.removal is None:
+            served.removal = asyncio.get_running_loop().create_task(self._remove(served))
+        await asyncio.shield(served.removal)
+
+    async def _remove(self, served: ModelVersion) -> None:
+        served.stop()
+        idle = asyncio.Event()
+        if served.ensemble is None:
+            self._dispatcher.when_idle(served.scheduler, idle.set)
+        else:
+            served.ensemble.when_idle(idle.set)
+        await idle.wait()
+        # An instance that is being freed by itself may hold files and a worker's name as well.
+        async with served.freeing:
+            await asyncio.gather(*[self._farm.unload(worker, served.number) for worker in served.workers])
+            self._generations.remove(served)
+            served.homes.clear()
+        served.files.drop()
+        served.gone.set()
+
+
+def _with_instances_of(config: Any, other: Any) -> Any:
+    """A final configuration with the instance groups that another one asks for. Raises StatusError."""
+    wanted = copied(config)
+    wanted.ClearField("instance_group")
+    wanted.instance_group.extend(other.instance_group)
+    normalize_instance_groups(wanted, ())
+    validate_instance_groups(wanted, ())
+    return wanted
+
+
+def _missing(config: Any, served: ModelVersion) -> list[_Place]:
+    """The instances that a configuration asks for and a version lacks."""
+    there = Counter(_place_of(home) for instance, home in served.homes.items() if not instance.leaving)
+    return list((Counter(_places(config)) - there).elements())
+
+
+def _surplus(config: Any, served: ModelVersion) -> list[Instance]:
+    """The instances of a version that a configuration does not ask for."""
+    wanted = Counter(_places(config))
+    surplus = []
+    for instance, home in served.homes.items():
+        if instance.leaving:
+            continue
+        place = _place_of(home)
+        if wanted[place]:
+            wanted[place] -= 1
+        else:
+            surplus.append(instance)
+    return surplus
+
+
+def _place_of(home: Home) -> _Place:
+    return _Place(home.spec.name, home.spec.kind, home.spec.device)
+
+
+def _places(config: Any) -> Iterator[_Place]:
+    """The instances that a final configuration asks for."""
+    for group in config.instance_group:
+        if not group.passive:
+            for device in list(group.gpus) or [0]:
+                for index in range(group.count):
+                    yield _Place(f"{group.name}_{index}", group.Kind.Name(group.kind), device)
