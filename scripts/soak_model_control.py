@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from benchmark.processes import descendants, resident_byte_size
 MODEL = "isolated"
 WIDTH = 512
 TIMEOUT_S = 30.0
+SETTLE_S = 1.0
 MIB = 1 << 20
 
 CONFIGS = {
@@ -132,20 +133,21 @@ class Client:
             reply = self._connection.getresponse()
             return reply.status, reply.read()
         except ConnectionRefusedError:
+            self._connection.close()
             return 0, b""
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until ``condition()`` is true."""
-    end = time.monotonic() + TIMEOUT_S
+    end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"waited in vain for {what}")
         time.sleep(0.005)
 
 
-def cycle(pid: int, client: Client, requests: int, idle_processes: int) -> None:
-    """Load the model, ask it, unload it, and wait until it has gone."""
+def cycle(pid: int, client: Client, requests: int, idle: Count) -> Count:
+    """Load the model, ask it, unload it, wait until it has gone, and count what there is then."""
     values = [float(number) for number in range(WIDTH)]
     body = json.dumps({"inputs": [{"name": "X", "datatype": "FP32", "shape": [WIDTH], "data": values}]}).encode()
     _must(client.ask("POST", f"/v2/repository/models/{MODEL}/load"))
@@ -155,7 +157,10 @@ def cycle(pid: int, client: Client, requests: int, idle_processes: int) -> None:
             raise ValueError("a wrong answer")
     _must(client.ask("POST", f"/v2/repository/models/{MODEL}/unload"))
     wait_until(lambda: b"UNLOADING" not in client.ask("POST", "/v2/repository/index")[1], "the unload")
-    wait_until(lambda: len(descendants(pid)) <= idle_processes, "the model's process to end")
+    wait_until(lambda: len(descendants(pid)) <= idle.processes, "the model's process to end")
+    with suppress(TimeoutError):  # the server hears of its end a moment later
+        wait_until(lambda: count(pid).descriptors <= idle.descriptors, "its descriptors to be closed", SETTLE_S)
+    return count(pid)
 
 
 def _must(reply: tuple[int, bytes]) -> bytes:
@@ -206,10 +211,10 @@ def main() -> int:
         repository = Path(folder) / "models"
         write_model(repository, options.backend)
         with serving(repository, Path(folder) / "log") as (pid, client):
-            idle_processes = len(descendants(pid))
+            idle = count(pid)
             for _ in track(range(options.cycles), "cycles", console=console, disable=not console.is_terminal):
-                cycle(pid, client, options.requests, idle_processes)
-                counts.append(count(pid))
+                counts.append(cycle(pid, client, options.requests, idle))
+                idle = counts[0]
     console.print(table(counts, max(1, options.cycles // 10)))
     grown = {name: growth(counts, options.first, read) for name, read in READ.items()}
     flat = {name: len({read(one) for one in counts[options.first :]}) == 1 for name, read in EXACT.items()}
