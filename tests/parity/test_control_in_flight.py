@@ -132,14 +132,16 @@ def test_requests_of_an_unloaded_model(explicit: Pair) -> None:
 
 
 def test_many_at_once(explicit: Pair) -> None:
-    """Loads and unloads of many models, and of one and the same, are all answered with 200."""
+    """Loads of many models, and of one and the same, are all answered with 200, and so are unloads of many."""
 
     def script(run: Script) -> None:
         names = [f"many{number}" for number in range(4)]
         for name in names:
             run.model(name)
         for verb in ("load", "load", "unload"):
-            asked = [run.begin("POST", f"/v2/repository/models/{name}/{verb}") for name in names for _ in range(3)]
+            # Unloads of one model at the same time get in each other's way in the original.
+            times = 3 if verb == "load" else 1
+            asked = [run.begin("POST", f"/v2/repository/models/{name}/{verb}") for name in names for _ in range(times)]
             for one in asked:
                 run.end(one, verb)
             run.index()
