@@ -136,6 +136,7 @@ class Server:
         calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share, bring=self._bring)
         talk = ModelTalk(self.service, calls, metrics, log, self.lifecycle.spawn)
         self._generations.heard, self._generations.worker_left = talk.heard, talk.gone
+        self._generations.renew = self.lifecycle.renew
         self._exposition = MetricsExposition(
             self.service,
             book,

@@ -83,6 +83,10 @@ class CheckWorkers:
     def instance_warmed(self, instance: int, warmed: list[Warmed]) -> None:
         """A check makes no instances."""
 
+    async def outdated(self, model: int) -> bool:
+        """A check loads nothing that could be."""
+        return False
+
     def instance_lost(self, instance: int, error: StatusError) -> None:
         """A check makes no instances."""
 

@@ -18,6 +18,9 @@ class FarmEvents(Protocol):
     def instance_warmed(self, instance: int, warmed: list[Warmed]) -> None:
         """An instance has run its warm-up samples, before it takes its first batch; whether it will is not said yet."""
 
+    async def outdated(self, model: int) -> bool:
+        """Is a model, whose worker has been started again, not to be loaded into it any more, because its files are others now?"""
+
     def instance_lost(self, instance: int, error: StatusError) -> None:
         """An instance went down with its worker; ``error`` is for the requests it was running."""
 

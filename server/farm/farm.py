@@ -454,6 +454,8 @@ class Farm:
 
     async def _refill(self, seat: Seat, holding: Holding) -> None:
         try:
+            if await self._events.outdated(holding.load.model):
+                raise unavailable("its files have changed since it was loaded")
             await self._fill(seat, holding)
         except StatusError as error:
             if seat.up:

@@ -65,6 +65,11 @@ def change_of(old: Edition | None, serving: Collection[int], new: Edition, down:
     return Change(load, unchanged, (), retire)
 
 
+def files_changed(old: Stamps, new: Stamps, version: int) -> bool:
+    """Has a version other files, its own or those of the whole model? Configurations do not count."""
+    return _shared(old) != _shared(new) or _own(old, version) != _own(new, version)
+
+
 def _without_placement(config: Any) -> Any:
     """A configuration but for what can be changed without loading anything."""
     rest = copied(config)

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 from ...workers.contract.status import internal, invalid
+from .change import files_changed
 from .layout import subdirectories
 from .source import Stamps
 
@@ -56,7 +57,7 @@ class Folder:
 
     def copy(self, model: str, stamps: Stamps) -> FolderCopy:
         """The model's own folder."""
-        return FolderCopy(self._root / model)
+        return FolderCopy(self, model, self._root / model, stamps)
 
     def stop(self) -> None:
         """Nothing takes long."""
@@ -66,13 +67,21 @@ class Folder:
 
 
 class FolderCopy:
-    """A ``Copy`` that is none."""
+    """A ``Copy`` that is none, and so may change."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, folder: Folder, model: str, directory: Path, stamps: Stamps) -> None:
         self.directory = directory
+        self._folder = folder
+        self._model = model
+        self._stamps = stamps
 
     def fill(self, versions: Sequence[int]) -> None:
         """They are complete."""
+
+    def changed(self, version: int) -> bool:
+        """Are the files of a version others than they were?"""
+        stamps = self._folder.stamps(self._model)
+        return stamps is None or files_changed(self._stamps, stamps, version)
 
     def release(self) -> None:
         """There is nothing to give back."""

@@ -5,6 +5,7 @@ This is what the farm talks to: it knows instances by number, and models by the 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -20,12 +21,14 @@ from .version import ModelVersion
 class Generations:
     """All of them, and the ``FarmEvents`` of their instances.
 
-    ``heard`` gets what models say beside their answers, ``worker_left`` each worker process that has ended.
+    ``heard`` gets what models say beside their answers, ``worker_left`` each worker process that has ended, ``renew`` each version that
+    has lost its worker, and has other files than it was loaded from.
     """
 
     def __init__(self, dispatcher: Dispatcher, log: Log) -> None:
         self.heard: Callable[[Spoken, WorkerProcess], None]
         self.worker_left: Callable[[WorkerProcess], None]
+        self.renew: Callable[[ModelVersion], None]
         self._dispatcher = dispatcher
         self._log = log
         self._loads: dict[int, ModelVersion] = {}
@@ -100,6 +103,15 @@ class Generations:
         _, served = self._instances[instance]
         for sample in warmed:
             served.statistics.warmed_up(sample, time.time_ns() // 1_000_000)
+
+    async def outdated(self, model: int) -> bool:
+        """A worker has been started again: may it load what it had? Half of a version as it was and half as it is now would be a mix."""
+        served = self._loads.get(model)
+        if served is None or not await asyncio.to_thread(served.files.files.changed, served.version):
+            return False
+        self._log.warning(f"the files of '{served.name}' version {served.version} have changed since it was loaded; it is loaded anew")
+        self.renew(served)
+        return True
 
     def instance_lost(self, instance: int, error: StatusError) -> None:
         """An instance went down with its worker."""

@@ -278,6 +278,10 @@ class Lifecycle:
                 slot.state, slot.reason = State.UNAVAILABLE, UNLOADED
         self._log.info(f"successfully unloaded '{served.name}' version {served.version}")
 
+    def renew(self, served: ModelVersion) -> None:
+        """Load a model anew whose files are others than those that it serves from."""
+        self.spawn(self.bring([served.name]))
+
     def give_up_loads(self) -> None:
         """What load requests wait for is of no use any more: the server ends."""
         if not self._end.done():

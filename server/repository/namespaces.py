@@ -114,6 +114,12 @@ class Namespaces:
         names = await asyncio.gather(*[asyncio.to_thread(source.model_names) for source, _, _ in self._pairs])
         return [lifecycle for (_, _, lifecycle), found in zip(self._pairs, names, strict=True) if name in found]
 
+    def renew(self, served: ModelVersion) -> None:
+        """Load a model anew whose files are others than those that it serves from."""
+        for _, catalogue, lifecycle in self._pairs:
+            if served in catalogue.versions():
+                lifecycle.renew(served)
+
     def give_up_loads(self) -> None:
         """What load requests wait for is of no use any more: the server ends."""
         for _, _, lifecycle in self._pairs:

@@ -26,6 +26,9 @@ class Copy(Protocol):
     def fill(self, versions: Sequence[int]) -> None:
         """Make the contents of these versions complete: until then their folders may have nothing but names. Raises StatusError."""
 
+    def changed(self, version: int) -> bool:
+        """Are the files of a version others than they were when the copy was made?"""
+
     def release(self) -> None:
         """Nobody uses it any more."""
 

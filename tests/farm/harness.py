@@ -97,6 +97,9 @@ class House:
     def instance_warmed(self, instance: int, warmed: list[Warmed]) -> None:
         self.warmed.append((instance, warmed))
 
+    async def outdated(self, model: int) -> bool:
+        return False
+
     def instance_lost(self, instance: int, error: StatusError) -> None:
         self.lost.append((instance, error))
         for served in self.served.values():

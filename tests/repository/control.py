@@ -62,6 +62,9 @@ class MemoryCopy:
         self.filled: list[tuple[int, ...]] = []
         self._source = source
 
+    def changed(self, version: int) -> bool:
+        return False
+
     def fill(self, versions: Sequence[int]) -> None:
         assert not self.released
         self.filled.append(tuple(versions))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorfarm.server.repository.change import Change, Edition, change_of
-from tensorfarm.server.repository.folder import FolderCopy
+from tensorfarm.server.repository.folder import Folder
 from tensorfarm.server.repository.shared_copy import SharedCopy
 from tensorfarm.workers.contract.configuration import parse_text
 
@@ -19,7 +18,7 @@ FILES = {"config.pbtxt": 1, "labels.txt": 2, "1/": None, "1/model.py": 3, "2/": 
 
 def edition(config: str = "", versions: tuple[int, ...] = (1, 2), **stamps: Any) -> Edition:
     return Edition(
-        "m", parse_text(f'name: "m" {config}', "x"), versions, FILES | stamps, SharedCopy(FolderCopy(Path("m")), lambda copy: None)
+        "m", parse_text(f'name: "m" {config}', "x"), versions, FILES | stamps, SharedCopy(Folder(".").copy("m", {}), lambda copy: None)
     )
 
 

@@ -18,7 +18,7 @@ from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.farm.interpreter import OWN, Interpreter
 from tensorfarm.server.repository.change import Edition
 from tensorfarm.server.repository.creation import Creation
-from tensorfarm.server.repository.folder import FolderCopy
+from tensorfarm.server.repository.folder import Folder
 from tensorfarm.server.repository.generations import Generations
 from tensorfarm.server.repository.preparation import prepare_config
 from tensorfarm.server.repository.shared_copy import SharedCopy
@@ -111,7 +111,7 @@ class House:
         return config
 
     def edition(self, count: int = 1) -> Edition:
-        return Edition("m", self.config(count), (1,), {}, SharedCopy(FolderCopy(self.directory / "m"), self.released.append))
+        return Edition("m", self.config(count), (1,), {}, SharedCopy(Folder(str(self.directory)).copy("m", {}), self.released.append))
 
     async def create(self, edition: Edition) -> ModelVersion:
         return await self.creation.create(edition, 1, lambda name, version: pytest.fail("no ensemble"))

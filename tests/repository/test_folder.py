@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tensorfarm.server.repository import folder
-from tensorfarm.server.repository.folder import Folder
+from tensorfarm.server.repository.folder import Folder, FolderCopy
 
 
 def write(path: Path, text: str = "") -> None:
@@ -74,3 +74,31 @@ def test_a_name_never_leads_out_of_the_repository(tmp_path: Path, name: str) -> 
     (tmp_path / "one" / "file").write_text("")
     assert Folder(str(tmp_path / "one")).stamps(name) is None
     assert Folder(str(tmp_path / "one")).stamps("a") == {"1/": None}
+
+
+def test_a_copy_knows_which_versions_have_changed(tmp_path: Path) -> None:
+    """Its configurations are others' business."""
+    for name in ("config.pbtxt", "labels.txt", "1/model.py", "2/model.py"):
+        write(tmp_path / "m" / name)
+    source = Folder(str(tmp_path))
+
+    def changed() -> list[bool]:
+        return [copy.changed(1), copy.changed(2)]
+
+    def copied() -> FolderCopy:
+        stamps = source.stamps("m")
+        assert stamps is not None
+        return source.copy("m", stamps)
+
+    copy = copied()
+    write(tmp_path / "m" / "config.pbtxt", "other")
+    write(tmp_path / "m" / "3" / "model.py")
+    assert changed() == [False, False]
+    write(tmp_path / "m" / "2" / "model.py", "other")
+    assert changed() == [False, True]
+    copy = copied()
+    write(tmp_path / "m" / "labels.txt", "other")
+    assert changed() == [True, True]
+    copy = copied()
+    (tmp_path / "m").rename(tmp_path / "gone")
+    assert changed() == [True, True]

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.repository.folder import FolderCopy
+from tensorfarm.server.repository.folder import Folder
 from tensorfarm.server.repository.shared_copy import SharedCopy
 from tensorfarm.server.repository.source import Copy
 
@@ -15,7 +15,7 @@ from tensorfarm.server.repository.source import Copy
 @given(st.lists(st.booleans(), max_size=40))
 def test_the_last_user_gives_it_back(steps: list[bool]) -> None:
     released: list[Copy] = []
-    files = FolderCopy(Path("m"))
+    files = Folder(".").copy("m", {})
     copy = SharedCopy(files, released.append)
     assert copy.directory == Path("m")
     users = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..generations import BODY, Askers, generation_of, write_generation
+from ..generations import BODY, Askers, generation_of, length, write_generation
 from ..servers import Server, child_pids, start_tensorfarm, wait_until
 from ..wire import Reply, exchange
 
@@ -149,6 +149,53 @@ def test_new_worker_is_killed(server: Server, executor: ThreadPoolExecutor, tmp_
     finally:
         askers.stop()
     assert askers.answered[1] and askers.answered[2]
+
+
+def kill(server: Server, model: str) -> None:
+    processes: list[int] = []
+
+    def one_is_left() -> bool:
+        """One that failed to load may be on its way out."""
+        processes[:] = [pid for pid in child_pids(server.pid) if name_of(pid) == model]
+        return len(processes) == 1
+
+    wait_until(one_is_left, "one process to be left")
+    (pid,) = processes
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: name_of(pid) != model, "it to end")
+
+
+def test_files_that_changed_before_the_worker_died(server: Server, executor: ThreadPoolExecutor, tmp_path: Path) -> None:
+    """What they are now is loaded as a whole, configuration and all, not into what they were."""
+    write_generation(tmp_path / "models", "killed", 1, "python")
+    assert ask(server, executor, "killed", "load").result(20).status == 200
+    write_generation(tmp_path / "models", "killed", 2, "python")
+    assert generation_of(ask(server, executor, "killed", "infer").result(10)) == 1
+    kill(server, "killed")
+    wait_until(lambda: ask(server, executor, "killed", "infer").result(10).status == 200, "it to be back")
+    assert generation_of(ask(server, executor, "killed", "infer").result(10)) == 2
+    assert server.ask("GET", "/v2/models/killed/config").json["output"][0]["dims"] == [length(2)] != [length(1)]
+    wait_until(lambda: len([pid for pid in child_pids(server.pid) if name_of(pid) == "killed"]) == 1, "one process to be left")
+
+
+def test_a_failed_reload_and_then_the_worker_dies(server: Server, executor: ThreadPoolExecutor, tmp_path: Path) -> None:
+    """The old one cannot come back, and says why, until what is there now loads."""
+    write_generation(tmp_path / "models", "killed", 1, "python")
+    assert ask(server, executor, "killed", "load").result(20).status == 200
+    write_generation(tmp_path / "models", "killed", 2, "python", initialize="raise ValueError('no')")
+    assert ask(server, executor, "killed", "load").result(20).status == 400
+    assert generation_of(ask(server, executor, "killed", "infer").result(10)) == 1
+    kill(server, "killed")
+
+    def refused() -> bool:
+        reply = ask(server, executor, "killed", "infer").result(10)
+        return reply.status == 503 and "its files have changed since it was loaded" in reply.error
+
+    wait_until(refused, "requests to be refused with the reason")
+    assert not server.model_ready("killed")
+    write_generation(tmp_path / "models", "killed", 3, "python")
+    assert ask(server, executor, "killed", "load").result(20).status == 200
+    assert generation_of(ask(server, executor, "killed", "infer").result(10)) == 3
 
 
 def name_of(pid: int) -> str:
