@@ -99,7 +99,7 @@ def version_policy_in_place(run: Script) -> None:
         run.look("policy")
         for version in (1, 2, 3):
             run.look("policy", version)
-    run.statistics("policy")
+    run.statistics("policy", 9)
 
 
 def versions_come_and_go(run: Script) -> None:
