@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
-MAX_BYTE_SIZE = 16 << 20
-"""More than this is read of no text."""
+from ..repository.layout import read_text_file
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -36,18 +36,16 @@ def complaint(path: Path) -> str:
 
 
 def read(path: Path) -> bytes:
-    """The content of a regular file of at most ``MAX_BYTE_SIZE`` bytes. Raises Unreadable."""
+    """The content of a regular file of at most 16 MiB. Raises Unreadable."""
     wrong = complaint(path)
     if wrong:
         raise Unreadable(wrong)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTE_SIZE + 1)
+        return read_text_file(path)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise Unreadable(f"is {error.strerror}") from error
         raise Unreadable(f"cannot be read: {reason(error)}") from error
-    if len(content) > MAX_BYTE_SIZE:
-        raise Unreadable(f"is longer than {MAX_BYTE_SIZE >> 20} MiB")
-    return content
 
 
 def is_file(path: Path) -> bool:

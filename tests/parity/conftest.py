@@ -13,7 +13,7 @@ import pytest
 from .. import oracle as real
 from ..model_repository import PARITY_MODELS, Flavour, write_repository
 from ..servers import SHM, Server, start_tensorfarm, stopping
-from .control_script import Pair
+from .control_script import Outcomes, Pair
 
 
 @pytest.fixture(scope="package")
@@ -130,3 +130,9 @@ def explicit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both servers in explicit mode, with nothing loaded."""
     with controlled(tmp_path_factory.mktemp("explicit"), "--model-control-mode=explicit") as pair:
         yield pair
+
+
+@pytest.fixture(scope="module")
+def outcomes(explicit: Pair, request: pytest.FixtureRequest) -> Outcomes:
+    """What came of all the SCRIPTS of a module, which are run at the same time."""
+    return explicit.play_all(request.module.SCRIPTS)

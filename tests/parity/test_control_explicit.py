@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .control_script import Outcomes, Pair, Play, Script, not_polled
+from .control_script import Outcomes, Play, Script, not_polled
 
 
 def load_and_unload(run: Script) -> None:
@@ -224,12 +224,6 @@ SCRIPTS = (
     names_that_are_no_models,
     bodies,
 )
-
-
-@pytest.fixture(scope="module")
-def outcomes(explicit: Pair) -> Outcomes:
-    """What came of all scripts, which are run at the same time."""
-    return explicit.play_all(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .control_script import Outcomes, Pair, Play, Script, not_polled
+from .control_script import Outcomes, Play, Script, not_polled
 
 IN_INDEX = "the index tells why a model could not be loaded"
 KEPT = "the index tells why what serves could not be replaced"
@@ -237,12 +237,6 @@ SCRIPTS = (
     new_version_fails,
     instance_fails,
 )
-
-
-@pytest.fixture(scope="module")
-def outcomes(explicit: Pair) -> Outcomes:
-    """What came of all scripts, which are run at the same time."""
-    return explicit.play_all(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

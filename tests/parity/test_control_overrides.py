@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .control_script import Differs, Outcomes, Pair, Play, Script, not_polled, source
+from .control_script import Differs, Outcomes, Play, Script, not_polled, source
 
 Parameters = dict[str, Any]
 
@@ -191,12 +191,6 @@ SCRIPTS = (
     model_in_no_repository,
     forms_of_base64,
 )
-
-
-@pytest.fixture(scope="module")
-def outcomes(explicit: Pair) -> Outcomes:
-    """What came of all scripts, which are run at the same time."""
-    return explicit.play_all(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
