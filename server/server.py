@@ -130,7 +130,7 @@ class Server:
             self.catalogue = Catalogue()
             self.lifecycle = Lifecycle(options, creation, self._generations, log, self.catalogue)
         readiness = ReadinessChecks(self._farm.check, log.warning)
-        parts = (self.catalogue, self.lifecycle, readiness, self._dispatcher, self._regions, arena, log.settings, self._farm.view)
+        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, log.settings, self._farm.view)
         self.service = Service(options, *parts) if self._lazy is None else LazyService(self._lazy, options, *parts)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
         calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share, bring=self._bring)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -11,7 +10,6 @@ from ..shm.arena import Arena
 from ..shm.placement import Lease, Span
 from ..workers.contract.status import StatusError, unavailable
 from ..workers.contract.validation import validate
-from .dispatch.dispatcher import Dispatcher
 from .dispatch.request import Request
 from .log import LogSettings
 from .options import Options
@@ -39,7 +37,6 @@ class Service:
         catalogue: Catalogue | Namespaces,
         lifecycle: Lifecycle | Namespaces,
         readiness: ReadinessChecks,
-        dispatcher: Dispatcher,
         regions: RegionRegistry,
         arena: Arena,
         log_settings: LogSettings,
@@ -59,7 +56,6 @@ class Service:
         self._catalogue = catalogue
         self._lifecycle = lifecycle
         self._readiness = readiness
-        self._dispatcher = dispatcher
 
     @property
     def live(self) -> bool:
@@ -167,22 +163,14 @@ class Service:
         if regions:
             self._hold(request, tuple(regions))
         try:
-            if version.ensemble is not None:
-                version.ensemble.submit(request, time.monotonic_ns())
-            elif request.caller:
-                self._dispatcher.submit_awaited(version.scheduler, request)
-            else:
-                self._dispatcher.submit(version.scheduler, request)
+            version.enter(request)
         except StatusError:
             self.regions.release(request.regions)
             raise
 
     def submit_checked(self, version: ModelVersion, request: Request) -> None:
         """As ``submit``, for a request without regions of which it is known that ``validate`` passes it as it is."""
-        if version.ensemble is None:
-            self._dispatcher.submit(version.scheduler, request)
-        else:
-            version.ensemble.submit(request, time.monotonic_ns())
+        version.enter(request)
 
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
         self.regions.hold(regions)
@@ -198,7 +186,4 @@ class Service:
 
     def cancel(self, version: ModelVersion, request: Request) -> None:
         """The client has gone: nobody waits for this request's responses any more."""
-        if version.ensemble is None:
-            self._dispatcher.cancel(version.scheduler, request)
-        else:
-            version.ensemble.cancel(request)
+        version.withdraw(request)

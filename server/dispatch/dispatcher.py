@@ -87,10 +87,11 @@ class Dispatcher:
         scheduler.statistics.pending_count += 1
         self.in_flight += 1
         self.touch(scheduler)
+        if request.caller:
+            self._await(scheduler, request)
 
-    def submit_awaited(self, scheduler: Scheduler, request: Request) -> None:
-        """As ``submit``, for a request that an instance waits for: it fails where its answer would wait for that instance."""
-        self.submit(scheduler, request)
+    def _await(self, scheduler: Scheduler, request: Request) -> None:
+        """An instance waits for a request, which fails where its answer would wait for that instance."""
         caller = self._batches.get(request.caller)
         if caller is not None:
             # What is staged behind an instance that waits could not go to one that does not.

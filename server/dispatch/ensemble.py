@@ -119,14 +119,14 @@ class Ensemble:
         else:
             watcher()
 
-    def submit(self, request: Request, now_ns: int) -> None:
+    def submit(self, request: Request) -> None:
         """Run a validated request. Its responses may come before this returns.
 
         Raises StatusError UNAVAILABLE where the ensemble is stopping, and then nothing is called back.
         """
         if self.stopping:
             raise unavailable(f"{request.label}Server is stopping, scheduler for model has stopped accepting new inference requests")
-        request.queued_ns = now_ns
+        now_ns = request.queued_ns = self._clock_ns()
         run = self._runs[request] = _Run(request, self.plan.select([output.name for output in request.body.outputs]))
         wave = self._wave(run, OUTSIDE)
         tensors = {tensor.name: tensor for tensor in request.body.inputs}

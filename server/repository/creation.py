@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ class Creation:
         statistics = self._book.open(
             edition.name, metrics_version, config.metric_tags, decoupled=signature.decoupled, namespace=edition.namespace
         )
+        scheduler = scheduler_of(config, signature, self._batch_numbers, statistics)
         return ModelVersion(
             name=edition.name,
             version=version,
@@ -156,7 +158,9 @@ class Creation:
             config=config,
             signature=signature,
             statistics=statistics,
-            scheduler=scheduler_of(config, signature, self._batch_numbers, statistics),
+            scheduler=scheduler,
+            enter=partial(self._dispatcher.submit, scheduler),
+            withdraw=partial(self._dispatcher.cancel, scheduler),
             labels=labels,
         )
 
@@ -168,7 +172,8 @@ class Creation:
         labels = ensemble_labels(edition.copy.directory, config, plan, find)
         served = self._version(edition, version, config, next(self._model_numbers), METRICS_VERSION, labels)
         served.members = members_of(plan, find)
-        served.ensemble = self._make_ensemble(plan, served.statistics, served.members)
+        ensemble = served.ensemble = self._make_ensemble(plan, served.statistics, served.members)
+        served.enter, served.withdraw = ensemble.submit, ensemble.cancel
         self._generations.add(served)
         return served
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from ...workers.contract.messages import InstanceSpec, Load
 from ...workers.contract.signature import Signature
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.instance import Instance
+from ..dispatch.request import Request
 from ..dispatch.scheduler import Scheduler
 from ..farm.interpreter import OWN, Interpreter
 from ..statistics import VersionStatistics
@@ -43,7 +44,8 @@ class Home:
 class ModelVersion:
     """A loaded version: what doors and dispatch need to know of it.
 
-    ``number`` names this load of it in messages to workers; a reload has another. ``labels`` has, for each
+    ``number`` names this load of it in messages to workers; a reload has another. ``enter`` takes a validated request, or raises
+    StatusError and calls nothing back; ``withdraw`` says that nobody waits for one any more. ``labels`` has, for each
     output with a label file, the label of each class index. ``homes`` has the home of each instance. ``checks``: it has a readiness
     check of its own. ``generation`` tells loads of the same version apart that are there at the same time. ``load`` is what its
     workers were sent, without instances. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks, by
@@ -59,6 +61,8 @@ class ModelVersion:
     signature: Signature
     statistics: VersionStatistics
     scheduler: Scheduler
+    enter: Callable[[Request], None]
+    withdraw: Callable[[Request], None]
     labels: dict[str, list[str]] = field(default_factory=dict)
     homes: dict[Instance, Home] = field(default_factory=dict)
     generation: int = 1

@@ -127,7 +127,7 @@ class Bench:
             more.pop("context", None),
         )
         request = Request(body, self.now_ns, self.responses.append, lambda: self.finished.append("request"), **more)
-        self.ensemble.submit(request, self.clock())
+        self.ensemble.submit(request)
         return request
 
     def waiting(self, member: str) -> Asked:

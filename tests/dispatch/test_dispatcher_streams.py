@@ -273,7 +273,7 @@ def test_a_call_that_would_wait_for_its_own_caller_fails() -> None:
     bench = StreamBench()
     scheduler, batch = running(bench)
     call = bench.request(caller=batch.number)
-    bench.dispatcher.submit_awaited(scheduler, call)
+    bench.dispatcher.submit(scheduler, call)
     bench.turn()
     (response,) = bench.responses
     assert response.request is call and response.error is not None and "would wait for ever" in response.error.message
@@ -292,7 +292,7 @@ def test_a_call_is_not_staged_behind_its_own_caller() -> None:
     bench.submit(scheduler, bench.request(), bench.request())
     caller, other = bench.sent
     call = bench.request(caller=caller.number)
-    bench.dispatcher.submit_awaited(scheduler, call)
+    bench.dispatcher.submit(scheduler, call)
     bench.turn()
     assert not bench.responses and bench.sent == [caller, other]
     bench.done(other, [bench.result()])
@@ -311,10 +311,10 @@ def test_a_circle_through_another_model_is_cut_at_the_call_that_closes_it() -> N
         scheduler.instances[0].execution_ns = 10**9
     bench.submit(one, bench.request())
     there, back = bench.request(caller=1), bench.request(caller=100)
-    bench.dispatcher.submit_awaited(other, there)
+    bench.dispatcher.submit(other, there)
     bench.turn()
     assert bench.responses == []
-    bench.dispatcher.submit_awaited(one, back)
+    bench.dispatcher.submit(one, back)
     bench.turn()
     assert bench.answered() == [back]
     for batch in list(bench.sent)[::-1]:
@@ -330,14 +330,14 @@ def test_what_an_instance_waited_for_does_not_count_once_it_has_died() -> None:
     other._numbers = itertools.count(100)
     bench.submit(one, bench.request())
     there = bench.request(caller=1)
-    bench.dispatcher.submit_awaited(other, there)
+    bench.dispatcher.submit(other, there)
     bench.turn()
     instance = one.instances[0]
     bench.dispatcher.instance_down(one, instance, DIED)
     bench.dispatcher.instance_up(one, instance)
     bench.sent.pop(0)
     back = bench.request(caller=100)
-    bench.dispatcher.submit_awaited(one, back)
+    bench.dispatcher.submit(one, back)
     bench.turn()
     assert back not in bench.answered()
     for batch in list(bench.sent)[::-1]:
@@ -351,7 +351,7 @@ def test_a_refused_call_is_not_waited_for() -> None:
     scheduler = bench.scheduler()
     scheduler.stopping = True
     with pytest.raises(StatusError):
-        bench.dispatcher.submit_awaited(scheduler, bench.request(caller=1))
+        bench.dispatcher.submit(scheduler, bench.request(caller=1))
     assert bench.dispatcher._waits._waits == {}
     bench.over(scheduler)
 

@@ -13,6 +13,7 @@ from typing import Any
 from tensorfarm.server.command_line import parse
 from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.queue import QueuePolicy, RequestQueue
+from tensorfarm.server.dispatch.request import Request
 from tensorfarm.server.dispatch.scheduler import BatchPolicy, Scheduler
 from tensorfarm.server.repository.catalogue import Catalogue
 from tensorfarm.server.repository.change import Edition
@@ -222,6 +223,8 @@ class Loads:
             signature=signature_of(config),
             statistics=statistics,
             scheduler=Scheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, itertools.count(1), statistics),
+            enter=_nothing,
+            withdraw=_nothing,
         )
         if is_ensemble(config):
             plan = plan_ensemble(config, find)
@@ -371,3 +374,7 @@ def in_house(folder: Path, play: Callable[[House], Coroutine[Any, Any, None]], *
         assert not house.loads.there
 
     asyncio.run(run())
+
+
+def _nothing(request: Request) -> None:
+    """Requests are no matter of this world."""

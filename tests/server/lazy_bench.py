@@ -164,7 +164,7 @@ class Bench:
         arena = Arena(0, descriptor, 1 << 16)
         os.close(descriptor)
         readiness = ReadinessChecks(farm, log.warning)
-        parts = (self.catalogue, self.models, readiness, self.dispatcher, RegionRegistry(), arena, log.settings)
+        parts = (self.catalogue, self.models, readiness, RegionRegistry(), arena, log.settings)
         self.service = LazyService(self.models, options, *parts)
         self.service.started = True
 

@@ -37,7 +37,7 @@ class RequestContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What few requests have: a sequence they belong to (``flags``: 1 start, 2 end), a time-out in µs, a trace they are part of.
 
     ``lends``: whoever sent it keeps its leases until its response has been released, so that outputs may be inputs, passed on
-    where they lie.
+    where they lie. ``slot`` is the place at its instance where the sequence's state is kept, -1 for none.
     """
 
     correlation_id: int | str = 0
@@ -45,6 +45,7 @@ class RequestContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
     timeout_us: int = 0
     trace: str = ""
     lends: bool = False
+    slot: int = -1
 
 
 class RequestBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -272,7 +273,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag=26, gc=False):
     """A batch has run. ``results`` are in the order of the batch's requests.
 
     None stands for a request that is answered by Respond messages instead, earlier or later ones. ``failed`` are the
-    indices of the requests that count as failed; None: those with a fault.
+    indices of the requests that count as failed; None: those with a fault. ``again`` are the indices of those that the model
+    has not finished with and wants in a later batch (their results are None, and no Respond follows for them).
     The four times are CLOCK_MONOTONIC nanoseconds: compute start, input end, output start,
     compute end.
     """
@@ -284,6 +286,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag=26, gc=False):
     output_start_ns: int
     compute_end_ns: int
     failed: list[int] | None = None
+    again: list[int] = []
 
 
 class Checked(msgspec.Struct, frozen=True, array_like=True, tag=27):
