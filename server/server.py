@@ -25,6 +25,7 @@ from .dispatch.dispatcher import Dispatcher
 from .dispatch.ensemble import Ensemble
 from .dispatch.ensemble_plan import EnsemblePlan
 from .dispatch.instance import PlannedBatch
+from .dispatch.schedulers import delay_hooks
 from .farm.environments import Environments
 from .farm.farm import Farm
 from .farm.launch import Launched
@@ -116,7 +117,10 @@ class Server:
         self._farm = Farm(self._loop, self._generations, self._regions, self._arena_fd, self._sizes, worker)
         self._sources: list[Source] = []
         self._lazy: LazyLifecycle | None = None
-        creation = Creation(options, self._farm, self._dispatcher, book, log, self._environments, self._generations, self._make_ensemble)
+        creation = Creation(
+            *(options, self._farm, self._dispatcher, book, log, self._environments, self._generations, self._make_ensemble),
+            hooks=delay_hooks(os.environ, log.warning),
+        )
         if options.model_namespacing:
             self.catalogue = self.lifecycle = Namespaces(options, partial(Lifecycle, options, creation, self._generations, log))
         elif options.model_control_mode == "lazy":

@@ -119,6 +119,7 @@ class VersionStatistics:
     cache_miss_count: int = 0
     cache_miss_ns: int = 0
     batches: dict[int, BatchRow] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=lambda: [0] * 6)
     earlier: VersionStatistics | None = None
     closed: bool = False
 

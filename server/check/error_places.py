@@ -48,7 +48,6 @@ _FIELDS = (
     ("minimum slot utilization", "sequence_batching.direct.minimum_slot_utilization"),
     ("^sequence batching (?:must|specif|control)|CONTROL_SEQUENCE", "sequence_batching.control_input"),
     ("initial_state|use_growable_memory|^State input", "sequence_batching.state"),
-    ("asks for sequence batching", "sequence_batching"),
     ("^Response Cache", "response_cache"),
     ("^ensemble scheduling cannot|must specify 'step'", "ensemble_scheduling"),
     ("^ensemble scheduling must be set", "platform"),

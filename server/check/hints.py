@@ -41,7 +41,6 @@ _FIXED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ("protobuf parsing failed", "the file is no ONNX model, or only part of one"),
     ("failed to open text file for read .*: No such file", "write one, or leave --disable-auto-complete-config out"),
     ("unable to find '.*' for model instance", "copy the model file there, or name it with default_model_filename"),
-    ("asks for sequence batching", "the model cannot be served by this release"),
     ("not available or ambiguous", "put the model into the repository, or mend the step's model_name"),
     ("model appears in two or more repositories", "rename one of them; --model-namespacing tells them apart"),
 )

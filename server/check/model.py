@@ -17,7 +17,7 @@ from ..farm.interpreter import resolve
 from ..options import Options, backend_settings
 from ..repository.agents import run_agents
 from ..repository.backend_choice import BackendChoice, choose_backend, environment_path
-from ..repository.built import check_supported, fields_without_effect
+from ..repository.built import fields_without_effect
 from ..repository.ensemble_members import is_ensemble
 from ..repository.layout import NoVersion, chosen_versions
 from ..repository.normalization import normalize_instance_groups
@@ -138,7 +138,6 @@ class ModelCheck:
         config = _copied(model.config)
         directory = model.directory
         try:
-            check_supported(config)
             chosen = choose_backend(config, directory, version, Path(self._options.backend_directory))
         except StatusError as error:
             report_error(error, config, file, model.findings, file.path or directory)
@@ -264,7 +263,6 @@ def _finish(model: CheckedModel, file: ConfigFile, config: Any) -> bool:
     """Bring a configuration to its final form; False, and a finding, where it is not fit for that."""
     try:
         finish_config(config, ())
-        check_supported(config)
         signature_of(config)
     except StatusError as error:
         report_error(error, config, file, model.findings, file.path or model.directory)

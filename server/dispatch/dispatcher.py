@@ -7,7 +7,7 @@ once for all that arrived in the same turn of the loop, so that they can share a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Protocol
 
@@ -43,6 +43,19 @@ class OutputMemory(Protocol):
         """The outputs' bytes are no longer needed."""
 
 
+class Limiter(Protocol):
+    """Says which of the instances that could run a batch may: they share resources."""
+
+    def choose(self, candidates: Iterable[Instance]) -> Instance | None:
+        """The next one that may run, None where none may."""
+
+    def take(self, instance: Instance) -> None:
+        """It begins to run."""
+
+    def give_back(self, instance: Instance) -> None:
+        """It has stopped, if it ran."""
+
+
 class Dispatcher:
     """Glue between doors, schedulers and links.
 
@@ -50,7 +63,7 @@ class Dispatcher:
     loop's turn, ``set_alarm`` for a call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no
     more). ``stay_awake`` says that something will happen within a moment: few requests are in flight, to or from a
     tiny model. ``recall`` tells a batch's worker that nobody waits for the request at an index any more.
-    ``view`` gives the bytes of a lease of any arena.
+    ``view`` gives the bytes of a lease of any arena. ``limiter`` says when instances of limited schedulers may run.
     ``in_flight`` counts the requests that wait or run.
     """
 
@@ -63,8 +76,11 @@ class Dispatcher:
         stay_awake: Callable[[], None] = lambda: None,
         recall: Callable[[PlannedBatch, int], None] = lambda batch, index: None,
         view: Callable[[Lease], memoryview] | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._view = view
+        self._limiter = limiter
+        self._wanting: dict[Scheduler, None] = {}
         self._recall = recall
         self._waits = WaitGraph()
         self.in_flight = 0
@@ -85,6 +101,7 @@ class Dispatcher:
         if scheduler.order is not None:
             scheduler.order.arrived(request)
         scheduler.statistics.pending_count += 1
+        scheduler.in_flight += 1
         self.in_flight += 1
         self.touch(scheduler)
         if request.caller:
@@ -124,13 +141,10 @@ class Dispatcher:
         for scheduler in touched:
             decision = scheduler.decide(now_ns)
             for batch in decision.batches:
-                self._batches[batch.number] = batch
-                scheduler.statistics.pending_count -= len(batch.requests)
-                self._send(batch)
-                self._expect(batch)
-            for request, error in decision.expired:
+                self._start(batch)
+            for request, error, reason in decision.refused:
                 scheduler.statistics.pending_count -= 1
-                self._fail(scheduler, request, error, FailureReason.REJECTED)
+                self._fail(scheduler, request, error, reason)
             if decision.wake_ns != self._wakes.get(scheduler):
                 rewound = True
                 if decision.wake_ns is None:
@@ -141,6 +155,36 @@ class Dispatcher:
                 self._watch(scheduler)
         if rewound:
             self._set_alarm(min(self._wakes.values(), default=None))
+        if self._limiter is not None:
+            self._start_limited(self._limiter, touched, now_ns)
+
+    def _start(self, batch: PlannedBatch) -> None:
+        """Send a batch to its instance."""
+        self._batches[batch.number] = batch
+        batch.scheduler.statistics.pending_count -= len(batch.requests) - len(batch.answered)
+        self._send(batch)
+        self._expect(batch)
+
+    def _start_limited(self, limiter: Limiter, touched: Iterable[Scheduler], now_ns: int) -> None:
+        """Let the limiter say which of the instances that could run something does, until there is none that may."""
+        for scheduler in touched:
+            if scheduler.limited:
+                self._wanting[scheduler] = None
+        wanting: dict[Instance, Scheduler] = {}
+        for scheduler in list(self._wanting):
+            candidates = scheduler.candidates(now_ns)
+            wanting.update(dict.fromkeys(candidates, scheduler))
+            if not candidates:
+                # Whatever changes that touches it.
+                del self._wanting[scheduler]
+        while (instance := limiter.choose(wanting)) is not None:
+            scheduler = wanting[instance]
+            limiter.take(instance)
+            self._start(scheduler.bind(instance, now_ns))
+            candidates = scheduler.candidates(now_ns)
+            wanting = {one: its for one, its in wanting.items() if its is not scheduler} | dict.fromkeys(candidates, scheduler)
+            if not candidates:
+                del self._wanting[scheduler]
 
     def _expect(self, batch: PlannedBatch) -> None:
         """A batch was sent or has come back: its answer, or the client's next request, is near."""
@@ -191,13 +235,15 @@ class Dispatcher:
                 _give_back(result, memory)
             return
         scheduler = batch.scheduler
-        scheduler.done(batch, done.compute_end_ns - done.compute_start_ns)
-        if done.failed is not None:
-            self._model_batch_done(batch, done, done.failed, memory)
+        end_ns = self._clock_ns()
+        rounds = scheduler.done(batch, done.compute_end_ns - done.compute_start_ns, end_ns, done.again)
+        if self._limiter is not None:
+            self._give_back_resources(self._limiter, batch.instance)
+        if done.failed is not None or batch.answered:
+            self._model_batch_done(batch, done, rounds, memory)
             return
         self._expect(batch)
-        self.in_flight -= len(batch.requests)
-        end_ns = self._clock_ns()
+        self._leave(scheduler, len(batch.requests))
         batch_size = inference_count = 0
         succeeded = []
         responses = []
@@ -219,9 +265,27 @@ class Dispatcher:
         self.touch(scheduler)
         self._deliver(scheduler, responses)
 
-    def _model_batch_done(self, batch: PlannedBatch, done: Done, failed: list[int], memory: OutputMemory) -> None:
-        """A batch of a model that may answer its requests by senders of its own, and says itself which count as failed."""
+    def _give_back_resources(self, limiter: Limiter, instance: Instance) -> None:
+        """An instance has stopped to run; others may have waited for that."""
+        limiter.give_back(instance)
+        for scheduler in self._wanting:
+            self.touch(scheduler)
+
+    def _leave(self, scheduler: Scheduler, count: int) -> None:
+        """Requests have had their last answer."""
+        scheduler.in_flight -= count
+        self.in_flight -= count
+
+    def _model_batch_done(self, batch: PlannedBatch, done: Done, rounds: Collection[int], memory: OutputMemory) -> None:
+        """A batch of a model that may answer its requests by senders of its own, and says itself which count as failed.
+
+        Or one with places that stand for no request, whose results nobody gets. ``rounds`` are the indices of requests that come again.
+        """
         scheduler = batch.scheduler
+        failed = done.failed
+        if failed is None:
+            failed = [index for index, result in enumerate(done.results) if result is not None and result.fault is not None]
+        scheduler.statistics.pending_count += len(rounds)
         self._expect(batch)
         end_ns = self._clock_ns()
         batch_size = inference_count = 0
@@ -229,6 +293,15 @@ class Dispatcher:
         responses = []
         for index, (request, result) in enumerate(zip(batch.requests, done.results, strict=True)):
             batch_size += request.body.batch_size
+            if index in batch.fillers:
+                _give_back(result, memory)
+                continue
+            if index in rounds:
+                # The original counts every round of a request.
+                batch.answered.add(index)
+                succeeded.append(request)
+                inference_count += request.body.batch_size
+                continue
             if index in failed:
                 scheduler.statistics.request_failed(FailureReason.BACKEND, request.start_ns, end_ns)
             else:
@@ -243,7 +316,7 @@ class Dispatcher:
             else:
                 batch.answered.add(index)
                 responses.append(self._model_response(request, result, memory))
-        self.in_flight -= len(responses)
+        self._leave(scheduler, len(responses))
         if batch.open_count:
             self._batches[batch.number] = scheduler.streaming[batch.number] = batch
         scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
@@ -286,7 +359,7 @@ class Dispatcher:
             scheduler.statistics.first_response_sent(request.start_ns, self._clock_ns())
         if message.final:
             batch.answered.add(message.index)
-            self.in_flight -= 1
+            self._leave(scheduler, 1)
             if batch.number in scheduler.streaming:
                 batch.open_count -= 1
                 if not batch.open_count:
@@ -308,12 +381,14 @@ class Dispatcher:
                 self._batches.pop(batch.number, None)
         bound = sum(len(batch.requests) - len(batch.answered) for batch in instance.batches)
         lost = scheduler.instance_down(instance)
+        if self._limiter is not None:
+            self._give_back_resources(self._limiter, instance)
         scheduler.statistics.pending_count += bound - len(lost)
         streams = scheduler.streams_down(instance)
         for request in lost:
             self._fail(scheduler, request, error, FailureReason.BACKEND)
         # Those have been counted already, when their batch had run.
-        self.in_flight -= len(streams)
+        self._leave(scheduler, len(streams))
         self._deliver(scheduler, [Response(request, [], error=error) for request in streams])
         self.touch(scheduler)
 
@@ -352,13 +427,12 @@ class Dispatcher:
             running = (batch.instance for batch in (*scheduler.outstanding.values(), *scheduler.streaming.values()))
             for instance in dict.fromkeys((*scheduler.instances, *running)):
                 self.instance_down(scheduler, instance, error)
-            for request in list(scheduler.queue.scan()):
-                scheduler.queue.discard(request)
+            for request in scheduler.refuse_waiting():
                 scheduler.statistics.pending_count -= 1
                 self._fail(scheduler, request, error, FailureReason.OTHER)
 
     def _fail(self, scheduler: Scheduler, request: Request, error: StatusError, reason: FailureReason) -> None:
-        self.in_flight -= 1
+        self._leave(scheduler, 1)
         scheduler.statistics.request_failed(reason, request.start_ns, self._clock_ns())
         self._deliver(scheduler, [Response(request, [], error=error)])
 

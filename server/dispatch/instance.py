@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...workers.contract.messages import RequestBody
+
 if TYPE_CHECKING:
     from .request import Request
     from .scheduler import Scheduler
@@ -19,7 +21,9 @@ class PlannedBatch:
     """A batch bound to an instance; ``number`` is unique in the server's life.
 
     Of requests that are answered one response at a time: ``answered`` are the indices of those that have had their last,
-    and once the batch has run, ``open_count`` is how many have not.
+    and once the batch has run, ``open_count`` is how many have not. ``fillers`` are indices that stand for no request: the places
+    of sequences that have none just now; they are among the ``answered``. ``bodies`` are what the instance gets, where that is
+    not the requests' own.
     """
 
     number: int
@@ -28,6 +32,8 @@ class PlannedBatch:
     requests: list[Request]
     answered: set[int] = field(default_factory=set)
     open_count: int = 0
+    fillers: frozenset[int] = frozenset()
+    bodies: list[RequestBody] | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -22,8 +22,9 @@ class _Wait:
     def stuck(self, waiting: set[int]) -> bool:
         """Can it not go on before batches of ``waiting`` do?"""
         scheduler = self.scheduler
-        if scheduler.queue.holds(self.request):
-            return bool(scheduler.instances) and all(_held(instance, waiting) for instance in scheduler.instances)
+        if scheduler.holds(self.request):
+            hosts = scheduler.hosts(self.request)
+            return bool(hosts) and all(_held(instance, waiting) for instance in hosts)
         found = scheduler.find(self.request)
         return found is not None and found[0].number not in scheduler.streaming and _held(found[0].instance, waiting)
 

@@ -310,7 +310,7 @@ class Farm:
                     process.attach(region, *self._regions.mapping(region))
             for arena in request.arenas:
                 self.share(arena, process)
-        process.execute(batch.instance.number, Execute(batch.number, [request.body for request in batch.requests]))
+        process.execute(batch.instance.number, Execute(batch.number, batch.bodies or [request.body for request in batch.requests]))
 
     def recall(self, batch: PlannedBatch, index: int) -> None:
         """Tell a batch's worker that nobody waits for one of its requests any more."""

@@ -174,6 +174,18 @@ class HttpDoor:
         if len(self._connections) <= _FEW_CONNECTIONS:
             self._stay_awake()
 
+    def watch_for_end(self, connection: Connection) -> None:
+        """Find out whether a client that has ended its side is still there, for as long as it waits, ever less often."""
+        if self._sweep is not None:
+            self._look_in(connection, self.limits.half_close_s)
+
+    def _look_in(self, connection: Connection, after_s: float, times: int = 1) -> None:
+        def look() -> None:
+            if connection.nudge():
+                self._look_in(connection, after_s * times, times + 1)
+
+        asyncio.get_running_loop().call_later(after_s, look)
+
     def admit(self, connection: Connection | TlsStream) -> bool:
         """Count a new connection in; False where the door is closing."""
         if self._staying >= self._most:

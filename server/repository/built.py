@@ -1,17 +1,8 @@
-"""What a model's configuration may ask for, and this release does or does not do."""
+"""What a model's configuration may ask for without effect in this release."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from ...workers.contract.status import unsupported
-
-
-def check_supported(config: Any) -> None:
-    """Refuse, with a clear word, what the server itself cannot do yet; backends refuse what they cannot. Raises UNSUPPORTED."""
-    name = config.name
-    if config.HasField("sequence_batching"):
-        raise unsupported(f"model '{name}' asks for sequence batching, which this release does not have yet")
 
 
 def fields_without_effect(config: Any) -> list[str]:

@@ -22,7 +22,7 @@ from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.ensemble_plan import EnsemblePlan
 from ..dispatch.instance import Instance
-from ..dispatch.scheduler import scheduler_of
+from ..dispatch.schedulers import NO_HOOKS, DelayHooks, scheduler_of
 from ..farm.environments import Environments
 from ..farm.farm import Farm
 from ..farm.interpreter import OWN, Interpreter, resolve
@@ -31,7 +31,7 @@ from ..log import Log
 from ..options import Options, backend_settings
 from ..statistics import StatisticsBook, VersionStatistics
 from .backend_choice import BackendChoice, choose_backend, environment_path
-from .built import check_supported, fields_without_effect
+from .built import fields_without_effect
 from .change import Edition
 from .ensemble_members import is_ensemble
 from .ensembles import METRICS_VERSION, Find, ensemble_labels, members_of, plan_ensemble, runs_decoupled
@@ -69,7 +69,9 @@ class Creation:
         environments: Environments,
         generations: Generations,
         make_ensemble: Callable[[EnsemblePlan, VersionStatistics, dict[tuple[str, int], ModelVersion]], Ensemble],
+        hooks: DelayHooks = NO_HOOKS,
     ) -> None:
+        self._hooks = hooks
         self._options = options
         self._farm = farm
         self._make_ensemble = make_ensemble
@@ -86,7 +88,6 @@ class Creation:
         """A version with all its instances ready; ``find`` gives the members of an ensemble. Raises StatusError."""
         began_ns = time.monotonic_ns()
         config = copied(edition.config)
-        check_supported(config)
         if is_ensemble(config):
             served = self._ensemble(edition, version, config, find)
         else:
@@ -149,7 +150,7 @@ class Creation:
         statistics = self._book.open(
             edition.name, metrics_version, config.metric_tags, decoupled=signature.decoupled, namespace=edition.namespace
         )
-        scheduler = scheduler_of(config, signature, self._batch_numbers, statistics)
+        scheduler = scheduler_of(config, signature, self._batch_numbers, statistics, self._log.warning, self._hooks)
         return ModelVersion(
             name=edition.name,
             version=version,
@@ -180,7 +181,6 @@ class Creation:
     def _finish(self, config: Any, version: int) -> None:
         """Bring a configuration to its final form. Raises StatusError."""
         finish_config(config, ())
-        check_supported(config)
         idle = fields_without_effect(config)
         if idle:
             self._log.warning(f"model '{config.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")

@@ -9,7 +9,6 @@ import pytest
 from tensorfarm.server.check.config_lines import scan
 from tensorfarm.server.check.error_places import place_of
 from tensorfarm.server.repository.backend_choice import choose_backend, environment_path
-from tensorfarm.server.repository.built import check_supported
 from tensorfarm.server.repository.preparation import finish_config, prepare_config
 from tensorfarm.workers.contract.configuration import parse_text
 from tensorfarm.workers.contract.status import StatusError
@@ -48,7 +47,6 @@ RULES = {
     "ordering": BACKEND + "dynamic_batching {\npreserve_ordering: true\npriority_levels: 2  # here\ndefault_priority_level: 1\n}\n",
     "delay": BACKEND + "dynamic_batching {\npreserve_ordering: true\n"
     "default_queue_policy {  # here\ntimeout_action: DELAY\ndefault_timeout_microseconds: 1\n}\n}\n",
-    "sequence": BACKEND + "max_batch_size: 1\nsequence_batching {  # here\n}\n",
     "control": BACKEND + 'sequence_batching {\ncontrol_input {  # here\nname: "c"\n' + CORRELATION + "data_type: TYPE_FP32\n}\n}\n}\n",
     "utilization": BACKEND + "sequence_batching {\ndirect {\nminimum_slot_utilization: 2  # here\n}\n}\n",
     "cache": BACKEND + "model_transaction_policy { decoupled: true }\nresponse_cache { enable: true }  # here\n",
@@ -76,7 +74,6 @@ def test_errors_are_placed_at_their_fields(tmp_path: Path, rule: str) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     with pytest.raises(StatusError) as caught:
         prepare_config(config, tmp_path / "m", "m", auto_complete=True)
-        check_supported(config)
         choose_backend(config, tmp_path / "m", 1, tmp_path)
         environment_path(config)
         finish_config(config, ())

@@ -10,11 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tensorfarm.server.dispatch.batching import BatchPolicy, BatchScheduler
 from tensorfarm.server.dispatch.dispatcher import Dispatcher
 from tensorfarm.server.dispatch.instance import Instance, PlannedBatch
 from tensorfarm.server.dispatch.queue import QueuePolicy, RequestQueue
 from tensorfarm.server.dispatch.request import Request, Response
-from tensorfarm.server.dispatch.scheduler import BatchPolicy, Scheduler
+from tensorfarm.server.dispatch.scheduler import Scheduler
 from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.shm.placement import Inline
 from tensorfarm.workers.contract.messages import Done, Fault, RequestBody, Result, Tensor
@@ -52,7 +53,7 @@ class Bench:
     def scheduler(
         self, policy: BatchPolicy | None = None, queue: RequestQueue | None = None, instances: int = 1, **more: object
     ) -> Scheduler:
-        scheduler = Scheduler(
+        scheduler = BatchScheduler(
             policy or BatchPolicy(),
             RequestQueue(QueuePolicy()) if queue is None else queue,
             more.get("grouping"),

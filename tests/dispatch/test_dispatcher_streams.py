@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tensorfarm.server.dispatch.batching import BatchPolicy
 from tensorfarm.server.dispatch.dispatcher import Dispatcher
 from tensorfarm.server.dispatch.instance import PlannedBatch
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
-from tensorfarm.server.dispatch.scheduler import BatchPolicy, Scheduler
+from tensorfarm.server.dispatch.scheduler import Scheduler
 from tensorfarm.shm.placement import Inline, Lease
 from tensorfarm.workers.contract.messages import Done, Fault, Respond, Result, Tensor
 from tensorfarm.workers.contract.status import Code, StatusError, unavailable

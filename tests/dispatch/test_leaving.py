@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tensorfarm.server.dispatch.batching import BatchPolicy
 from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.request import Request
-from tensorfarm.server.dispatch.scheduler import BatchPolicy
 from tensorfarm.workers.contract.messages import Done, Respond, Result
 from tensorfarm.workers.contract.status import unavailable
 

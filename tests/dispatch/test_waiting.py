@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 
+from tensorfarm.server.dispatch.batching import BatchPolicy, BatchScheduler
 from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.queue import QueuePolicy, RequestQueue
 from tensorfarm.server.dispatch.request import Request
-from tensorfarm.server.dispatch.scheduler import BatchPolicy, Scheduler
+from tensorfarm.server.dispatch.scheduler import Scheduler
 from tensorfarm.server.dispatch.waiting import WaitGraph
 from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.workers.contract.messages import RequestBody
@@ -25,7 +26,7 @@ def no_instances() -> None:
 
 
 def model(*instances: int) -> Scheduler:
-    scheduler = Scheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, NUMBERS, VersionStatistics())
+    scheduler = BatchScheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, NUMBERS, VersionStatistics())
     for number in instances:
         INSTANCES.append(Instance(number, f"m_{number}", execution_ns=10**9))
         scheduler.instance_up(INSTANCES[-1])

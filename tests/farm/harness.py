@@ -18,7 +18,8 @@ import uvloop
 from tensorfarm.server.dispatch.dispatcher import Dispatcher
 from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.request import Request, Response
-from tensorfarm.server.dispatch.scheduler import Scheduler, scheduler_of
+from tensorfarm.server.dispatch.scheduler import Scheduler
+from tensorfarm.server.dispatch.schedulers import scheduler_of
 from tensorfarm.server.farm.farm import Farm
 from tensorfarm.server.farm.worker_process import WorkerProcess
 from tensorfarm.server.regions import RegionRegistry
@@ -162,7 +163,7 @@ class House:
         message.CopyFrom(made.config)
         specs = [InstanceSpec(100 * number + index, f"m_{index}", "KIND_CPU", 0) for index in range(instances)]
         load = Load(0, number, "m", backend, made.directory, 1, document(message), {}, specs)
-        scheduler = scheduler_of(message, signature_of(message), self._batch_numbers, VersionStatistics())
+        scheduler = scheduler_of(message, signature_of(message), self._batch_numbers, VersionStatistics(), lambda line: None)
         served = Served(load, scheduler, [Instance(spec.number, spec.name) for spec in specs])
         self.served[number] = served
         return served

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from tensorfarm.server.command_line import parse
+from tensorfarm.server.dispatch.batching import BatchPolicy, BatchScheduler
 from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.queue import QueuePolicy, RequestQueue
 from tensorfarm.server.dispatch.request import Request
-from tensorfarm.server.dispatch.scheduler import BatchPolicy, Scheduler
 from tensorfarm.server.repository.catalogue import Catalogue
 from tensorfarm.server.repository.change import Edition
 from tensorfarm.server.repository.ensemble_members import is_ensemble
@@ -222,7 +222,7 @@ class Loads:
             config=config,
             signature=signature_of(config),
             statistics=statistics,
-            scheduler=Scheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, itertools.count(1), statistics),
+            scheduler=BatchScheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, itertools.count(1), statistics),
             enter=_nothing,
             withdraw=_nothing,
         )

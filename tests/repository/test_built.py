@@ -1,24 +1,11 @@
-"""What is refused, and what is only named in the log, because this release does not do it yet."""
+"""What is named in the log because this release does not do it yet."""
 
 from __future__ import annotations
 
 import pytest
 
-from tensorfarm.server.repository.built import check_supported, fields_without_effect
+from tensorfarm.server.repository.built import fields_without_effect
 from tensorfarm.workers.contract.configuration import parse_text
-from tensorfarm.workers.contract.status import Code, StatusError
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("sequence_batching { }", "sequence batching"),
-    ],
-)
-def test_what_is_refused(text: str, word: str) -> None:
-    with pytest.raises(StatusError, match=f"^model 'm'.*{word}") as raised:
-        check_supported(parse_text(f'name: "m" {text}', "config.pbtxt"))
-    assert raised.value.code is Code.UNSUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -40,5 +27,4 @@ def test_what_is_refused(text: str, word: str) -> None:
 )
 def test_what_has_no_effect_is_named(text: str, fields: list[str]) -> None:
     config = parse_text(f'name: "m" {text}', "config.pbtxt")
-    check_supported(config)
     assert fields_without_effect(config) == fields

@@ -1,0 +1,274 @@
+"""Dynamic batching, and the default of one request at a time: which waiting requests form the next batch.
+
+Source: Triton's dynamic batcher (``ModelDynamicBatching``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from ...workers.contract.signature import Signature
+from ...workers.contract.status import unavailable
+from ..statistics import FailureReason, VersionStatistics
+from .instance import Instance, PlannedBatch
+from .ordering import ResponseOrder
+from .queue import QueuePolicy, RequestQueue
+from .request import Request
+from .scheduler import Decision, Scheduler, stopping_error
+
+Grouping = Callable[[Request], Hashable]
+"""What must be equal for two requests of a model to share a batch."""
+
+
+class Cut(enum.IntEnum):
+    """Why a batch is no larger than it is.
+
+    FULL: there was room for no more. PREFERRED: it has a preferred size. DELAY: its oldest request had waited as long as it may.
+    SHAPE: the next request could not join it. DEADLINE: requests that would have been in it had to leave, their time being over.
+    END: nothing else waited.
+    """
+
+    FULL = 0
+    PREFERRED = 1
+    DELAY = 2
+    SHAPE = 3
+    DEADLINE = 4
+    END = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """When pending requests become a batch. ``max_batch_size`` 1 means that requests are never joined."""
+
+    max_batch_size: int = 1
+    preferred_sizes: frozenset[int] = frozenset()
+    max_queue_delay_ns: int = 0
+    preserve_ordering: bool = False
+
+    @property
+    def largest_preferred(self) -> int:
+        """A batch of this size does not wait for more."""
+        return max(self.preferred_sizes, default=self.max_batch_size)
+
+
+@dataclass(slots=True)
+class Formed:
+    """The next batch and why it ends where it does, or, where ``requests`` is empty, when waiting for a larger one ends."""
+
+    requests: list[Request]
+    cut: Cut = Cut.END
+    wake_ns: int | None = None
+
+
+def form(
+    policy: BatchPolicy,
+    grouping: Grouping | None,
+    waiting: Iterable[Request],
+    now_ns: int,
+    since_ns: Callable[[Request], int] = attrgetter("queued_ns"),
+) -> Formed:
+    """The next batch of ``waiting``, which is in the order of service. ``since_ns`` says when a request began to wait."""
+    taken: list[Request] = []
+    total = 0
+    preferred_count = 0
+    oldest_ns = now_ns
+    group: Hashable = None
+    cut: Cut | None = None
+    max_batch_size = policy.max_batch_size
+    preferred_sizes = policy.preferred_sizes
+    for request in waiting:
+        size = request.body.batch_size
+        if taken:
+            if total + size > max_batch_size:
+                cut = Cut.FULL
+                break
+            if grouping is not None and grouping(request) != group:
+                cut = Cut.SHAPE
+                break
+        elif grouping is not None:
+            group = grouping(request)
+        taken.append(request)
+        total += size
+        oldest_ns = min(oldest_ns, since_ns(request))
+        if total in preferred_sizes:
+            preferred_count = len(taken)
+        if total >= max_batch_size:
+            cut = Cut.FULL
+            break
+    if not taken:
+        return Formed(taken)
+    delay_ns = policy.max_queue_delay_ns
+    overdue = delay_ns > 0 and now_ns - oldest_ns >= delay_ns
+    if preferred_count and not overdue:
+        return Formed(taken[:preferred_count], cut if cut is not None and preferred_count == len(taken) else Cut.PREFERRED)
+    if cut is not None:
+        return Formed(taken, cut)
+    if overdue:
+        return Formed(taken, Cut.DELAY)
+    if delay_ns == 0:
+        return Formed(taken, Cut.END)
+    if total >= policy.largest_preferred:
+        return Formed(taken, Cut.PREFERRED)
+    return Formed([], Cut.DELAY, oldest_ns + delay_ns)
+
+
+class BatchScheduler(Scheduler):
+    """One queue in front of all instances.
+
+    Instances of a model with a queue policy get work only when they are idle: what is staged could no longer be overtaken or time
+    out. Nothing is sent before ``held_count`` requests wait for the first time (the original's test hook).
+    """
+
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        queue: RequestQueue,
+        grouping: Grouping | None,
+        numbers: Iterator[int],
+        statistics: VersionStatistics,
+        held_count: int = 0,
+    ) -> None:
+        super().__init__(numbers, statistics)
+        self.policy = policy
+        self.queue = queue
+        self.staging = not queue.limited
+        self.order = ResponseOrder() if policy.preserve_ordering else None
+        self._grouping = grouping
+        self._held_count = held_count
+        self._expired = False
+
+    def _take_in(self, request: Request, now_ns: int) -> None:
+        if self.stopping:
+            raise stopping_error(request)
+        self.queue.push(request, now_ns)
+
+    def cancel(self, request: Request) -> bool:
+        """As ``Scheduler`` says."""
+        return self.queue.discard(request)
+
+    def holds(self, request: Request) -> bool:
+        """As ``Scheduler`` says."""
+        return self.queue.holds(request)
+
+    def waiting(self) -> Iterable[Request]:
+        """As ``Scheduler`` says."""
+        return self.queue.scan()
+
+    def _put_back(self, requests: list[Request]) -> None:
+        self.queue.push_front(requests)
+
+    def decide(self, now_ns: int) -> Decision:
+        """As ``Scheduler`` says."""
+        decision = Decision()
+        queue = self.queue
+        for request in queue.expire(now_ns):
+            self._expired = True
+            decision.refused.append((request, unavailable("Request timeout expired"), FailureReason.REJECTED))
+        if self._suspended is not None:
+            decision.refused += [(request, self._outage(request), FailureReason.REJECTED) for request in self.refuse_waiting()]
+        wake_ns: int | None = None
+        while len(queue) and not self._held():
+            instance = self._free_instance()
+            if instance is None:
+                break
+            formed = form(self.policy, self._grouping, queue.scan(), now_ns)
+            if not formed.requests or self.limited:
+                wake_ns = formed.wake_ns
+                break
+            decision.batches.append(self._bound(instance, formed))
+        deadline_ns = queue.next_deadline_ns()
+        if deadline_ns is not None and (wake_ns is None or deadline_ns < wake_ns):
+            wake_ns = deadline_ns
+        decision.wake_ns = wake_ns
+        return decision
+
+    def candidates(self, now_ns: int) -> list[Instance]:
+        """As ``Scheduler`` says."""
+        if not len(self.queue) or self._held() or not form(self.policy, self._grouping, self.queue.scan(), now_ns).requests:
+            return []
+        return [instance for instance in self.instances if not instance.batches]
+
+    def bind(self, instance: Instance, now_ns: int) -> PlannedBatch:
+        """As ``Scheduler`` says."""
+        return self._bound(instance, form(self.policy, self._grouping, self.queue.scan(), now_ns))
+
+    def _bound(self, instance: Instance, formed: Formed) -> PlannedBatch:
+        self.queue.take(formed.requests)
+        cut = formed.cut
+        if self._expired:
+            self._expired = False
+            if cut in (Cut.END, Cut.DELAY):
+                cut = Cut.DEADLINE
+        self.statistics.cuts[cut] += 1
+        return self._planned(instance, formed.requests)
+
+    def _held(self) -> bool:
+        """Is it too early for the first batch?"""
+        if len(self.queue) >= self._held_count:
+            self._held_count = 0
+        return self._held_count > 0
+
+    def _free_instance(self) -> Instance | None:
+        best = None
+        staging = self.staging and not self.limited
+        for instance in self.instances:
+            if instance.credits(staging) > 0 and (best is None or len(instance.batches) < len(best.batches)):
+                best = instance
+        return best
+
+
+def grouping_of(signature: Signature) -> Grouping | None:
+    """What must be equal for two requests of a model to share a batch; None where anything may.
+
+    The shapes of variable inputs (without the batch dim), the content of shape tensors and, with optional inputs, which are there.
+    """
+    variable = frozenset(spec.name for spec in signature.inputs.values() if spec.variable and not spec.allow_ragged_batch)
+    optional = any(spec.optional for spec in signature.inputs.values())
+    if not variable and not optional:
+        return None
+
+    def group(request: Request) -> Hashable:
+        tensors = request.body.inputs
+        # Clients may list inputs in any order.
+        key = {tensor.name: tensor.shape[1:] if tensor.name in variable else () for tensor in tensors}
+        return tuple(sorted(key.items()))
+
+    return group
+
+
+def batch_scheduler(
+    config: Any, signature: Signature, numbers: Iterator[int], statistics: VersionStatistics, held_count: int
+) -> BatchScheduler:
+    """The scheduler of a model without sequences: dynamic batching, or one request at a time."""
+    batching = config.dynamic_batching if config.HasField("dynamic_batching") else None
+    if batching is None:
+        return BatchScheduler(BatchPolicy(), RequestQueue(QueuePolicy()), None, numbers, statistics)
+    queue = RequestQueue(
+        _queue_policy(batching.default_queue_policy),
+        batching.priority_levels,
+        batching.default_priority_level,
+        {level: _queue_policy(policy) for level, policy in batching.priority_queue_policy.items()},
+    )
+    if not signature.batching:
+        policy = BatchPolicy(preserve_ordering=batching.preserve_ordering)
+        return BatchScheduler(policy, queue, None, numbers, statistics, held_count)
+    policy = BatchPolicy(
+        max_batch_size=config.max_batch_size,
+        preferred_sizes=frozenset(batching.preferred_batch_size),
+        max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000,
+        preserve_ordering=batching.preserve_ordering,
+    )
+    return BatchScheduler(policy, queue, grouping_of(signature), numbers, statistics, held_count)
+
+
+def _queue_policy(message: Any) -> QueuePolicy:
+    return QueuePolicy(
+        max_queue_size=message.max_queue_size,
+        default_timeout_us=message.default_timeout_microseconds,
+        allow_timeout_override=message.allow_timeout_override,
+        delay_when_expired=message.timeout_action == 1,
+    )

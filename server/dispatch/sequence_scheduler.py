@@ -1,0 +1,457 @@
+"""Sequence batching: requests that belong together go to one instance, one after the other.
+
+Source: Triton's sequence batcher (``ModelSequenceBatching``). A sequence gets a place at an instance with its first request and keeps
+it until its last one has run, or nothing has been heard of it for too long; where no place is free it waits in the backlog. The two
+strategies, ``sequence_strategies``, say which sequences of an instance run next.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from ...workers.contract.messages import RequestBody, RequestContext
+from ...workers.contract.status import Code, StatusError, invalid, unavailable
+from ..statistics import FailureReason, VersionStatistics
+from .batching import Cut
+from .instance import Instance, PlannedBatch
+from .request import Request
+from .scheduler import Decision, Refused, Scheduler, stopping_error
+from .sequence import Lane, Sequence, Slot
+from .sequence_controls import END, START, Controls
+
+FALLEN_COUNT = 4096
+"""How many sequences that died with their worker are remembered, so that their clients hear why."""
+
+_NO_CONTEXT = RequestContext()
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePolicy:
+    """What both strategies know: ``slot_count`` places at each instance, ``idle_ns`` after which a sequence that is silent ends.
+
+    ``iterative``: each request is a sequence of its own, which the model asks for again and again until it has finished.
+    """
+
+    model: str
+    slot_count: int
+    idle_ns: int
+    controls: Controls
+    iterative: bool = False
+
+
+class SequenceScheduler(Scheduler):
+    """Sequences, their places and the backlog; ``_form`` is the strategy's.
+
+    ``held_count`` is the original's test hook: the first batch waits until so many requests do. ``warn`` takes a line for the log.
+    """
+
+    def __init__(
+        self,
+        policy: SequencePolicy,
+        numbers: Iterator[int],
+        statistics: VersionStatistics,
+        warn: Callable[[str], None],
+        held_count: int = 0,
+    ) -> None:
+        super().__init__(numbers, statistics)
+        self.policy = policy
+        self._warn = warn
+        self._sequences: dict[int | str, Sequence] = {}
+        self._of: dict[Request, Sequence] = {}
+        self._lanes: dict[Instance, Lane] = {}
+        self._busy: dict[Lane, None] = {}
+        self._free: list[tuple[int, int, int, Slot]] = []
+        self._backlog: dict[Sequence, None] = {}
+        self._idle_deadlines: list[tuple[int, int, Sequence]] = []
+        self._backlog_deadlines: list[tuple[int, int, Request]] = []
+        self._orders = itertools.count(1)
+        self._own_ids = itertools.count(1)
+        self._resumed: set[Request] = set()
+        self._leaving: list[Refused] = []
+        self._fallen: dict[int | str, None] = {}
+        self._held_count = held_count
+
+    # requests
+
+    def _take_in(self, request: Request, now_ns: int) -> None:
+        context = request.body.context or _NO_CONTEXT
+        correlation_id, flags = context.correlation_id, context.flags
+        model = self.policy.model
+        if request.body.batch_size > 1:
+            raise invalid(f"inference request to model '{model}' must specify batch-size 1 due to requirements of sequence batcher")
+        if not correlation_id:
+            if not self.policy.iterative:
+                raise invalid(f"inference request to model '{model}' must specify a non-zero or non-empty correlation ID")
+            correlation_id = self._own_id()
+            flags = START
+            request.body = msgspec.structs.replace(
+                request.body, context=msgspec.structs.replace(context, correlation_id=correlation_id, flags=flags)
+            )
+        control = self.policy.controls.correlation
+        mismatch = None if control is None else control.mismatch(correlation_id, model)
+        if mismatch is not None:
+            raise mismatch
+        sequence = self._sequences.get(correlation_id)
+        if sequence is None:
+            if not flags & START:
+                raise self._unknown(correlation_id)
+            if self.stopping:
+                raise stopping_error(request)
+            sequence = self._begin(correlation_id, now_ns)
+        elif flags & START:
+            self._warn(
+                f"sequence {correlation_id} of model '{model}' was begun again before its end had come; its state is as at a beginning"
+            )
+        self._add(sequence, request, now_ns)
+        if flags & END:
+            # From here on the id is free for a new sequence, even before this one has run.
+            sequence.ended = True
+            del self._sequences[correlation_id]
+
+    def _own_id(self) -> int:
+        """An id for a request that is a sequence of its own."""
+        return next(number for number in self._own_ids if number not in self._sequences)
+
+    def _unknown(self, correlation_id: int | str) -> StatusError:
+        if correlation_id in self._fallen:
+            return unavailable(
+                f"the state of sequence {correlation_id} of model '{self.policy.model}' was lost when its worker ended; "
+                "begin the sequence again with the START flag"
+            )
+        return invalid(
+            f"inference request for sequence {correlation_id} to model '{self.policy.model}' must specify the START flag on "
+            "the first request of the sequence"
+        )
+
+    def _begin(self, correlation_id: int | str, now_ns: int) -> Sequence:
+        sequence = self._sequences[correlation_id] = Sequence(correlation_id, now_ns)
+        self._fallen.pop(correlation_id, None)
+        self._backlog[sequence] = None
+        self._assign()
+        heapq.heappush(self._idle_deadlines, (now_ns + self.policy.idle_ns, next(self._orders), sequence))
+        return sequence
+
+    def _add(self, sequence: Sequence, request: Request, now_ns: int) -> None:
+        request.order = next(self._orders)
+        request.queued_ns = sequence.touched_ns = now_ns
+        sequence.waiting.append(request)
+        self._of[request] = sequence
+        if len(sequence.waiting) == 1:
+            sequence.ready_ns = now_ns
+        self._offer(sequence)
+        if sequence.slot is None and request.timeout_us:
+            request.deadline_ns = now_ns + request.timeout_us * 1000
+            heapq.heappush(self._backlog_deadlines, (request.deadline_ns, request.order, request))
+
+    def _offer(self, sequence: Sequence) -> None:
+        """Have a sequence that could go on stand among those that could."""
+        if sequence.slot is not None and sequence.ready:
+            lane = sequence.slot.lane
+            lane.ready.setdefault(sequence)
+            self._busy[lane] = None
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Take a sequence that cannot go on from among those that could."""
+        if sequence.slot is not None:
+            lane = sequence.slot.lane
+            lane.ready.pop(sequence, None)
+            if not lane.ready:
+                self._busy.pop(lane, None)
+
+    def holds(self, request: Request) -> bool:
+        """As ``Scheduler`` says."""
+        sequence = self._of.get(request)
+        return sequence is not None and sequence.running is not request
+
+    def waiting(self) -> Iterable[Request]:
+        """As ``Scheduler`` says."""
+        return [request for request, sequence in self._of.items() if sequence.running is not request]
+
+    def hosts(self, request: Request) -> Collection[Instance]:
+        """As ``Scheduler`` says."""
+        slot = self._of[request].slot
+        return self.instances if slot is None else (slot.lane.instance,)
+
+    def cancel(self, request: Request) -> bool:
+        """As ``Scheduler`` says. What waits behind it in its sequence leaves as well, and the sequence ends."""
+        if not self.holds(request):
+            return False
+        sequence = self._of.pop(request)
+        self._resumed.discard(request)
+        sequence.waiting.remove(request)
+        self._refuse_rest(sequence, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
+        if sequence.running is None:
+            self._end(sequence)
+        else:
+            self._close(sequence)
+        return True
+
+    def refuse_waiting(self) -> list[Request]:
+        """As ``Scheduler`` says."""
+        refused = [request for request, _, _ in self._leaving]
+        self._leaving = []
+        for sequence in [*self._backlog, *[slot.sequence for lane in self._lanes.values() for slot in lane.slots]]:
+            if sequence is None:
+                continue
+            refused += sequence.waiting
+            self._forget(sequence)
+            if sequence.running is None:
+                self._end(sequence)
+            else:
+                self._close(sequence)
+        return refused
+
+    def _refuse_rest(self, sequence: Sequence, error: StatusError, reason: FailureReason) -> None:
+        """Let everything of a sequence that waits leave; whoever carries out the next decision tells it so."""
+        for request in sequence.waiting:
+            self._leaving.append((request, StatusError(error.code, f"{request.label}{error.message}" if error.message else ""), reason))
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        for request in sequence.waiting:
+            del self._of[request]
+            self._resumed.discard(request)
+        sequence.waiting.clear()
+        self._withdraw(sequence)
+
+    # places
+
+    def _assign(self) -> None:
+        """Give free places to the sequences of the backlog: the lowest place first, of all instances."""
+        free = self._free
+        while self._backlog and free:
+            *_, slot = heapq.heappop(free)
+            if slot.lane.instance.leaving or self._lanes.get(slot.lane.instance) is not slot.lane:
+                continue
+            sequence = next(iter(self._backlog))
+            del self._backlog[sequence]
+            slot.sequence = sequence
+            sequence.slot = slot
+            self._offer(sequence)
+
+    def _close(self, sequence: Sequence) -> None:
+        """No request of a sequence follows; it keeps its place while one runs."""
+        sequence.ended = True
+        if self._sequences.get(sequence.correlation_id) is sequence:
+            del self._sequences[sequence.correlation_id]
+
+    def _end(self, sequence: Sequence) -> None:
+        """A sequence is over: its place is free for the next."""
+        self._close(sequence)
+        self._backlog.pop(sequence, None)
+        self._withdraw(sequence)
+        slot, sequence.slot = sequence.slot, None
+        if slot is not None:
+            slot.sequence = None
+            self._release(slot)
+        self._assign()
+
+    def _release(self, slot: Slot) -> None:
+        heapq.heappush(self._free, (slot.index, slot.lane.instance.number, next(self._orders), slot))
+
+    def instance_up(self, instance: Instance) -> None:
+        """As ``Scheduler`` says."""
+        super().instance_up(instance)
+        if instance not in self._lanes:
+            lane = self._lanes[instance] = Lane(instance)
+            lane.slots = [Slot(lane, index) for index in range(self.policy.slot_count)]
+            for slot in lane.slots:
+                self._release(slot)
+            self._assign()
+
+    def free(self, instance: Instance) -> bool:
+        """As ``Scheduler`` says. An instance that has sequences is not free of them before they end."""
+        lane = self._lanes.get(instance)
+        return super().free(instance) and (lane is None or not any(slot.sequence for slot in lane.slots))
+
+    def instance_down(self, instance: Instance) -> list[Request]:
+        """As ``Scheduler`` says. Sequences of which it held state are over; the others get a place elsewhere."""
+        lost = super().instance_down(instance)
+        for request in lost:
+            sequence = self._of.pop(request)
+            self._resumed.discard(request)
+            sequence.running = None
+            sequence.begun = True
+        lane = self._lanes.pop(instance, None)
+        if lane is None:
+            return lost
+        self._busy.pop(lane, None)
+        moved: list[Sequence] = []
+        for slot in lane.slots:
+            sequence_there = slot.sequence
+            if sequence_there is None:
+                continue
+            sequence_there.slot = None
+            if sequence_there.begun or not sequence_there.waiting:
+                self._fall(sequence_there)
+            else:
+                moved.append(sequence_there)
+        moved.sort(key=lambda sequence: sequence.waiting[0].order)
+        self._backlog = dict.fromkeys([*moved, *self._backlog])
+        self._assign()
+        return lost
+
+    def _fall(self, sequence: Sequence) -> None:
+        """A sequence's state is lost: everything of it fails, and whoever goes on with it hears why."""
+        if not sequence.ended:
+            self._fallen[sequence.correlation_id] = None
+            if len(self._fallen) > FALLEN_COUNT:
+                del self._fallen[next(iter(self._fallen))]
+        error = unavailable(
+            f"the state of sequence {sequence.correlation_id} of model '{self.policy.model}' was lost when its worker ended; "
+            "begin the sequence again"
+        )
+        self._refuse_rest(sequence, error, FailureReason.BACKEND)
+        self._close(sequence)
+
+    def _put_back(self, requests: list[Request]) -> None:
+        for request in reversed(requests):
+            sequence = self._of[request]
+            sequence.running = None
+            sequence.waiting.appendleft(request)
+
+    # decisions
+
+    @property
+    def idle(self) -> bool:
+        """As ``Scheduler`` says; and no sequence is open."""
+        return super().idle and not self._sequences
+
+    def decide(self, now_ns: int) -> Decision:
+        """As ``Scheduler`` says."""
+        if self._suspended is not None:
+            # Without an instance no sequence can go on.
+            for sequence in [*self._backlog]:
+                self._refuse_rest(sequence, self._suspended, FailureReason.REJECTED)
+                self._end(sequence)
+        self._expire_idle(now_ns)
+        self._expire_backlog(now_ns)
+        decision = Decision(refused=self._leaving)
+        self._leaving = []
+        wake_ns = None
+        if not self._held():
+            for lane in list(self._busy):
+                while lane.ready and lane.instance.credits(self.staging and not self.limited) > 0:
+                    formed = self._form(lane, now_ns)
+                    if isinstance(formed, int):
+                        wake_ns = formed if wake_ns is None else min(wake_ns, formed)
+                        break
+                    if self.limited:
+                        break
+                    decision.batches.append(self._bound(lane, formed))
+        for deadlines in (self._idle_deadlines, self._backlog_deadlines):
+            if deadlines and (wake_ns is None or deadlines[0][0] < wake_ns):
+                wake_ns = deadlines[0][0]
+        decision.wake_ns = wake_ns
+        return decision
+
+    def candidates(self, now_ns: int) -> list[Instance]:
+        """As ``Scheduler`` says."""
+        if self._held():
+            return []
+        lanes = [lane for lane in self._busy if not lane.instance.batches]
+        return [lane.instance for lane in lanes if not isinstance(self._form(lane, now_ns), int)]
+
+    def bind(self, instance: Instance, now_ns: int) -> PlannedBatch:
+        """As ``Scheduler`` says."""
+        lane = self._lanes[instance]
+        formed = self._form(lane, now_ns)
+        assert not isinstance(formed, int)
+        return self._bound(lane, formed)
+
+    @abstractmethod
+    def _form(self, lane: Lane, now_ns: int) -> tuple[list[Slot], Cut] | int:
+        """The places whose sequences make the next batch of an instance that has some ready, or when to ask again."""
+
+    def _bound(self, lane: Lane, formed: tuple[list[Slot], Cut]) -> PlannedBatch:
+        slots, cut = formed
+        self.statistics.cuts[cut] += 1
+        requests = []
+        bodies = []
+        for slot in slots:
+            sequence = slot.sequence
+            assert sequence is not None
+            request = sequence.running = sequence.waiting.popleft()
+            self._withdraw(sequence)
+            requests.append(request)
+            bodies.append(self._body(request, slot.index))
+        batch = self._planned(lane.instance, requests)
+        batch.bodies = bodies
+        return batch
+
+    def _body(self, request: Request, slot: int) -> RequestBody:
+        """What the instance gets of a request: its tensors and the controls."""
+        body = request.body
+        context = body.context or _NO_CONTEXT
+        flags = context.flags & ~START if request in self._resumed else context.flags
+        controls = self.policy.controls.tensors(flags, True, context.correlation_id)
+        context = msgspec.structs.replace(context, flags=flags, slot=slot)
+        return RequestBody(body.id, body.batch_size, [*body.inputs, *controls], body.outputs, body.parameters, context)
+
+    def done(self, batch: PlannedBatch, execution_ns: int, now_ns: int, again: Collection[int] = ()) -> Collection[int]:
+        """As ``Scheduler`` says."""
+        super().done(batch, execution_ns, now_ns)
+        rounds = []
+        for index, request in enumerate(batch.requests):
+            if index in batch.fillers:
+                continue
+            sequence = self._of.pop(request)
+            sequence.running = None
+            sequence.begun = True
+            sequence.touched_ns = now_ns
+            sequence.ready_ns = now_ns
+            if index in again and self.policy.iterative:
+                rounds.append(index)
+                self._of[request] = sequence
+                self._resumed.add(request)
+                sequence.waiting.appendleft(request)
+                if request.cancelled:
+                    self._refuse_rest(sequence, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
+                    self._end(sequence)
+                else:
+                    self._offer(sequence)
+                continue
+            self._resumed.discard(request)
+            if self.policy.iterative or (sequence.ended and not sequence.waiting):
+                self._end(sequence)
+            else:
+                self._offer(sequence)
+        return rounds
+
+    def _expire_idle(self, now_ns: int) -> None:
+        """End the sequences of which nothing has been heard for too long."""
+        deadlines = self._idle_deadlines
+        idle_ns = self.policy.idle_ns
+        while deadlines and deadlines[0][0] <= now_ns:
+            _, order, sequence = heapq.heappop(deadlines)
+            if sequence.ended:
+                continue
+            if sequence.waiting or sequence.running is not None:
+                heapq.heappush(deadlines, (now_ns + idle_ns, order, sequence))
+            elif sequence.touched_ns + idle_ns > now_ns:
+                heapq.heappush(deadlines, (sequence.touched_ns + idle_ns, order, sequence))
+            else:
+                self._end(sequence)
+
+    def _expire_backlog(self, now_ns: int) -> None:
+        """Refuse the sequences of the backlog of which a request has waited for longer than it may."""
+        deadlines = self._backlog_deadlines
+        while deadlines and deadlines[0][0] <= now_ns:
+            _, _, request = heapq.heappop(deadlines)
+            sequence = self._of.get(request)
+            if sequence is not None and sequence in self._backlog:
+                error = unavailable("timeout of the corresponding sequence has been expired")
+                self._refuse_rest(sequence, error, FailureReason.REJECTED)
+                self._end(sequence)
+
+    def _held(self) -> bool:
+        """Is it too early for the first batch?"""
+        if self._held_count and len(self._of) >= self._held_count:
+            self._held_count = 0
+        return self._held_count > 0
