@@ -15,6 +15,7 @@ from ...shm.placement import Lease, within
 from ...workers.contract.messages import Done, Respond, Result
 from ...workers.contract.status import Code, StatusError, internal
 from ..statistics import FailureReason
+from .deadlines import Deadlines
 from .instance import TINY_NS, Instance, PlannedBatch
 from .request import EndMark, Request, Response
 from .scheduler import Scheduler
@@ -92,6 +93,7 @@ class Dispatcher:
         self._batches: dict[int, PlannedBatch] = {}
         self._touched: dict[Scheduler, None] = {}
         self._wakes: dict[Scheduler, int] = {}
+        self._deadlines: Deadlines[Scheduler] = Deadlines(lambda at_ns, scheduler: self._wakes.get(scheduler) == at_ns)
         self._flushing = False
         self._watchers: dict[Scheduler, list[tuple[Callable[[], bool], Callable[[], None]]]] = {}
 
@@ -151,10 +153,11 @@ class Dispatcher:
                     del self._wakes[scheduler]
                 else:
                     self._wakes[scheduler] = decision.wake_ns
+                    self._deadlines.add(decision.wake_ns, scheduler)
             if self._watchers:
                 self._watch(scheduler)
         if rewound:
-            self._set_alarm(min(self._wakes.values(), default=None))
+            self._set_alarm(self._deadlines.next_ns())
         if self._limiter is not None:
             self._start_limited(self._limiter, touched, now_ns)
 
@@ -219,13 +222,13 @@ class Dispatcher:
     def alarm(self) -> None:
         """The time that was asked for has come."""
         now_ns = self._clock_ns()
-        due = [scheduler for scheduler, wake_ns in self._wakes.items() if wake_ns <= now_ns]
+        due = self._deadlines.due(now_ns)
         for scheduler in due:
-            del self._wakes[scheduler]
+            self._wakes.pop(scheduler, None)
             self._touched[scheduler] = None
         if due:
             self.flush()
-        self._set_alarm(min(self._wakes.values(), default=None))
+        self._set_alarm(self._deadlines.next_ns())
 
     def batch_done(self, done: Done, memory: OutputMemory) -> None:
         """A worker has answered a batch: count it, deliver its responses. Unknown batches are ignored."""

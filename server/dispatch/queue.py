@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...workers.contract.status import unavailable
+from .deadlines import Deadlines
 from .request import Request
 
 
@@ -54,8 +54,8 @@ class RequestQueue:
         overrides = overrides or {}
         self._levels = [_Level(overrides.get(number, policy)) for number in range(1, max(1, level_count) + 1)]
         self._default_level = min(max(1, default_level), len(self._levels))
-        self._deadlines: list[tuple[int, int, Request]] = []
         self._waiting: set[int] = set()
+        self._deadlines: Deadlines[Request] = Deadlines(self._expires)
         self._orders = 0
         self.limited = bool(level_count) or any(level.limited for level in self._levels)
 
@@ -79,7 +79,7 @@ class RequestQueue:
             timeout_us = policy.timeout_us(request.timeout_us)
             if timeout_us:
                 request.deadline_ns = now_ns + timeout_us * 1000
-                heapq.heappush(self._deadlines, (request.deadline_ns, request.order, request))
+                self._deadlines.add(request.deadline_ns, request)
         level.waiting.append(request)
         level.size += 1
         self._waiting.add(request.order)
@@ -92,7 +92,7 @@ class RequestQueue:
             level.size += 1
             self._waiting.add(request.order)
             if request.deadline_ns:
-                heapq.heappush(self._deadlines, (request.deadline_ns, request.order, request))
+                self._deadlines.add(request.deadline_ns, request)
 
     def discard(self, request: Request) -> bool:
         """Take a request out, wherever it stands; False where it does not wait here."""
@@ -136,11 +136,9 @@ class RequestQueue:
     def expire(self, now_ns: int) -> list[Request]:
         """Take out the requests whose time is over; those of a delaying level only lose their place."""
         expired = []
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now_ns:
-            deadline_ns, order, request = heapq.heappop(deadlines)
-            if order not in self._waiting or deadline_ns != request.deadline_ns:
-                continue  # it has left, or was put back and has two entries
+        for request in self._deadlines.due(now_ns):
+            if request.order not in self._waiting or not request.deadline_ns:
+                continue  # it was put back, and has two entries
             level = self._level_of(request)
             if level.policy.delay_when_expired:
                 level.waiting.remove(request)
@@ -153,7 +151,7 @@ class RequestQueue:
 
     def next_deadline_ns(self) -> int | None:
         """When ``expire`` will next have something to do."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][1] not in self._waiting:
-            heapq.heappop(deadlines)
-        return deadlines[0][0] if deadlines else None
+        return self._deadlines.next_ns()
+
+    def _expires(self, at_ns: int, request: Request) -> bool:
+        return request.order in self._waiting and request.deadline_ns == at_ns

@@ -19,6 +19,7 @@ from ...workers.contract.messages import RequestBody, RequestContext
 from ...workers.contract.status import Code, StatusError, invalid, unavailable
 from ..statistics import FailureReason, VersionStatistics
 from .batching import Cut
+from .deadlines import Deadlines
 from .instance import Instance, PlannedBatch
 from .request import Request
 from .scheduler import Decision, Refused, Scheduler, stopping_error
@@ -68,8 +69,8 @@ class SequenceScheduler(Scheduler):
         self._busy: dict[Lane, None] = {}
         self._free: list[tuple[int, int, int, Slot]] = []
         self._backlog: dict[Sequence, None] = {}
-        self._idle_deadlines: list[tuple[int, int, Sequence]] = []
-        self._backlog_deadlines: list[tuple[int, int, Request]] = []
+        self._idle_deadlines: Deadlines[Sequence] = Deadlines(lambda at_ns, sequence: not sequence.ended)
+        self._backlog_deadlines: Deadlines[Request] = Deadlines(lambda at_ns, request: self._of.get(request) in self._backlog)
         self._orders = itertools.count(1)
         self._own_ids = itertools.count(1)
         self._resumed: set[Request] = set()
@@ -134,7 +135,7 @@ class SequenceScheduler(Scheduler):
         self._fallen.pop(correlation_id, None)
         self._backlog[sequence] = None
         self._assign()
-        heapq.heappush(self._idle_deadlines, (now_ns + self.policy.idle_ns, next(self._orders), sequence))
+        self._idle_deadlines.add(now_ns + self.policy.idle_ns, sequence)
         return sequence
 
     def _add(self, sequence: Sequence, request: Request, now_ns: int) -> None:
@@ -147,7 +148,7 @@ class SequenceScheduler(Scheduler):
         self._offer(sequence)
         if sequence.slot is None and request.timeout_us:
             request.deadline_ns = now_ns + request.timeout_us * 1000
-            heapq.heappush(self._backlog_deadlines, (request.deadline_ns, request.order, request))
+            self._backlog_deadlines.add(request.deadline_ns, request)
 
     def _offer(self, sequence: Sequence) -> None:
         """Have a sequence that could go on stand among those that could."""
@@ -345,9 +346,9 @@ class SequenceScheduler(Scheduler):
                     if self.limited:
                         break
                     decision.batches.append(self._bound(lane, formed))
-        for deadlines in (self._idle_deadlines, self._backlog_deadlines):
-            if deadlines and (wake_ns is None or deadlines[0][0] < wake_ns):
-                wake_ns = deadlines[0][0]
+        for at_ns in (self._idle_deadlines.next_ns(), self._backlog_deadlines.next_ns()):
+            if at_ns is not None and (wake_ns is None or at_ns < wake_ns):
+                wake_ns = at_ns
         decision.wake_ns = wake_ns
         return decision
 
@@ -426,24 +427,18 @@ class SequenceScheduler(Scheduler):
 
     def _expire_idle(self, now_ns: int) -> None:
         """End the sequences of which nothing has been heard for too long."""
-        deadlines = self._idle_deadlines
         idle_ns = self.policy.idle_ns
-        while deadlines and deadlines[0][0] <= now_ns:
-            _, order, sequence = heapq.heappop(deadlines)
-            if sequence.ended:
-                continue
+        for sequence in self._idle_deadlines.due(now_ns):
             if sequence.waiting or sequence.running is not None:
-                heapq.heappush(deadlines, (now_ns + idle_ns, order, sequence))
+                self._idle_deadlines.add(now_ns + idle_ns, sequence)
             elif sequence.touched_ns + idle_ns > now_ns:
-                heapq.heappush(deadlines, (sequence.touched_ns + idle_ns, order, sequence))
+                self._idle_deadlines.add(sequence.touched_ns + idle_ns, sequence)
             else:
                 self._end(sequence)
 
     def _expire_backlog(self, now_ns: int) -> None:
         """Refuse the sequences of the backlog of which a request has waited for longer than it may."""
-        deadlines = self._backlog_deadlines
-        while deadlines and deadlines[0][0] <= now_ns:
-            _, _, request = heapq.heappop(deadlines)
+        for request in self._backlog_deadlines.due(now_ns):
             sequence = self._of.get(request)
             if sequence is not None and sequence in self._backlog:
                 error = unavailable("timeout of the corresponding sequence has been expired")
