@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .option_values import Reader
+
+BOOLEAN, INTEGER, FLOAT, STRING = "<boolean>", "<integer>", "<float>", "<string>"
+SCOPED = "<<string>,<string>=<string>>"
+RESTRICTION = "<<string>:<string>=<string>>"
+PER_DEVICE = "<<integer>:<integer>>"
+"""What flags take, as the usage text shows it."""
+
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+"""The default of a flag whose value is a mapping."""
 
 
 @dataclass(frozen=True, slots=True)

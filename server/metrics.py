@@ -112,6 +112,19 @@ _SUMMARIES: tuple[tuple[str, str, Callable[[LatencySummaries], Summary]], ...] =
     ),
 )
 
+_CACHE_SUMMARIES: tuple[tuple[str, str, Callable[[LatencySummaries], Summary]], ...] = (
+    (
+        "nv_cache_hit_summary_per_model",
+        "Summary of cache hit counts/durations per model, in microseconds.",
+        lambda summaries: summaries.cache_hit,
+    ),
+    (
+        "nv_cache_miss_summary_per_model",
+        "Summary of cache miss counts/durations per model, in microseconds.",
+        lambda summaries: summaries.cache_miss,
+    ),
+)
+
 
 class MetricsExposition:
     """Writes the metrics page.
@@ -225,13 +238,17 @@ class MetricsExposition:
             if version.first_response is not None:
                 first_response.add_histogram(version.labels, version.first_response)
         families = [first_response]
-        for name, help_text, read in _SUMMARIES:
-            family = Family(name, "summary", help_text)
-            for version in versions:
-                if version.summaries is None or (version.caching and name == "nv_inference_request_summary_us"):
-                    continue
-                family.add_summary(version.labels, read(version.summaries), self._settings.quantiles, now_ns)
-            families.append(family)
+        plain = [version for version in versions if not version.caching]
+        caching = [version for version in versions if version.caching]
+        # What a miss adds to a request's duration comes later, so where there is a cache that summary would be wrong.
+        request, *others = _SUMMARIES
+        for table, members in (((request,), plain), (others, versions), (_CACHE_SUMMARIES, caching)):
+            for name, help_text, read in table:
+                family = Family(name, "summary", help_text)
+                for version in members:
+                    if version.summaries is not None:
+                        family.add_summary(version.labels, read(version.summaries), self._settings.quantiles, now_ns)
+                families.append(family)
         return families
 
     def _farm(self) -> list[Family]:

@@ -1,24 +1,17 @@
 """Every command-line flag, declared once: what it takes, its default, its place and words in --help, whether it works yet.
 
-`command_line.parse` reads it, `usage.usage_text` prints it, `options.Options` has one attribute per flag (a test holds
-the two together).
+Those of the doors are declared in `door_flags`. `command_line.parse` reads the table, `usage.usage_text` prints it,
+`options.Options` has one attribute per flag (a test holds the two together).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from . import option_values as read
-from .flag import Flag, Group
-
-BOOLEAN, INTEGER, FLOAT, STRING = "<boolean>", "<integer>", "<float>", "<string>"
-SCOPED = "<<string>,<string>=<string>>"
-RESTRICTION = "<<string>:<string>=<string>>"
-PER_DEVICE = "<<integer>:<integer>>"
-
-_NONE: Mapping[Any, Any] = MappingProxyType({})
+from .door_flags import door_groups
+from .flag import BOOLEAN, FLOAT, INTEGER, NOTHING, PER_DEVICE, SCOPED, STRING, Flag, Group
 
 
 def _general() -> Iterator[Group]:
@@ -178,206 +171,6 @@ def _repository() -> Group:
     return g
 
 
-def _http() -> Group:
-    g = Group("HTTP", built=True)
-    g.add("allow-http", BOOLEAN, read.boolean, True, "Serve HTTP?")
-    g.add("http-address", STRING, read.string, "0.0.0.0", "The address to serve HTTP on.")
-    g.add("http-port", INTEGER, read.integer, 8000, "The port to serve HTTP on.")
-    g.add(
-        "reuse-http-port",
-        BOOLEAN,
-        read.boolean,
-        False,
-        "Share the HTTP port with other servers that set this too? The system then spreads connections over them, so they "
-        "should serve the same models.",
-    )
-    g.add(
-        "http-header-forward-pattern",
-        STRING,
-        read.string,
-        "",
-        "Hand request headers whose whole name matches this regular expression to the models as request parameters.",
-    )
-    g.add(
-        "http-thread-count",
-        INTEGER,
-        read.integer,
-        8,
-        "Accepted for tritonserver's sake: tensorfarm serves HTTP from one event loop and needs no threads for it.",
-    )
-    g.add(
-        "http-max-input-size",
-        INTEGER,
-        read.positive("http-max-input-size", read.wide_integer),
-        64 << 20,
-        "The most bytes of the JSON part of an inference request, of each tensor in it, of a raw request, and of a body once it is "
-        "decompressed. Tensors in binary are not bounded by it.",
-    )
-    g.add("http-use-ssl", BOOLEAN, read.boolean, False, "Serve HTTP over TLS (1.2 and 1.3), and HTTP/2 where the client asks for it?")
-    g.add(
-        "http-use-ssl-mutual",
-        BOOLEAN,
-        read.boolean,
-        False,
-        "Serve HTTP over TLS, and only to clients with a certificate that leads to one of --http-root-cert?",
-    )
-    g.add(
-        "http-server-cert",
-        STRING,
-        read.string,
-        "",
-        "The PEM file with the server's certificate, and those between it and its root, for HTTP over TLS. This file, the key's and "
-        "--http-root-cert are read again when they change.",
-    )
-    g.add("http-server-key", STRING, read.string, "", "The PEM file with the server's private key, without a pass phrase.")
-    g.add("http-root-cert", STRING, read.string, "", "The PEM file with the certificates that clients' certificates must lead to.")
-    g.add(
-        "http-restricted-api",
-        RESTRICTION,
-        read.restricted("http-restricted-api", "api"),
-        _NONE,
-        "APIS:HEADER=VALUE: answer these comma-separated APIs only to requests that carry this header with this value. May be "
-        f"repeated. APIs: {', '.join(read.RESTRICTABLE_APIS)}.",
-    )
-    return g
-
-
-def _grpc() -> Group:
-    g = Group("GRPC", built=False)
-    g.add("allow-grpc", BOOLEAN, read.boolean, True, "Serve gRPC?", quiet=(False,))
-    g.add("grpc-address", STRING, read.string, "0.0.0.0", "The address to serve gRPC on.")
-    g.add("grpc-port", INTEGER, read.integer, 8001, "The port to serve gRPC on.")
-    g.add("reuse-grpc-port", BOOLEAN, read.boolean, False, "As --reuse-http-port, for the gRPC port.", quiet=(False,))
-    g.add(
-        "grpc-header-forward-pattern",
-        STRING,
-        read.string,
-        "",
-        "As --http-header-forward-pattern, for gRPC metadata.",
-    )
-    g.add(
-        "grpc-infer-thread-count",
-        INTEGER,
-        read.between(2, 128, "invalid argument for --grpc_infer_thread_count. Must be in the range 2 to 128."),
-        2,
-        "Accepted for tritonserver's sake, 2 to 128: one event loop serves gRPC.",
-    )
-    g.add(
-        "grpc-infer-allocation-pool-size",
-        INTEGER,
-        read.integer,
-        8,
-        "How many request and response objects are kept for use again.",
-    )
-    g.add(
-        "grpc-max-response-pool-size",
-        INTEGER,
-        read.positive("grpc-max-response-pool-size", read.integer),
-        (1 << 31) - 1,
-        "How many responses of one stream may wait to be sent.",
-    )
-    g.add("grpc-use-ssl", BOOLEAN, read.boolean, False, "Serve gRPC over TLS?", quiet=(False,))
-    g.add(
-        "grpc-use-ssl-mutual",
-        BOOLEAN,
-        read.boolean,
-        False,
-        "Serve gRPC over TLS and ask clients for certificates too?",
-        quiet=(False,),
-    )
-    g.add("grpc-server-cert", STRING, read.string, "", "The PEM file with the server's certificate, for gRPC over TLS.")
-    g.add("grpc-server-key", STRING, read.string, "", "The PEM file with the server's private key, for gRPC over TLS.")
-    g.add("grpc-root-cert", STRING, read.string, "", "The PEM file with the certificates that clients' certificates must lead to.")
-    g.add(
-        "grpc-infer-response-compression-level",
-        STRING,
-        read.choice(("none", "low", "medium", "high"), "invalid argument for --grpc_infer_response_compression_level"),
-        "none",
-        "How hard to compress gRPC responses: none, low, medium or high.",
-    )
-    g.add("grpc-keepalive-time", INTEGER, read.integer, 7_200_000, "Milliseconds between keep-alive pings.")
-    g.add(
-        "grpc-keepalive-timeout",
-        INTEGER,
-        read.integer,
-        20_000,
-        "Milliseconds to wait for the answer to a keep-alive ping before the connection is closed.",
-    )
-    g.add(
-        "grpc-keepalive-permit-without-calls",
-        BOOLEAN,
-        read.boolean,
-        False,
-        "Send keep-alive pings while no call is running, too?",
-    )
-    g.add(
-        "grpc-http2-max-pings-without-data",
-        INTEGER,
-        read.integer,
-        2,
-        "How many pings may be sent with no data between them; 0: any number.",
-    )
-    g.add(
-        "grpc-http2-min-recv-ping-interval-without-data",
-        INTEGER,
-        read.integer,
-        300_000,
-        "A client's ping that follows another sooner than this many milliseconds, with no data between them, counts as a bad one.",
-    )
-    g.add(
-        "grpc-http2-max-ping-strikes",
-        INTEGER,
-        read.integer,
-        2,
-        "How many bad pings a connection survives; 0: any number.",
-    )
-    g.add("grpc-max-connection-age", INTEGER, read.integer, 0, "Milliseconds a connection may live. 0: for ever.")
-    g.add(
-        "grpc-max-connection-age-grace",
-        INTEGER,
-        read.integer,
-        0,
-        "Milliseconds that calls may still run on a connection past its age. 0: for ever.",
-    )
-    g.add(
-        "grpc-restricted-protocol",
-        RESTRICTION,
-        read.restricted("grpc-restricted-protocol", "protocol"),
-        _NONE,
-        "As --http-restricted-api, for gRPC; the metadata key asked for is triton-grpc-protocol-KEY.",
-    )
-    return g
-
-
-def _platforms() -> Iterator[Group]:
-    g = Group("SageMaker", built=False)
-    g.add("allow-sagemaker", BOOLEAN, read.boolean, False, "Serve SageMaker's HTTP requests?", quiet=(False,))
-    g.add("sagemaker-port", INTEGER, read.integer, 8080, "The port to serve them on.")
-    g.add(
-        "sagemaker-safe-port-range",
-        "<<integer>-<integer>>",
-        read.port_range,
-        None,
-        "The ports that other endpoints may use while SageMaker's is served.",
-    )
-    g.add("sagemaker-thread-count", INTEGER, read.integer, 8, "Accepted for tritonserver's sake.")
-    yield g
-
-    g = Group("Vertex", built=False)
-    g.add(
-        "allow-vertex-ai",
-        BOOLEAN,
-        read.boolean,
-        None,
-        "Serve Vertex AI's HTTP requests? Default: true if the environment has AIP_MODE=PREDICTION, else false.",
-        quiet=(False,),
-    )
-    g.add("vertex-ai-port", INTEGER, read.integer, None, "The port to serve them on. Default: AIP_HTTP_PORT of the environment, or 8080.")
-    g.add("vertex-ai-thread-count", INTEGER, read.integer, 8, "Accepted for tritonserver's sake.")
-    g.add("vertex-ai-default-model", STRING, read.string, "", "The model that requests which name none are for.")
-    yield g
-
-
 def _observation() -> Iterator[Group]:
     g = Group("Metrics", built=True)
     g.add("allow-metrics", BOOLEAN, read.boolean, True, "Serve Prometheus metrics?")
@@ -398,7 +191,7 @@ def _observation() -> Iterator[Group]:
         "metrics-config",
         "<<string>=<string>>",
         read.metrics_setting,
-        _NONE,
+        NOTHING,
         "SETTING=VALUE: counter_latencies, histogram_latencies or summary_latencies with true or false, summary_quantiles with "
         "QUANTILE:ERROR,... May be repeated.",
     )
@@ -429,7 +222,7 @@ def _parts() -> Iterator[Group]:
         "backend-config",
         SCOPED,
         read.backend_setting,
-        _NONE,
+        NOTHING,
         "BACKEND,SETTING=VALUE for one backend, such as onnxruntime; SETTING=VALUE for all. May be repeated.",
     )
     yield g
@@ -444,15 +237,24 @@ def _parts() -> Iterator[Group]:
     )
     yield g
 
-    g = Group("Response Cache", built=False)
+    g = Group("Response Cache", built=True)
     g.add(
         "cache-config",
         SCOPED,
         read.cache_setting,
-        _NONE,
-        "CACHE,SETTING=VALUE: use this response cache. --cache-config=local,size=1048576 is one of 1 MiB in this process.",
+        NOTHING,
+        "CACHE,SETTING=VALUE: keep the answers of models with response_cache { enable: true }. local,size=1048576 keeps 1 MiB of them in "
+        "this process. redis,host=HOST with redis,port=PORT keeps them in a Redis, which servers may share; further settings of redis are "
+        "user, password (or the environment's TRITONCACHE_REDIS_USERNAME and TRITONCACHE_REDIS_PASSWORD), db, connect_timeout, "
+        "socket_timeout and wait_timeout in ms, pool_size, tls_enabled, cert, key, cacert and cacert_dir. May be repeated.",
     )
-    g.add("cache-directory", STRING, read.string, "/opt/tritonserver/caches", "The folder of the cache implementations.")
+    g.add(
+        "cache-directory",
+        STRING,
+        read.string,
+        "/opt/tritonserver/caches",
+        "Where the original has the libraries of caches. The caches local and redis are built in here, and there are no others.",
+    )
     yield g
 
     g = Group("Rate Limiter", built=False)
@@ -491,14 +293,14 @@ def _memory() -> Group:
         "cuda-memory-pool-byte-size",
         PER_DEVICE,
         read.device_sizes,
-        _NONE,
+        NOTHING,
         "GPU:BYTES: how much of a GPU's memory holds tensors on their way. May be repeated. Default: 67108864 (64 MiB) each.",
     )
     g.add(
         "cuda-virtual-address-size",
         PER_DEVICE,
         read.device_sizes,
-        _NONE,
+        NOTHING,
         "GPU:BYTES: how large a growing sequence state may become. May be repeated. Default: 1073741824 (1 GiB) each.",
     )
     g.add(
@@ -513,14 +315,14 @@ def _memory() -> Group:
         "host-policy",
         SCOPED,
         read.host_policy,
-        _NONE,
+        NOTHING,
         "POLICY,SETTING=VALUE: numa-node or cpu-cores for the model instances that name this policy. May be repeated.",
     )
     g.add(
         "model-load-gpu-limit",
         "<<integer>:<float>>",
         read.device_fractions,
-        _NONE,
+        NOTHING,
         "GPU:FRACTION: load no model on a GPU whose memory is used beyond this fraction. May be repeated. Default: 1.0 each.",
     )
     g.add(
@@ -552,6 +354,7 @@ def _deprecated() -> Group:
         read.old_cache_size,
         None,
         "N is --cache-config=local,size=N.",
+        built=True,
         target="cache-config",
         warning="Warning: '--response-cache-byte-size' has been deprecated! This will default to the 'local' cache implementation with "
         "the provided byte size for its config. Please use '--cache-config' instead. The equivalent --cache-config CLI args would be: "
@@ -586,9 +389,7 @@ def _deprecated() -> Group:
 
 def _groups() -> Iterator[Group]:
     yield from _general()
-    yield _http()
-    yield _grpc()
-    yield from _platforms()
+    yield from door_groups()
     yield from _observation()
     yield from _parts()
     yield _memory()

@@ -19,13 +19,16 @@ from ..workers.contract.status import StatusError, unavailable
 from . import ahead
 from .alarm import Alarm
 from .busy_poll import DEFAULT_US, BusyPoll
+from .caches import CacheThreads, local_families, open_cache
 from .calls import ModelCalls
 from .custom_metrics import CustomMetrics
+from .dispatch.cached import Caching
+from .dispatch.delay_hooks import delay_hooks
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.ensemble import Ensemble
 from .dispatch.ensemble_plan import EnsemblePlan
 from .dispatch.instance import PlannedBatch
-from .dispatch.schedulers import delay_hooks
+from .dispatch.response_cache import LocalCache
 from .farm.environments import Environments
 from .farm.farm import Farm
 from .farm.launch import Launched
@@ -38,6 +41,7 @@ from .metrics import MetricsExposition
 from .metrics_settings import parse_settings
 from .model_talk import ModelTalk
 from .options import Options, backend_settings, check_creation
+from .prometheus_text import Family
 from .regions import RegionRegistry
 from .repository.catalogue import Catalogue
 from .repository.creation import Creation
@@ -58,6 +62,7 @@ from .tables import backend_table, model_table, option_rows, option_table, termi
 if TYPE_CHECKING:
     from .http.front import Front
     from .http.listener import HttpDoor
+    from .redis_cache import RedisCache
 
 _STDOUT, _STDERR = 1, 2
 
@@ -117,7 +122,9 @@ class Server:
         self._farm = Farm(self._loop, self._generations, self._regions, self._arena_fd, self._sizes, worker)
         self._sources: list[Source] = []
         self._lazy: LazyLifecycle | None = None
-        creation = Creation(
+        self._cache: LocalCache | RedisCache | None = None
+        self._cache_threads = CacheThreads(self._loop)
+        creation = self._creation = Creation(
             *(options, self._farm, self._dispatcher, book, log, self._environments, self._generations, self._make_ensemble),
             hooks=delay_hooks(os.environ, log.warning),
         )
@@ -151,7 +158,7 @@ class Server:
             worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()},
             arena_used_bytes=lambda: {"requests": arena.used_byte_size},
             lazy=None if self._lazy is None else self._lazy.figures,
-            sources=(metrics.families,),
+            sources=(metrics.families, self._cache_families),
         )
         self.service.custom_families = metrics.families
         self._http: HttpDoor | None = None
@@ -169,6 +176,9 @@ class Server:
 
     def _any_view(self, lease: Lease) -> memoryview:
         return self.service.view(lease)
+
+    def _cache_families(self) -> list[Family]:
+        return local_families(self._cache) if isinstance(self._cache, LocalCache) else []
 
     def _make_ensemble(self, plan: EnsemblePlan, statistics: VersionStatistics, members: dict[tuple[str, int], ModelVersion]) -> Ensemble:
         ask = partial(self.service.ask_member, members)
@@ -221,6 +231,9 @@ class Server:
     async def _start(self) -> bool:
         try:
             check_creation(self._options)
+            self._cache = await open_cache(self._options, self._log)
+            if self._cache is not None:
+                self._creation.caching = Caching(self._cache, self.service.view, self._cache_threads)
             if self._options.allow_http:
                 self._tls = tls_of(self._options, self._log)
             self._sources += [source_of(name, self._say_later) for name in self._options.model_repository]
@@ -297,6 +310,7 @@ class Server:
         if self._http is not None:
             await self._http.stop_accepting()
         self.lifecycle.give_up_loads()
+        self._generations.drain()
         self._log.info("Waiting for in-flight requests to complete.")
         while True:
             busy = self._generations.in_flight()
@@ -344,6 +358,9 @@ class Server:
         await asyncio.gather(*[asyncio.to_thread(source.close) for source in self._sources])
         if self._metrics is not None:
             await self._metrics.close()
+        if self._cache is not None and not isinstance(self._cache, LocalCache):
+            await self._cache.close()
+        self._cache_threads.close()
         self._regions.close()
         self._alarm.close()
         os.close(self._arena_fd)

@@ -75,6 +75,8 @@ class LatencySummaries:
     compute_input: Summary = field(default_factory=Summary)
     compute_infer: Summary = field(default_factory=Summary)
     compute_output: Summary = field(default_factory=Summary)
+    cache_hit: Summary = field(default_factory=Summary)
+    cache_miss: Summary = field(default_factory=Summary)
 
     def observe(self, request_ns: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int, now_ns: int) -> None:
         """Add one successful request."""
@@ -232,6 +234,25 @@ class VersionStatistics:
         self.compute_input_ns += size * sample.input_ns
         self.compute_infer_ns += size * sample.infer_ns
         self.compute_output_ns += size * sample.output_ns
+
+    def cache_hit(self, start_ns: int, queued_ns: int, lookup_ns: int, end_ns: int) -> None:
+        """Count one request that was answered from the cache; its lookup began at ``lookup_ns`` and ended at ``end_ns``."""
+        self.success_count += 1
+        self.success_ns += end_ns - start_ns
+        self.queue_ns += lookup_ns - queued_ns
+        self.cache_hit_count += 1
+        self.cache_hit_ns += end_ns - lookup_ns
+        if self.summaries is not None:
+            self.summaries.queue.observe((lookup_ns - queued_ns) // 1000, end_ns)
+            self.summaries.cache_hit.observe((end_ns - lookup_ns) // 1000, end_ns)
+
+    def cache_missed(self, duration_ns: int, now_ns: int) -> None:
+        """Count one request that was not found in the cache; what looking it up and keeping its answer took belongs to its duration."""
+        self.success_ns += duration_ns
+        self.cache_miss_count += 1
+        self.cache_miss_ns += duration_ns
+        if self.summaries is not None:
+            self.summaries.cache_miss.observe(duration_ns // 1000, now_ns)
 
     def request_failed(self, reason: FailureReason, start_ns: int, end_ns: int) -> None:
         """Count one request that was accepted and then failed."""

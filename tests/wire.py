@@ -58,6 +58,10 @@ class Connection:
         """Close the connection in order."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """What selectors wait for."""
+        return self._socket.fileno()
+
     def abort(self) -> None:
         """Close the connection with a reset, as a client that died does."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

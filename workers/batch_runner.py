@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 
 from .backends.backend import Executor
 from .batch import Batch, InputFault, Memory
@@ -21,6 +22,7 @@ class BatchRunner:
         self._executor = executor
         self._memory = memory
         self._model = model
+        self._make_batch: Callable[[list[RequestBody], Memory, str], Batch] = Batch
 
     def rehearse(self, message: Execute) -> tuple[Done, list[str]]:
         """As ``Runner`` says."""
@@ -35,7 +37,7 @@ class BatchRunner:
         requests = message.requests
         refused: list[InputFault] = []
         while True:
-            batch = Batch(requests, self._memory, self._model)
+            batch = self._make_batch(requests, self._memory, self._model)
             fault = self._attempt(batch)
             if fault is None:
                 break

@@ -6,8 +6,6 @@ Source: ``ModelWarmup`` of Triton's ``model_config.proto``; the texts are those 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +16,10 @@ from ..shm.datatypes import DATATYPES, Datatype
 from ..shm.placement import Inline, Lease
 from .contract.messages import Execute, RequestBody, Result, Tensor, Warmed
 from .contract.signature import BY_CONFIG_NAME, Signature, signature_of_members
-from .contract.status import internal, invalid, label
+from .contract.status import invalid, label
 from .contract.strings import check_strings
 from .contract.validation import checked_byte_size, checked_count, validate
+from .named_file import read_named
 
 if TYPE_CHECKING:
     from .backends.backend import ModelSource, Runner
@@ -151,8 +150,8 @@ def _content(
     if "input_data_file" in wanted:
         file = wanted["input_data_file"]
         if datatype is _STRING:
-            return _read(source, file, model, -1)
-        content = _read(source, file, model, byte_size)
+            return read_named(source.directory, FOLDER, file, "input_data_file", model)
+        content = read_named(source.directory, FOLDER, file, "input_data_file", model, byte_size)
         if len(content) < byte_size:
             raise invalid(
                 f"{label('')}warmup setting expects {byte_size} bytes, but the data provided from {file}only has {len(content)} bytes"
@@ -165,19 +164,3 @@ def _content(
         # As many lengths of nothing.
         return bytes(4 * count)
     return bytes(byte_size) if "zero_data" in wanted else np.random.default_rng().bytes(byte_size)
-
-
-def _read(source: ModelSource, file: str, model: str, byte_size: int) -> bytes:
-    """The first ``byte_size`` bytes of a file in the warm-up folder, all of it where that is -1. Raises StatusError."""
-    folder = os.path.realpath(os.path.join(source.directory, FOLDER))
-    path = os.path.realpath(os.path.join(folder, file))
-    if not path.startswith(folder + os.sep):
-        raise invalid(f"input_data_file '{file}' leaves the folder '{FOLDER}' of model '{model}'")
-    try:
-        # Not waiting for whoever might write to a pipe.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise invalid(f"input_data_file '{file}' of model '{model}' is not a regular file")
-            return opened.read(byte_size)
-    except OSError as error:
-        raise internal(f"failed to open text file for read {model}/{FOLDER}/{file}: {error.strerror}") from error

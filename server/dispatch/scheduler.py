@@ -37,7 +37,8 @@ class Scheduler(ABC):
 
     ``streaming`` are batches that have left their instance and of which requests wait for their last response. ``staging``:
     instances get work ahead of time. ``limited``: a rate limiter says when which instance runs: ``decide`` leaves the binding to
-    whoever asks for ``candidates``. ``in_flight`` counts the requests that are not answered; the dispatcher keeps it.
+    whoever asks for ``candidates``. ``draining``: the server is about to end, and nothing is to begin that needs further requests.
+    ``in_flight`` counts the requests that are not answered; the dispatcher keeps it.
     """
 
     def __init__(self, numbers: Iterator[int], statistics: VersionStatistics) -> None:
@@ -46,6 +47,7 @@ class Scheduler(ABC):
         self.streaming: dict[int, PlannedBatch] = {}
         self.statistics = statistics
         self.stopping = False
+        self.draining = False
         self.staging = True
         self.limited = False
         self.in_flight = 0
@@ -57,6 +59,11 @@ class Scheduler(ABC):
     def idle(self) -> bool:
         """Nothing waits, nothing runs, and nothing that ran has responses to come."""
         return not self.in_flight and not self.outstanding
+
+    @property
+    def unfinished(self) -> int:
+        """How much the end of the server has to wait for."""
+        return self.in_flight
 
     # requests
 

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ...workers.contract.signature import Signature
 from ..statistics import VersionStatistics
 from .batching import BatchPolicy, batch_scheduler, grouping_of
+from .delay_hooks import NO_HOOKS, DelayHooks
 from .scheduler import Scheduler
 from .sequence_controls import controls_of
 from .sequence_scheduler import SequencePolicy, SequenceScheduler
 from .sequence_strategies import DirectScheduler, OldestScheduler
-
-
-@dataclass(frozen=True, slots=True)
-class DelayHooks:
-    """How many requests must wait for the first batch of each model; suites for the original say so in the environment.
-
-    Source: ``TRITONSERVER_DELAY_SCHEDULER`` and ``TRITONSERVER_BACKLOG_DELAY_SCHEDULER``.
-    """
-
-    queued_count: int = 0
-    backlog_count: int = 0
-
-
-NO_HOOKS = DelayHooks()
-
-
-def delay_hooks(environment: Mapping[str, str], warn: Callable[[str], None]) -> DelayHooks:
-    """The hooks that an environment sets; what is no count there is not used, and warned of."""
-    counts = []
-    for name in ("TRITONSERVER_DELAY_SCHEDULER", "TRITONSERVER_BACKLOG_DELAY_SCHEDULER"):
-        text = environment.get(name, "") or "0"
-        if not (text.isascii() and text.isdigit()):
-            warn(f"the environment variable {name} is to be a number of requests; '{text}' is not used")
-            text = "0"
-        counts.append(int(text))
-    return DelayHooks(*counts)
 
 
 def scheduler_of(
@@ -77,11 +51,11 @@ def _sequence_scheduler(
     if oldest is None:
         direct = batching.direct
         delay_ns = direct.max_queue_delay_microseconds * 1000
-        return DirectScheduler(policy, grouping, numbers, statistics, warn, delay_ns, direct.minimum_slot_utilization, hooks.backlog_count)
+        return DirectScheduler(policy, grouping, numbers, statistics, warn, delay_ns, direct.minimum_slot_utilization, hooks)
     batches = BatchPolicy(
         max_batch_size=rows,
         preferred_sizes=frozenset(oldest.preferred_batch_size),
         max_queue_delay_ns=oldest.max_queue_delay_microseconds * 1000,
         preserve_ordering=oldest.preserve_ordering,
     )
-    return OldestScheduler(policy, batches, grouping, numbers, statistics, warn, hooks.backlog_count)
+    return OldestScheduler(policy, batches, grouping, numbers, statistics, warn, hooks)

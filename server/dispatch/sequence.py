@@ -44,8 +44,12 @@ class Slot:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """An instance's places. ``ready`` are its sequences whose next request could be bound, in the order in which they became so."""
+    """An instance's places. ``ready`` are its sequences whose next request could be bound, in the order in which they became so.
+
+    ``held``: its first batch waits until there is more of it.
+    """
 
     instance: Instance
     slots: list[Slot] = field(default_factory=list)
     ready: dict[Sequence, None] = field(default_factory=dict)
+    held: bool = False

@@ -20,6 +20,7 @@ from ...workers.contract.status import Code, StatusError, invalid, unavailable
 from ..statistics import FailureReason, VersionStatistics
 from .batching import Cut
 from .deadlines import Deadlines
+from .delay_hooks import NO_HOOKS, DelayHooks
 from .instance import Instance, PlannedBatch
 from .request import Request
 from .scheduler import Decision, Refused, Scheduler, stopping_error
@@ -49,7 +50,7 @@ class SequencePolicy:
 class SequenceScheduler(Scheduler):
     """Sequences, their places and the backlog; ``_form`` is the strategy's.
 
-    ``held_count`` is the original's test hook: the first batch waits until so many requests do. ``warn`` takes a line for the log.
+    ``warn`` takes a line for the log.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class SequenceScheduler(Scheduler):
         numbers: Iterator[int],
         statistics: VersionStatistics,
         warn: Callable[[str], None],
-        held_count: int = 0,
+        hooks: DelayHooks = NO_HOOKS,
     ) -> None:
         super().__init__(numbers, statistics)
         self.policy = policy
@@ -76,7 +77,7 @@ class SequenceScheduler(Scheduler):
         self._resumed: set[Request] = set()
         self._leaving: list[Refused] = []
         self._fallen: dict[int | str, None] = {}
-        self._held_count = held_count
+        self._hooks = hooks
 
     # requests
 
@@ -102,7 +103,7 @@ class SequenceScheduler(Scheduler):
         if sequence is None:
             if not flags & START:
                 raise self._unknown(correlation_id)
-            if self.stopping:
+            if self.stopping or self.draining:
                 raise stopping_error(request)
             sequence = self._begin(correlation_id, now_ns)
         elif flags & START:
@@ -211,7 +212,7 @@ class SequenceScheduler(Scheduler):
     def _refuse_rest(self, sequence: Sequence, error: StatusError, reason: FailureReason) -> None:
         """Let everything of a sequence that waits leave; whoever carries out the next decision tells it so."""
         for request in sequence.waiting:
-            self._leaving.append((request, StatusError(error.code, f"{request.label}{error.message}" if error.message else ""), reason))
+            self._leaving.append((request, error, reason))
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
@@ -260,7 +261,7 @@ class SequenceScheduler(Scheduler):
         """As ``Scheduler`` says."""
         super().instance_up(instance)
         if instance not in self._lanes:
-            lane = self._lanes[instance] = Lane(instance)
+            lane = self._lanes[instance] = Lane(instance, held=self._hooks.queued_count > 0)
             lane.slots = [Slot(lane, index) for index in range(self.policy.slot_count)]
             for slot in lane.slots:
                 self._release(slot)
@@ -317,12 +318,12 @@ class SequenceScheduler(Scheduler):
             sequence.running = None
             sequence.waiting.appendleft(request)
 
-    # decisions
-
     @property
-    def idle(self) -> bool:
-        """As ``Scheduler`` says; and no sequence is open."""
-        return super().idle and not self._sequences
+    def unfinished(self) -> int:
+        """As ``Scheduler`` says: a sequence that is open has requests to come."""
+        return max(self.in_flight, len(self._sequences))
+
+    # decisions
 
     def decide(self, now_ns: int) -> Decision:
         """As ``Scheduler`` says."""
@@ -331,13 +332,17 @@ class SequenceScheduler(Scheduler):
             for sequence in [*self._backlog]:
                 self._refuse_rest(sequence, self._suspended, FailureReason.REJECTED)
                 self._end(sequence)
+        if self.stopping:
+            # Nobody can go on with a sequence any more, and others may wait for its place.
+            for sequence in [sequence for sequence in self._sequences.values() if not sequence.waiting and sequence.running is None]:
+                self._end(sequence)
         self._expire_idle(now_ns)
         self._expire_backlog(now_ns)
         decision = Decision(refused=self._leaving)
         self._leaving = []
         wake_ns = None
-        if not self._held():
-            for lane in list(self._busy):
+        for lane in list(self._busy):
+            if not self._held(lane):
                 while lane.ready and lane.instance.credits(self.staging and not self.limited) > 0:
                     formed = self._form(lane, now_ns)
                     if isinstance(formed, int):
@@ -354,9 +359,7 @@ class SequenceScheduler(Scheduler):
 
     def candidates(self, now_ns: int) -> list[Instance]:
         """As ``Scheduler`` says."""
-        if self._held():
-            return []
-        lanes = [lane for lane in self._busy if not lane.instance.batches]
+        lanes = [lane for lane in self._busy if not lane.instance.batches and not self._held(lane)]
         return [lane.instance for lane in lanes if not isinstance(self._form(lane, now_ns), int)]
 
     def bind(self, instance: Instance, now_ns: int) -> PlannedBatch:
@@ -445,8 +448,11 @@ class SequenceScheduler(Scheduler):
                 self._refuse_rest(sequence, error, FailureReason.REJECTED)
                 self._end(sequence)
 
-    def _held(self) -> bool:
-        """Is it too early for the first batch?"""
-        if self._held_count and len(self._of) >= self._held_count:
-            self._held_count = 0
-        return self._held_count > 0
+    def _held(self, lane: Lane) -> bool:
+        """Is it too early for an instance's first batch?"""
+        lane.held = lane.held and not self._enough(lane)
+        return lane.held
+
+    @abstractmethod
+    def _enough(self, lane: Lane) -> bool:
+        """Do so many requests wait as the hooks ask for?"""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from ...workers.contract.messages import RequestBody, RequestContext
 from ..statistics import VersionStatistics
 from .batching import BatchPolicy, Cut, Grouping, form
+from .delay_hooks import NO_HOOKS, DelayHooks
 from .instance import PlannedBatch
 from .ordering import ResponseOrder
 from .request import Request, Response
@@ -30,9 +31,9 @@ class DirectScheduler(SequenceScheduler):
         warn: Callable[[str], None],
         delay_ns: int = 0,
         utilization: float = 0.0,
-        held_count: int = 0,
+        hooks: DelayHooks = NO_HOOKS,
     ) -> None:
-        super().__init__(policy, numbers, statistics, warn, held_count)
+        super().__init__(policy, numbers, statistics, warn, hooks)
         # A row's next request needs what the one before it leaves behind.
         self.staging = False
         self._grouping = grouping
@@ -53,6 +54,11 @@ class DirectScheduler(SequenceScheduler):
             if len(alike) < len(slots):
                 slots, cut = alike, Cut.SHAPE
         return slots, cut
+
+    def _enough(self, lane: Lane) -> bool:
+        queued_count = sum(len(slot.sequence.waiting) for slot in lane.slots if slot.sequence is not None)
+        backlog_count = sum(len(sequence.waiting) for sequence in self._backlog)
+        return queued_count >= self._hooks.queued_count and backlog_count >= self._hooks.backlog_count
 
     def _bound(self, lane: Lane, formed: tuple[list[Slot], Cut]) -> PlannedBatch:
         rows = [slot.index for slot in formed[0]]
@@ -97,9 +103,9 @@ class OldestScheduler(SequenceScheduler):
         numbers: Iterator[int],
         statistics: VersionStatistics,
         warn: Callable[[str], None],
-        held_count: int = 0,
+        hooks: DelayHooks = NO_HOOKS,
     ) -> None:
-        super().__init__(policy, numbers, statistics, warn, held_count)
+        super().__init__(policy, numbers, statistics, warn, hooks)
         self.order = ResponseOrder() if batching.preserve_ordering else None
         self._batching = batching
         self._grouping = grouping
@@ -111,3 +117,6 @@ class OldestScheduler(SequenceScheduler):
             assert formed.wake_ns is not None
             return formed.wake_ns
         return [slot for request in formed.requests if (slot := self._of[request].slot) is not None], formed.cut
+
+    def _enough(self, lane: Lane) -> bool:
+        return len(lane.ready) >= self._hooks.queued_count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,11 +20,14 @@ from ...workers.contract.backends import PYTHON
 from ...workers.contract.configuration import copied, document, parse_document
 from ...workers.contract.messages import Inspect, InstanceSpec, Load
 from ...workers.contract.signature import signature_of
+from ...workers.contract.status import StatusError
+from ..dispatch.cached import Cached, Caching
+from ..dispatch.delay_hooks import NO_HOOKS, DelayHooks
 from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.ensemble_plan import EnsemblePlan
 from ..dispatch.instance import Instance
-from ..dispatch.schedulers import NO_HOOKS, DelayHooks, scheduler_of
+from ..dispatch.schedulers import scheduler_of
 from ..farm.environments import Environments
 from ..farm.farm import Farm
 from ..farm.interpreter import OWN, Interpreter, resolve
@@ -35,6 +40,7 @@ from .built import fields_without_effect
 from .change import Edition
 from .ensemble_members import is_ensemble
 from .ensembles import METRICS_VERSION, Find, ensemble_labels, members_of, plan_ensemble, runs_decoupled
+from .fingerprint import fingerprint
 from .generations import Generations
 from .labels import read_labels
 from .normalization import normalize_instance_groups
@@ -56,7 +62,7 @@ class Creation:
     """Creates versions and takes them down again.
 
     ``make_ensemble(plan, statistics, members)`` makes what runs an ensemble's requests; ``members`` are the versions that it asks,
-    by name and version as its steps have them.
+    by name and version as its steps have them. ``caching`` is where answers are kept of models that ask for it, if anywhere.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Creation:
         self._options = options
         self._farm = farm
         self._make_ensemble = make_ensemble
+        self.caching: Caching | None = None
         self._dispatcher = dispatcher
         self._book = book
         self._log = log
@@ -92,8 +99,52 @@ class Creation:
             served = self._ensemble(edition, version, config, find)
         else:
             served = await self._model(edition, version, config)
+        if config.response_cache.enable:
+            await self._keep_answers(served)
         served.statistics.load_duration_ns = time.monotonic_ns() - began_ns
         return served
+
+    async def _keep_answers(self, served: ModelVersion) -> None:
+        """Put the cache in front of a version."""
+        caching, config = self.caching, served.config
+        if caching is None:
+            self._log.warning(
+                f"model '{served.name}' asks for a response cache, and no --cache-config says which: its answers are not kept"
+            )
+            return
+        identity = b"%d" % served.number
+        if caching.store.shared:
+            try:
+                identity = await self._fingerprint(served)
+            except BaseException:
+                await self.remove(served)
+                raise
+        ordered = config.HasField("dynamic_batching") and config.dynamic_batching.preserve_ordering
+        served.cached = Cached(
+            msgspec.msgpack.encode((served.name, served.version, identity)),
+            caching,
+            served.enter,
+            served.withdraw,
+            served.statistics,
+            ordered=ordered,
+            ensemble=served.ensemble is not None,
+        )
+        served.enter, served.withdraw = served.cached.submit, served.cached.cancel
+        served.statistics.caching = True
+
+    async def _fingerprint(self, served: ModelVersion) -> bytes:
+        """What other servers call the same load of the same files; what none does, where the files cannot be read or change meanwhile."""
+        if not served.fingerprint:
+            try:
+                own = await asyncio.to_thread(fingerprint, served.files.directory, served.version, served.config)
+                if await asyncio.to_thread(served.files.files.changed, served.version):
+                    own = os.urandom(32)
+            except (OSError, StatusError) as error:
+                own = os.urandom(32)
+                self._log.warning(f"the cached answers of '{served.name}' are shared with no other server: {error}")
+            members = [await self._fingerprint(member) for _, member in sorted(served.members.items())]
+            served.fingerprint = hashlib.sha256(b"".join((own, *members)), usedforsecurity=False).digest()
+        return served.fingerprint
 
     async def _model(self, edition: Edition, version: int, config: Any) -> ModelVersion:
         directory = edition.copy.directory
@@ -270,6 +321,10 @@ class Creation:
 
     async def _remove(self, served: ModelVersion) -> None:
         served.stop()
+        if served.cached is not None:
+            passed_on = asyncio.Event()
+            served.cached.when_idle(passed_on.set)
+            await passed_on.wait()
         idle = asyncio.Event()
         if served.ensemble is None:
             self._dispatcher.when_idle(served.scheduler, idle.set)

@@ -78,8 +78,13 @@ class Generations:
         del self._loads[served.number]
 
     def in_flight(self) -> list[tuple[str, int, int]]:
-        """Name, version and number of requests of every one that has some."""
-        return [(load.name, load.version, count) for load in self._loads.values() if (count := load.in_flight)]
+        """Name, version and number of requests, or of open sequences, of every one that has some."""
+        return [(load.name, load.version, count) for load in self._loads.values() if (count := load.unfinished)]
+
+    def drain(self) -> None:
+        """The server is about to end: let nothing begin that needs further requests."""
+        for served in self._loads.values():
+            served.scheduler.draining = True
 
     def stop_accepting(self) -> None:
         """Refuse new requests; those already taken are finished."""
@@ -88,6 +93,9 @@ class Generations:
 
     def abandon(self, error: StatusError) -> None:
         """Answer everything that is still in flight with ``error``."""
+        for served in self._loads.values():
+            if served.cached is not None:
+                served.cached.abandon(error)
         self._dispatcher.abandon([served.scheduler for served in self._loads.values()], error)
 
     # what the farm says

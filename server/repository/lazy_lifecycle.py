@@ -160,6 +160,8 @@ class LazyLifecycle(Lifecycle):
         busy = next((served for served in self._serving(name) if not served.idle), None)
         if busy is None:
             self.residency.idle(name)
+        elif busy.cached is not None and busy.cached.in_flight:
+            busy.cached.when_idle(partial(self._watch, name))
         elif busy.ensemble is None:
             self._dispatcher.when_idle(busy.scheduler, partial(self._watch, name))
         else:

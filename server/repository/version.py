@@ -10,6 +10,7 @@ from typing import Any
 
 from ...workers.contract.messages import InstanceSpec, Load
 from ...workers.contract.signature import Signature
+from ..dispatch.cached import Cached
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.instance import Instance
 from ..dispatch.request import Request
@@ -49,8 +50,9 @@ class ModelVersion:
     output with a label file, the label of each class index. ``homes`` has the home of each instance. ``checks``: it has a readiness
     check of its own. ``generation`` tells loads of the same version apart that are there at the same time. ``load`` is what its
     workers were sent, without instances. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks, by
-    name and version as its steps have them; its ``scheduler`` is never used. ``freeing`` is held while instances of it are taken
-    down, ``removal`` is the end of all of it, and ``gone`` is set after that.
+    name and version as its steps have them; its ``scheduler`` is never used. ``cached`` stands in front of either where answers are
+    kept, and ``fingerprint`` is what its files and configuration come to, once somebody has asked. ``freeing`` is held while
+    instances of it are taken down, ``removal`` is the end of all of it, and ``gone`` is set after that.
     """
 
     name: str
@@ -71,6 +73,8 @@ class ModelVersion:
     checks: bool = False
     ensemble: Ensemble | None = None
     members: dict[tuple[str, int], ModelVersion] = field(default_factory=dict)
+    cached: Cached | None = None
+    fingerprint: bytes = b""
     freeing: asyncio.Lock = field(default_factory=asyncio.Lock)
     removal: asyncio.Task[None] | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,20 +99,34 @@ class ModelVersion:
     @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
-        return self.scheduler.in_flight if self.ensemble is None else self.ensemble.in_flight
+        before = 0 if self.cached is None else self.cached.in_flight
+        return before + (self.scheduler.in_flight if self.ensemble is None else self.ensemble.in_flight)
+
+    @property
+    def unfinished(self) -> int:
+        """As ``in_flight``, with sequences that are open between two requests."""
+        return max(self.in_flight, self.scheduler.unfinished)
 
     @property
     def idle(self) -> bool:
         """Does it do nothing, not even for requests that have been answered?"""
+        if self.cached is not None and self.cached.in_flight:
+            return False
         return self.scheduler.idle if self.ensemble is None else self.ensemble.idle
 
     @property
     def stopping(self) -> bool:
         """Does it take no more requests?"""
-        return self.scheduler.stopping
+        return self.scheduler.stopping or (self.cached is not None and self.cached.stopping)
 
     def stop(self) -> None:
         """Take no more requests."""
+        if self.cached is not None:
+            self.cached.stop(self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
         self.scheduler.stopping = True
         if self.ensemble is not None:
             self.ensemble.stopping = True

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tensorfarm.server.http import connection as module
 from tensorfarm.server.http.connection import Connection
+from tensorfarm.server.http.exchange import Answer, Cancel, Stream, StreamingRequest
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
 from tests.http.doors import QuietTransport, Recorder, a_client, a_door, an_arena, replies_in, run, until
@@ -18,6 +20,8 @@ GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 PATIENT = Limits(half_close_s=60.0)
 IMPATIENT = Limits(half_close_s=-1.0)
+CURIOUS = Limits(half_close_s=0.1)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 async def the_end_is_known(door: HttpDoor) -> None:
@@ -201,5 +205,99 @@ def test_an_answer_to_a_client_that_has_gone_harms_nobody() -> None:
             await the_end_is_known(door)
             recorder.answer_next()
             await until(lambda: door.connection_count == 0)
+
+    run(scenario)
+
+
+# those that have closed their connection right behind their request look the same as those that wait
+
+
+@pytest.fixture
+def nudges(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What connections have said when they were to find out whether their clients are there."""
+    said: list[bool] = []
+    nudge = Connection.nudge
+
+    def heard(connection: Connection) -> bool:
+        said.append(nudge(connection))
+        return said[-1]
+
+    monkeypatch.setattr(Connection, "nudge", heard)
+    return said
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_client_that_has_closed_is_found_out(count: int) -> None:
+    """By what means nothing to those that wait; what it waited for is cancelled, and what waits behind is not begun."""
+    recorder = Recorder(at_once=False)
+
+    async def scenario() -> None:
+        async with a_door(recorder, None, CURIOUS) as door:
+            async with a_client(door) as client:
+                await client.send(b"".join(GET % number for number in range(count)))
+                await until(lambda: len(recorder.held) == 1)
+                client.writer.close()
+                await until(lambda: recorder.cancelled == ["/0"] and door.connection_count == 0)
+            recorder.answer_next()
+
+    run(scenario)
+    assert len(recorder.seen) == 1
+
+
+def test_a_client_that_waits_is_asked_ever_less_often_and_gets_its_reply() -> None:
+    recorder = Recorder(at_once=False)
+
+    async def scenario() -> None:
+        async with a_door(recorder, None, CURIOUS) as door, a_client(door) as client:
+            await client.send(GET % 1 + GET % 2)
+            client.writer.write_eof()
+            began = time.monotonic()
+            for _ in range(2):
+                for _ in range(2):
+                    assert await client.reader.readexactly(len(CONTINUE)) == CONTINUE
+                recorder.answer_next()
+                assert (await client.reply())[0] == 200
+            assert time.monotonic() - began >= 0.1 + 0.1 + 0.2 + 0.4 - 0.05
+            assert await client.rest() == b""
+
+    run(scenario)
+    assert recorder.cancelled == []
+
+
+def test_those_who_speak_an_old_http_know_no_interim_replies(nudges: list[bool]) -> None:
+    recorder = Recorder(at_once=False)
+
+    async def scenario() -> None:
+        async with a_door(recorder, None, Limits(half_close_s=0.02)) as door, a_client(door) as client:
+            await client.send(b"GET /old HTTP/1.0\r\n\r\n")
+            client.writer.write_eof()
+            await until(lambda: len(nudges) >= 3)
+            recorder.answer_next()
+            assert [status for status, _ in replies_in(await client.rest())] == [200]
+
+    run(scenario)
+
+
+def test_nothing_comes_in_the_midst_of_a_stream(nudges: list[bool]) -> None:
+    streams: list[Stream] = []
+
+    def handle(request: StreamingRequest, answer: Answer) -> Cancel:
+        request.body.release()
+        stream = request.begin(200, ())
+        stream.write([b"one"])
+        streams.append(stream)
+        return lambda: None
+
+    async def scenario() -> None:
+        async with a_door(cast(Any, handle), None, Limits(half_close_s=0.02)) as door, a_client(door) as client:
+            await client.send(GET % 1 + GET % 2)
+            client.writer.write_eof()
+            for number in range(2):
+                await client.head()
+                assert await client.chunk() == b"one"
+                await until(lambda number=number: len(nudges) >= 2 * number + 2)  # type: ignore[misc]
+                streams[number].end([b"two"])
+                assert await client.chunks() == [b"two"]
+            assert await client.rest() == b""
 
     run(scenario)

@@ -210,6 +210,22 @@ def test_client_that_goes_cancels(polite: bool, authority: Authority, tls: Tls) 
     run(scenario)
 
 
+def test_client_that_closes_right_behind_its_request_is_found_out(authority: Authority, tls: Tls) -> None:
+    """Its close_notify looks like that of one that waits."""
+
+    async def scenario() -> None:
+        recorder = Recorder(at_once=False)
+        async with a_tls_door(recorder, tls, limits=Limits(half_close_s=0.1)) as door:
+            client = await asyncio.to_thread(blocking, door, authority.client())
+            with client:
+                client.sendall(post(b"x", path="/gone"))
+                await until(lambda: len(recorder.held) == 1)
+            await until(lambda: recorder.cancelled == ["/gone"] and door.connection_count == 0)
+            recorder.answer_next()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("polite", [True, False])
 def test_client_that_ends_its_side_gets_its_reply(polite: bool, authority: Authority, tls: Tls) -> None:
     """By close_notify or by the end of its socket's sending side, right behind the request."""

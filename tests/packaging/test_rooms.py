@@ -30,6 +30,7 @@ CONFINED = {
     "hypercorn": ("server/http",),
     "onnxruntime": ("workers/backends/onnxruntime.py",),
     "posix_ipc": ("shm/system.py",),
+    "redis": ("server/redis_cache.py",),
     "starlette": ("server/http",),
     "tensorrt": ("workers/backends/tensorrt.py",),
     "zmq": ("server/farm/channel.py", "workers/bootstrap.py", "workers/channel.py"),
@@ -138,7 +139,7 @@ def test_models_own_interpreters_need_numpy_only() -> None:
 
 def test_every_third_party_package_is_declared() -> None:
     declared = {distribution(line) for line in lines("options", "install_requires")}
-    for extra in ("cpu", "gpu", "grpc"):
+    for extra in ("cpu", "gpu", "grpc", "redis"):
         declared |= {distribution(line) for line in lines("options.extras_require", extra)}
     wrong = [f"{path}:{line} needs {name}" for path in product_files() for line, name in third_party(path) if name not in declared]
     assert not wrong, "\n".join(wrong)

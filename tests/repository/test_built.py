@@ -13,7 +13,7 @@ from tensorfarm.workers.contract.configuration import parse_text
     [
         ("", []),
         ("dynamic_batching { } response_cache { enable: false } instance_group { kind: KIND_CPU }", []),
-        ('model_warmup { name: "w" batch_size: 1 } response_cache { enable: true }', ["response_cache"]),
+        ('model_warmup { name: "w" batch_size: 1 } response_cache { enable: true }', []),
         (
             'model_repository_agents { agents { name: "checksum" } } instance_group { rate_limiter { priority: 1 } }'
             ' instance_group { host_policy: "p" secondary_devices { kind: KIND_NVDLA } }',

@@ -29,7 +29,7 @@ from ..contract.messages import (
     Result,
     WantedOutput,
 )
-from ..contract.status import Code, StatusError, invalid
+from ..contract.status import Code, StatusError, internal, invalid
 from ..inbox import Inbox
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
@@ -42,6 +42,9 @@ from .response import InferenceResponse
 from .tensor import Tensor
 
 FLUSH_SECS = 2.0
+
+MAX_CORRELATION_ID = 128
+"""Bytes of a correlation id that is a text."""
 
 
 @dataclass(slots=True, eq=False)
@@ -148,8 +151,11 @@ class Calls:
         return inbox if inbox is not None and self._thread == threading.get_ident() and not inbox.waiting else None
 
     def _body(self, request: InferenceRequest, decoupled: bool, pending: _Pending) -> RequestBody:
-        """What a call asks. Raises StatusError where there is no room for its inputs."""
+        """What a call asks. Raises StatusError where there is no room for its inputs, and for a correlation id that is too long."""
         correlation_id, flags, timeout_us = request.correlation_id(), request.flags(), request.timeout()
+        if isinstance(correlation_id, str) and len(correlation_id.encode()) > MAX_CORRELATION_ID:
+            refused = f"string correlation ID cannot be longer than {MAX_CORRELATION_ID} characters"
+            raise internal(f"Model {request.model_name} - Error when running inference: {refused}")
         inputs = self._inputs(request, decoupled, pending)
         # Those in this worker's own arena are kept as long as anybody has them.
         lends = bool(pending.leases) and all(type(tensor.place) is Inline or tensor.place in pending.leases for tensor in inputs)

@@ -29,6 +29,7 @@ from .errors import TritonModelException
 from .failure import failure_text, sayable
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
 from .module import PythonModel, Unimplemented
+from .places import Places
 from .request import InferenceRequest
 from .response import InferenceResponse
 
@@ -36,6 +37,7 @@ FINAL = 1
 _RESCHEDULE = 2
 
 _NO_RESPONSE = "Unable to send response. "
+_ONE_RESPONSE = f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response."
 
 
 class OpenRequest:
@@ -85,6 +87,9 @@ class Execution:
     ) -> None:
         self.main: MainThread | None = main
         self._model = model
+        self._places = model.places
+        # What the senders of earlier rounds have sent goes over the voice too: nothing may overtake it.
+        self._by_voice = model.decoupled and model.iterative
         self._memory = memory
         self._model_memory = model_memory
         self._calls = calls
@@ -110,8 +115,15 @@ class Execution:
         speak, self._speak = self._speak, said.put
         results: list[Result | None] = []
         try:
-            done = self.run(message)
-            unanswered = done.results.count(None)
+            done = first = self.run(message)
+            unanswered = 0
+            while True:
+                results += done.results
+                unanswered += done.results.count(None) - len(done.again)
+                if not done.again:
+                    break
+                message = Execute(message.batch, [message.requests[index] for index in done.again])
+                done = self.run(message)
             while unanswered:
                 respond = said.get()
                 results.append(respond.result)
@@ -120,7 +132,7 @@ class Execution:
             self._speak = speak
         while not said.empty():
             results.append(said.get().result)
-        return done, discard([*results, *done.results], self._memory)
+        return first, discard(results, self._memory)
 
     def run(self, message: Execute) -> Done:
         """Have the model execute a batch; never raises, what goes wrong is in the results."""
@@ -128,6 +140,7 @@ class Execution:
         number = message.batch
         results: list[Result | None] = [None] * len(message.requests)
         failed: list[int] = []
+        again: list[int] = []
         names = self._model.output_names
         requests: list[InferenceRequest] = []
         opened: list[OpenRequest] = []
@@ -149,6 +162,8 @@ class Execution:
             requests.append(InferenceRequest.received(body, inputs, open_request, names))
             if type(inputs) is SharedInputs:
                 inputs.watch(requests[-1].inputs())
+        if self._places is not None:
+            self._places.enter(message.requests, requests, opened)
         self._open(number, opened)
         input_end_ns = time.monotonic_ns()
         fault: StatusError | None = None
@@ -171,15 +186,17 @@ class Execution:
                 result = _failed(fault)
             elif responses is not None and (response := responses[position]) is not None:
                 result = self._result(open_request.body, response, open_request.inputs)
-            elif not beside and not open_request.taken:
-                result = _failed(_unanswered(requests[position].release_flags, self._model.instance))
+                if self._places is not None:
+                    result = self._kept(self._places, open_request, response, result)
+            elif not beside and (not open_request.taken or requests[position].release_flags):
+                result = self._unreturned(open_request, requests[position].release_flags, again)
             if result is not None:
                 with self._lock:
                     answered, open_request.answered = open_request.answered, True
                 if answered:
                     self._free(result)
                     result = None
-                elif open_request.used:
+                elif open_request.used or self._by_voice:
                     # Behind what its sender has sent, which goes over another socket than the batch's end.
                     self._answered(open_request)
                     self._speak(Respond(number, open_request.index, result, True))
@@ -189,8 +206,10 @@ class Execution:
         response = None
         del requests, responses, response
         self._finish(number, opened)
+        if self._places is not None:
+            self._places.leave([body for index, body in enumerate(message.requests) if index not in again])
         # An error that the model itself answers with is a success to the original's statistics.
-        return Done(number, results, start_ns, input_end_ns, output_start_ns, time.monotonic_ns(), failed)
+        return Done(number, results, start_ns, input_end_ns, output_start_ns, time.monotonic_ns(), failed, again)
 
     def _open(self, number: int, opened: list[OpenRequest]) -> None:
         """A batch begins; of its requests some may have been cancelled while it waited here."""
@@ -224,7 +243,7 @@ class Execution:
             # The list is the model's: it may change it, or keep it.
             returned = model.execute(requests.copy())
             if inspect.iscoroutine(returned):
-                if model.decoupled:
+                if model.decoupled and not model.iterative:
                     # The next batch does not wait for what this one calls.
                     self._calls.batch = 0
                     self._run_beside(returned, opened)
@@ -246,10 +265,10 @@ class Execution:
                     f"Python model '{model.instance}' is using the decoupled mode and the execute function must return None.",
                 )
             return None, False
-        checked = _checked(returned, len(requests), model.instance)
+        checked = _checked(returned, requests, model.instance)
         for open_request, response in zip(opened, checked or (), strict=False):
             if open_request.used and response is not None:
-                raise _misused(model.instance, f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
+                raise _misused(model.instance, _ONE_RESPONSE)
         return checked, False
 
     def _result(self, body: RequestBody, response: InferenceResponse, inputs: SharedInputs | InlineInputs | None = None) -> Result:
@@ -285,6 +304,41 @@ class Execution:
                 return _failed(_misused(self._model.instance, failure_text(failure)))
             stored.append(Tensor(name, tensor.datatype, self._shape(name, tensor.dims()), place))
         return Result(stored, response.parameters_dict or {})
+
+    def _kept(self, places: Places, request: OpenRequest, response: InferenceResponse, result: Result) -> Result:
+        """A result, once its response's state has been kept; what cannot be kept is an error of the request, whose state stays."""
+        if result.fault is not None:
+            return result
+        try:
+            places.keep(request, response)
+        except StatusError as failure:
+            error = failure
+        except Exception as failure:  # noqa: BLE001
+            # Elements may be objects of the model's own classes.
+            error = _misused(self._model.instance, failure_text(failure))
+        else:
+            return result
+        self._free(result)
+        return _failed(error)
+
+    def _unreturned(self, request: OpenRequest, release_flags: int, again: list[int]) -> Result | None:
+        """What becomes of a request for which ``execute`` has returned nothing.
+
+        None where it is for its sender to answer it, or where it comes again, which is put down in ``again``: its sender is closed.
+        """
+        model = self._model
+        if release_flags == _RESCHEDULE and model.iterative:
+            with self._lock:
+                if request.answered:
+                    return None
+                if model.decoupled or not request.used:
+                    request.answered = True
+                    again.append(request.index)
+                    return None
+            return _failed(_misused(model.instance, _ONE_RESPONSE))
+        if request.taken and release_flags != _RESCHEDULE:
+            return None
+        return _failed(_unanswered(release_flags, model.instance))
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that clients get of an output."""
@@ -323,12 +377,16 @@ class Execution:
                 if response is None and not request.used:
                     raise TritonModelException(f"{_NO_RESPONSE}Non-decoupled model cannot send complete final before sending a response.")
                 if response is not None and request.used:
-                    raise TritonModelException(f"{_NO_RESPONSE}Non-decoupled model cannot send more than one response.")
+                    raise TritonModelException(_ONE_RESPONSE)
             if request.answered:
                 raise TritonModelException(f"{_NO_RESPONSE}Response sender has been closed.")
             request.answered = final
             request.used = True
-        result = None if response is None else self._result(request.body, response)
+        result = None
+        if response is not None:
+            result = self._result(request.body, response)
+            if self._places is not None:
+                result = self._kept(self._places, request, response, result)
         if final:
             self._answered(request)
         self._speak(Respond(request.batch, request.index, result, final))
@@ -439,20 +497,25 @@ def _unanswered(release_flags: int, instance: str) -> StatusError:
     return internal(f"model '{instance}' returned no response to a request and has not taken its response sender")
 
 
-def _checked(returned: Any, count: int, instance: str) -> list[InferenceResponse | None] | None:
+def _checked(returned: Any, requests: list[InferenceRequest], instance: str) -> list[InferenceResponse | None] | None:
     """What ``execute`` returned, if it is what it should be. Raises StatusError."""
     if returned is None:
         return None
     if not isinstance(returned, list):
         raise _misused(instance, f"Expected a list in the execute return, found type '{type(returned)}'.")
-    if len(returned) != count:
+    if len(returned) != len(requests):
         raise _misused(
             instance,
             "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
-            f"InferenceRequest(s) size is:{count}, and InferenceResponse(s) size is:{len(returned)}\n",
+            f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(returned)}\n",
         )
-    for response in returned:
-        if response is not None and not isinstance(response, InferenceResponse):
+    for request, response in zip(requests, returned, strict=True):
+        if response is None:
+            continue
+        if request.release_flags == _RESCHEDULE:
+            text = f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."
+            raise _misused(instance, text)
+        if not isinstance(response, InferenceResponse):
             text = f"Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
             raise _misused(instance, text)
     return returned

@@ -16,10 +16,12 @@ from typing import Any
 from ..backends.backend import ModelSource
 from ..contract.messages import InstanceSpec
 from ..contract.status import StatusError, internal, invalid, unavailable
+from ..states import states_of
 from . import triton_python_backend_utils
 from .failure import failure_text
 from .fresh_source import FreshSource, import_anew
 from .model_config import ModelConfig
+from .places import Places
 from .request import InferenceRequest
 
 READY_CHECK_TIMEOUT_SECS = 5.0
@@ -125,6 +127,9 @@ class PythonModel:
         self.output_names = frozenset(output["name"] for output in config.get("output", ()))
         self.reshapes = _reshapes(config)
         self.batching = config.get("max_batch_size", 0) > 0
+        sequences = config.get("sequence_batching")
+        self.iterative = bool(sequences and sequences.get("iterative_sequence"))
+        self.places = None if sequences is None else Places(states_of(config, source.directory), self.batching)
         self._file = model_file(source, config)
         made = model_class(source, config)
         self._model = attempted(lambda: made())

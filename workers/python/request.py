@@ -180,6 +180,15 @@ class InferenceRequest:
             inputs = self._inputs = [] if body is None else [_received(wire, memory) for wire in body.inputs]
         return inputs
 
+    def give(self, tensors: Sequence[Tensor]) -> None:
+        """Have these be inputs as well, or instead of those of the same names."""
+        names = {tensor.name() for tensor in tensors}
+        self._inputs = [*[tensor for tensor in self._tensors() if tensor.name() not in names], *tensors]
+
+    def want_nothing(self) -> None:
+        """Have no output be requested."""
+        self._outputs = _NONE
+
     def inputs(self) -> list[Tensor]:
         """The input tensors, always the same ones."""
         return list(self._tensors())

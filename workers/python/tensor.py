@@ -68,6 +68,17 @@ class Tensor:
         return self
 
     @staticmethod
+    def holding(name: str, datatype: str, array: Array) -> Tensor:
+        """A tensor over an array that is the model's from now on: uint16 for BF16, objects for BYTES."""
+        self = _new(Tensor)
+        self._array = array
+        self._name = name
+        self.datatype = datatype
+        self._shape = None
+        self.place = None
+        return self
+
+    @staticmethod
     def from_dlpack(name: str, tensor: object) -> Tensor:
         """A tensor over the memory of a DLPack capsule, or of an object with ``__dlpack__``; no copy is made.
 
@@ -78,13 +89,7 @@ class Tensor:
         if not name:
             raise TritonModelException("Tensor name cannot be an empty string.")
         array, datatype = (tensor._dlpack_array(), tensor.datatype) if isinstance(tensor, Tensor) else dlpack.taken(tensor)
-        self = _new(Tensor)
-        self._array = array
-        self._name = name
-        self.datatype = datatype
-        self._shape = None
-        self.place = None
-        return self
+        return Tensor.holding(name, datatype, array)
 
     def name(self) -> str:
         """The name."""

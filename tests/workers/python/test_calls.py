@@ -163,6 +163,20 @@ def test_a_call(line: Line) -> None:
     assert value(got(outcome)) == 6 and line.silent
 
 
+def test_a_correlation_id_that_is_too_long(line: Line) -> None:
+    """Counted in bytes; the server never hears of the call."""
+    response = got(line.exec(array(5), correlation_id="é" * 65))
+    assert response.error().code() == Code.INTERNAL
+    assert response.error().message() == (
+        "Model other - Error when running inference: string correlation ID cannot be longer than 128 characters"
+    )
+    outcome = line.exec(array(5), correlation_id="é" * 64)
+    call = line.heard(Call)
+    assert call.body.context == RequestContext("é" * 64)
+    line.answer(call)
+    assert not got(outcome).has_error()
+
+
 def test_only_while_the_model_executes(line: Line) -> None:
     line.calls.open = False
     assert isinstance(got(line.exec(array(1))), TritonModelException) and line.silent

@@ -48,6 +48,8 @@ class FakeModel:
     output_names: frozenset[str] = frozenset({"OUT", "OTHER"})
     reshapes: dict[str, Any] = field(default_factory=dict)
     batching: bool = False
+    places: Any = None
+    iterative: bool = False
     logged: list[str] = field(default_factory=list)
 
     def execute(self, requests: list[Any]) -> Any:
@@ -93,9 +95,9 @@ class Stage:
         self.model = FakeModel(lambda requests: None)
         self.execution: Any = None
 
-    def show(self, work: Callable[[list[Any]], Any], decoupled: bool = False) -> None:
+    def show(self, work: Callable[[list[Any]], Any], decoupled: bool = False, places: Any = None, iterative: bool = False) -> None:
         """A model whose ``execute`` this is."""
-        self.model = FakeModel(work, decoupled)
+        self.model = FakeModel(work, decoupled, places=places, iterative=iterative)
         memory = self.world.memory
         memory.use_copy_on_write(lambda kind, number: None)
         memory.detach(5)

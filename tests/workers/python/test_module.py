@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tensorfarm.workers.backends.backend import ModelSource
-from tensorfarm.workers.contract.messages import InstanceSpec
+from tensorfarm.workers.contract.messages import InstanceSpec, RequestBody
 from tensorfarm.workers.contract.status import Code, StatusError
 from tensorfarm.workers.python import module as module_module
 from tensorfarm.workers.python.module import PythonModel, Unimplemented, completed, model_file
@@ -51,6 +51,24 @@ def refusal(folder: Path, code: str, **more: Any) -> StatusError:
     with pytest.raises(StatusError) as raised:
         PythonModel(source(folder, code, **more), INSTANCE)
     return raised.value
+
+
+def test_a_sequence_model_has_places(tmp_path: Path) -> None:
+    """With the states of its configuration, whose files are read when it is loaded."""
+    code = "def execute(self, requests):\n    return None"
+    assert model(tmp_path, code).places is None
+    assert model(tmp_path, code, sequence_batching={}).places is not None
+    assert [model(tmp_path, code, sequence_batching={"iterative_sequence": value}).iterative for value in (False, True)] == [False, True]
+    initial = {"name": "i", "data_type": "TYPE_INT32", "dims": ["2"], "data_file": "begin"}
+    state = {"input_name": "I", "output_name": "O", "data_type": "TYPE_INT32", "dims": [2], "initial_state": [initial]}
+    with pytest.raises(StatusError, match="begin"):
+        model(tmp_path, code, sequence_batching={"state": [state]})
+    (tmp_path / "m" / "initial_state").mkdir()
+    (tmp_path / "m" / "initial_state" / "begin").write_bytes(bytes([1, 0, 0, 0, 2, 0, 0, 0]))
+    places = model(tmp_path, code, sequence_batching={"state": [state]}).places
+    assert places is not None
+    ((spec, array),) = places._states.inputs(RequestBody("", 1, [], [], {}))
+    assert spec.input_name == "I" and array.tolist() == [1, 2]
 
 
 def test_initialize_gets_texts(tmp_path: Path) -> None:
