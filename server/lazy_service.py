@@ -78,9 +78,8 @@ class LazyService(Service):
         self._reconsider()
         return cancel
 
-    def submit(self, version: ModelVersion, request: Request) -> None:
-        """As in the base class."""
-        super().submit(version, request)
+    def _submit(self, version: ModelVersion, request: Request) -> None:
+        super()._submit(version, request)
         if version.ensemble is not None:
             self._reconsider()
 

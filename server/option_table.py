@@ -39,6 +39,35 @@ def _general() -> Iterator[Group]:
     )
     yield g
 
+    g = Group("Admission", built=True)
+    g.add(
+        "max-inflight-requests",
+        INTEGER,
+        read.at_least(0, read.integer),
+        0,
+        "How many requests may be in flight before those that come are refused, with status 503 and a Retry-After header. Steps of "
+        "ensembles and calls of models are counted but never refused. 0: no limit.",
+    )
+    g.add(
+        "max-inflight-byte-size",
+        INTEGER,
+        read.at_least(0, read.wide_integer),
+        None,
+        "How many bytes of memory the server process may hold for requests, their bodies and the replies that clients have not taken "
+        "yet, before requests that come are refused in the same way. Tensors in shared memory of clients are not counted. 0: no limit "
+        "but that of bodies above 64 KiB. Default: --pinned-memory-pool-byte-size and a quarter of the machine's memory.",
+    )
+    g.add(
+        "model-max-inflight-requests",
+        "<<string>:<integer>>",
+        read.model_limit,
+        NOTHING,
+        "MODEL:N or, for every model that is not named, N: how many requests may be in flight to one version of a model, in its queue "
+        "and running, before those that come are refused in the same way; to an ensemble, before its first step. May be repeated. "
+        "0: no limit.",
+    )
+    yield g
+
     g = Group("Logging", built=True)
     g.add(
         "log-verbose",

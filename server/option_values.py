@@ -243,6 +243,15 @@ def device_fractions(text: str, current: Mapping[int, float]) -> dict[int, float
     return {**current, to_integer(device): to_real(fraction)}
 
 
+def model_limit(text: str, current: Mapping[str, int]) -> dict[str, int]:
+    """``model:count`` or, for every model that is not named (kept under ""), ``count``. Zero and above."""
+    model, _, count = text.rpartition(":")
+    limit = to_integer(count)
+    if limit < 0:
+        raise BadValue(f"a limit cannot be negative. Got {text}")
+    return {**current, model: limit}
+
+
 def port_range(text: str, current: Any) -> tuple[int, int]:
     """``first-last``."""
     first, last = _pair(text, "-")

@@ -22,6 +22,13 @@ class Options:
     busy_poll_us: int | None
     """None: for as long as suits the number of cores."""
 
+    max_inflight_requests: int
+    """0: no limit, as for the two that follow."""
+    max_inflight_byte_size: int | None
+    """None: as many as the arena for request bodies may ever hold."""
+    model_max_inflight_requests: Mapping[str, int]
+    """Model name to its limit; "" is every model that is not named."""
+
     log_verbose: int
     log_info: bool
     log_warning: bool

@@ -17,6 +17,7 @@ from ..workers.contract.backends import NATIVE, PYTHON
 from ..workers.contract.cores import usable_core_count
 from ..workers.contract.status import StatusError, unavailable
 from . import ahead
+from .admission import Admission, AdmissionLimits
 from .alarm import Alarm
 from .busy_poll import DEFAULT_US, BusyPoll
 from .caches import CacheThreads, local_families, open_cache
@@ -83,6 +84,13 @@ def arena_byte_sizes(pool_byte_size: int) -> tuple[int, int]:
     return pool_byte_size + physical // 4, pool_byte_size
 
 
+def admission_limits(options: Options, arena_byte_size: int) -> AdmissionLimits:
+    """What may be in flight. Where nobody says how many bytes, those of large bodies are bounded anyway: all together get that bound."""
+    byte_size = options.max_inflight_byte_size
+    bound = arena_byte_size if byte_size is None else byte_size
+    return AdmissionLimits(options.max_inflight_requests, bound, options.model_max_inflight_requests)
+
+
 def busy_poll_us(options: Options) -> int:
     """How long the loop stays awake for a lone client, in microseconds: not at all on a single core, which the workers need."""
     if options.busy_poll_us is not None:
@@ -141,7 +149,8 @@ class Server:
             self.catalogue = Catalogue()
             self.lifecycle = Lifecycle(options, creation, self._generations, log, self.catalogue)
         readiness = ReadinessChecks(self._farm.check, log.warning)
-        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, log.settings, self._farm.view)
+        admission = Admission(admission_limits(options, self._sizes[0]), self._dispatcher, arena, lambda: self.service.counted())
+        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, log.settings, self._farm.view, admission)
         self.service = Service(options, *parts) if self._lazy is None else LazyService(self._lazy, options, *parts)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
         calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share, bring=self._bring)

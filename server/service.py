@@ -10,6 +10,7 @@ from ..shm.arena import Arena
 from ..shm.placement import Lease, Span
 from ..workers.contract.status import StatusError, unavailable
 from ..workers.contract.validation import validate
+from .admission import Admission
 from .dispatch.request import Request
 from .log import LogSettings
 from .options import Options
@@ -41,6 +42,7 @@ class Service:
         arena: Arena,
         log_settings: LogSettings,
         worker_view: Callable[[Lease], memoryview] = _no_worker,
+        admission: Admission | None = None,
     ) -> None:
         self.options = options
         self.server_id = options.id
@@ -49,6 +51,7 @@ class Service:
         self.regions = regions
         self.arena = arena
         self.log_settings = log_settings
+        self.admission = admission or Admission()
         self._worker_view = worker_view
         self.started = False
         self.exiting = False
@@ -147,14 +150,21 @@ class Service:
         return self._submitted(self.find_number(model, version) if member.stopping else member, request)
 
     def _submitted(self, version: ModelVersion, request: Request) -> Callable[[], None]:
-        self.submit(version, request)
+        self._submit(version, request)
         return partial(self.cancel, version, request)
 
     def submit(self, version: ModelVersion, request: Request) -> None:
-        """Check a request and queue it; its responses come by ``request.on_response``.
+        """Check a request that enters by a door and queue it; its responses come by ``request.on_response``.
 
-        Raises StatusError, and then nothing is called back, ``request.on_finish`` included.
+        Raises StatusError, Overloaded where no more may enter, and then nothing is called back, ``request.on_finish`` included.
         """
+        admission = self.admission
+        if admission.flow.in_flight >= admission.most or admission.per_model:
+            admission.check(version)
+        self._submit(version, request)
+
+    def _submit(self, version: ModelVersion, request: Request) -> None:
+        """As ``submit``, for a request that comes from inside: what it belongs to has entered already."""
         request.body = validate(version.signature, request.body, self.view)
         inputs = request.body.inputs
         request.arenas = tuple([tensor.place.arena for tensor in inputs if type(tensor.place) is Lease and tensor.place.arena])
@@ -170,6 +180,9 @@ class Service:
 
     def submit_checked(self, version: ModelVersion, request: Request) -> None:
         """As ``submit``, for a request without regions of which it is known that ``validate`` passes it as it is."""
+        admission = self.admission
+        if admission.flow.in_flight >= admission.most or admission.per_model:
+            admission.check(version)
         version.enter(request)
 
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:

@@ -17,6 +17,7 @@ class BatchRunner:
     """A ``Runner`` around a backend's executor. ``model`` is the model's name, for error texts."""
 
     main = None
+    voice: Callable[[Done], object] | None = None
 
     def __init__(self, executor: Executor, memory: Memory, model: str) -> None:
         self._executor = executor

@@ -205,9 +205,7 @@ class ExtendedRunner(BatchRunner):
         return Done(message.batch, results, start_ns, start_ns + input_ns, end_ns - output_ns, end_ns)
 
 
-def runner_of(
-    executor: Executor, memory: Memory, signature: Signature, ragged: Ragged, states: Sequence[StateSpec]
-) -> BatchRunner:
+def runner_of(executor: Executor, memory: Memory, signature: Signature, ragged: Ragged, states: Sequence[StateSpec]) -> BatchRunner:
     """The runner for an instance of a model: a plain one where its clients know all that it takes and gives."""
     if not ragged and not states:
         return BatchRunner(executor, memory, signature.model)

@@ -96,11 +96,12 @@ class Instance:
         channel = self._make_channel()
         inbox = Inbox(channel.receive)
         run = self._runner.run
+        send = self._runner.voice or channel.send
         try:
             self._runner.begin(self.number, inbox)
             channel.send(InstanceReady(self._token, self.number, warmed))
             while isinstance(message := inbox.next(), Execute):
-                channel.send(run(message))
+                send(run(message))
         finally:
             channel.close()
 

@@ -31,12 +31,13 @@ class Deadlines(Generic[Item]):
     def add(self, at_ns: int, item: Item) -> None:
         """Something is due at a time."""
         heap = self._heap
-        heapq.heappush(heap, (at_ns, next(self._numbers), item))
-        if len(heap) > self._most:
+        if len(heap) >= self._most:
+            # Before it is there: its owner may not hold it yet.
             holds = self._holds
             self._heap = heap = [entry for entry in heap if holds(entry[0], entry[2])]
             heapq.heapify(heap)
             self._most = max(_FEW, 2 * len(heap))
+        heapq.heappush(heap, (at_ns, next(self._numbers), item))
 
     def next_ns(self) -> int | None:
         """The next time that counts."""

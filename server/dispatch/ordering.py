@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 from .request import Request, Response
 
 
 class ResponseOrder:
-    """Holds finished responses back until all requests that came before them are answered."""
+    """Holds finished responses back until all requests that came before them are answered.
+
+    A request that nobody waits for any more is held up by nobody, and holds up nobody.
+    """
 
     def __init__(self) -> None:
-        self._arrived: deque[Request] = deque()
-        self._held: dict[int, list[Response]] = {}
-        self._finished: set[int] = set()
+        self._arrived: OrderedDict[Request, None] = OrderedDict()
+        self._held: dict[Request, list[Response]] = {}
+        self._finished: set[Request] = set()
 
     def arrived(self, request: Request) -> None:
         """A request has been accepted."""
-        self._arrived.append(request)
+        self._arrived[request] = None
 
     def respond(self, response: Response) -> list[Response]:
         """Take a response; returns the responses that may be delivered now, in order."""
         request = response.request
-        self._held.setdefault(id(request), []).append(response)
-        if response.final:
-            self._finished.add(id(request))
+        arrived, held, finished = self._arrived, self._held, self._finished
         ready: list[Response] = []
-        while self._arrived:
-            first = self._arrived[0]
-            ready.extend(self._held.pop(id(first), ()))
-            if id(first) not in self._finished:
+        if request.cancelled:
+            ready += [*held.pop(request, ()), response]
+            if response.final:
+                del arrived[request]
+        else:
+            held.setdefault(request, []).append(response)
+            if response.final:
+                finished.add(request)
+        while arrived:
+            first = next(iter(arrived))
+            ready.extend(held.pop(first, ()))
+            if first not in finished:
                 break
-            self._finished.remove(id(first))
-            self._arrived.popleft()
+            finished.remove(first)
+            del arrived[first]
         return ready

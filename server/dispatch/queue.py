@@ -10,6 +10,8 @@ from ...workers.contract.status import unavailable
 from .deadlines import Deadlines
 from .request import Request
 
+_FEW_BLANKS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
@@ -102,6 +104,10 @@ class RequestQueue:
         level = self._level_of(request)
         level.size -= 1
         self._drop_heads(level)
+        if len(level.waiting) + len(level.delayed) > 2 * level.size + _FEW_BLANKS:
+            # Behind one that waits for long, blanks would keep their requests' bodies.
+            level.waiting = deque(one for one in level.waiting if one.order in self._waiting)
+            level.delayed = deque(one for one in level.delayed if one.order in self._waiting)
         return True
 
     def holds(self, request: Request) -> bool:

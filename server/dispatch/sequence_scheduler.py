@@ -274,8 +274,9 @@ class SequenceScheduler(Scheduler):
 
     def instance_down(self, instance: Instance) -> list[Request]:
         """As ``Scheduler`` says. Sequences of which it held state are over; the others get a place elsewhere."""
+        answered = [batch.requests[index] for batch in instance.batches for index in batch.answered - batch.fillers]
         lost = super().instance_down(instance)
-        for request in lost:
+        for request in (*lost, *answered):
             sequence = self._of.pop(request)
             self._resumed.discard(request)
             sequence.running = None
@@ -422,7 +423,7 @@ class SequenceScheduler(Scheduler):
                     self._offer(sequence)
                 continue
             self._resumed.discard(request)
-            if self.policy.iterative or (sequence.ended and not sequence.waiting):
+            if (self.policy.iterative or sequence.ended) and not sequence.waiting:
                 self._end(sequence)
             else:
                 self._offer(sequence)

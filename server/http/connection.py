@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from .body import Chunked, KnownLength
-from .errors import JSON_TYPE, PLAIN_TYPE, error_body
+from .body import SMALL_BYTE_SIZE, Chunked, HeldBody, KnownLength
+from .errors import JSON_TYPE, PLAIN_TYPE, error_body, retry_after
 from .exchange import Answer, Body, Cancel, Head, Headers, HttpRequest, InlineBody, Reply, StreamingRequest
 from .head import HeadReader, Malformed, announced_json_byte_size
 from .peer import peer_is_local
+from .pipelined import PipelinedRequest
 from .reply_head import CLOSE, KEEP_ALIVE, kept_reply_head, reply_head, stream_head
 from .reply_stream import ReplyStream
 
@@ -34,29 +35,6 @@ _PROBES = ("/v2/health/", "/metrics")
 _CROWDED = "too many connections"
 
 
-class _Exchange(StreamingRequest):
-    """A request on this connection, and who is to hear of its reply."""
-
-    __slots__ = ("cancel", "connection", "keep_alive")
-
-    def __init__(self, connection: Connection, head: Head, body: Body, start_ns: int, peer_is_local: bool) -> None:
-        self.connection = connection
-        self.head = head
-        self.body = body
-        self.start_ns = start_ns
-        self.peer_is_local = peer_is_local
-        self.keep_alive = head.keep_alive
-        self.cancel: Cancel | None = None
-
-    def answer(self, reply: Reply) -> None:
-        """The handler's reply; the second one, or one that comes after the client has gone, is dropped."""
-        self.connection._answer(self, reply)
-
-    def begin(self, status: int, headers: Headers) -> ReplyStream:
-        """Begin a reply in pieces; after an answer, or once the client has gone, they are dropped."""
-        return self.connection._begin(self, status, headers)
-
-
 class Connection(asyncio.BufferedProtocol):
     """The protocol object of one client's connection. ``door`` owns it."""
 
@@ -70,8 +48,8 @@ class Connection(asyncio.BufferedProtocol):
         self._stash = b""
         self._fresh = True
         self._local = False
-        self._active: _Exchange | None = None
-        self._waiting: deque[_Exchange] = deque()
+        self._active: PipelinedRequest | None = None
+        self._waiting: deque[PipelinedRequest] = deque()
         self._starting = False
         self._owes_continue = False
         self._failure: Malformed | None = None
@@ -128,6 +106,8 @@ class Connection(asyncio.BufferedProtocol):
             self._hold_clocks(now)
             unsent = self._transport.get_write_buffer_size()
             if self._unsent < 0 or self._unsent - unsent >= limits.progress_byte_size:
+                self._let_unsent_go()
+                self._door.admission.hold(unsent)
                 self._unsent = unsent
                 self._heard = now
             elif limits.stalled_reply_s and now - self._heard > limits.stalled_reply_s:
@@ -246,6 +226,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
+        if self._write_paused:
+            self._let_unsent_go()
         self._door.forget(self)
         self._drop_rest()
         self._handle = self._door.handle
@@ -256,10 +238,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._unsent = -1
+        unsent = self._transport.get_write_buffer_size()
+        # Below zero: the sweep has not looked yet.
+        self._unsent = ~unsent
+        self._door.admission.hold(unsent)
+
+    def _let_unsent_go(self) -> None:
+        """What the client had not taken when somebody looked last is no longer counted."""
+        unsent = self._unsent
+        self._door.admission.let_go(unsent if unsent >= 0 else ~unsent)
 
     def resume_writing(self) -> None:
         self._write_paused = False
+        self._let_unsent_go()
         if self._linger_since is not None:
             self._heard = self._linger_since = self._door.now
         self._sent()
@@ -321,7 +312,8 @@ class Connection(asyncio.BufferedProtocol):
                 if size and size <= end - start and size <= self._door.limits.inline_byte_size:
                     if head.expects_continue:
                         self._continue()
-                    self._enqueue(head, InlineBody(bytes(view[start : start + size])))
+                    content = bytes(view[start : start + size])
+                    self._enqueue(head, InlineBody(content) if size <= SMALL_BYTE_SIZE else HeldBody(content, self._door.admission))
                     start += size
                 elif size or head.chunked:
                     self._begin_body(head)
@@ -352,12 +344,14 @@ class Connection(asyncio.BufferedProtocol):
         door = self._door
         if self._spare:
             raise Malformed(503, _CROWDED)
+        if head.content_length > door.limits.inline_byte_size:
+            door.before_body(head)
         self._body_mark = 0
         self._body_since = door.now
         if head.chunked:
-            self._body = Chunked(door.arena, door.limits)
+            self._body = Chunked(door.arena, door.limits, door.admission)
         else:
-            self._body = KnownLength(door.arena, head.content_length, door.limits, announced_json_byte_size(head))
+            self._body = KnownLength(door.arena, head.content_length, door.limits, announced_json_byte_size(head), door.admission)
             self._room = self._body.room
         if head.expects_continue:
             self._continue()
@@ -372,7 +366,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _enqueue(self, head: Head, body: Body) -> None:
         reader = self._head
-        self._waiting.append(_Exchange(self, head, body, reader.start_ns, self._local))
+        self._waiting.append(PipelinedRequest(self, head, body, reader.start_ns, self._local))
         self._owes_continue = False
         if not head.keep_alive:
             self._last = True
@@ -424,7 +418,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._continue()
                 return
 
-    def _start(self, exchange: _Exchange) -> None:
+    def _start(self, exchange: PipelinedRequest) -> None:
         try:
             cancel = self._handle(exchange, exchange.answer)
         except Exception:
@@ -450,7 +444,8 @@ class Connection(asyncio.BufferedProtocol):
 
     # replies
 
-    def _answer(self, exchange: _Exchange, reply: Reply) -> None:
+    def answer(self, exchange: PipelinedRequest, reply: Reply) -> None:
+        """Send the reply to ``exchange``, where that is still wanted."""
         if self._active is not exchange or self._gone:
             if reply.on_sent is not None:
                 reply.on_sent()
@@ -465,7 +460,8 @@ class Connection(asyncio.BufferedProtocol):
         elif not self._starting:
             self._run()
 
-    def _begin(self, exchange: _Exchange, status: int, headers: Headers) -> ReplyStream:
+    def begin(self, exchange: PipelinedRequest, status: int, headers: Headers) -> ReplyStream:
+        """Begin a reply to ``exchange`` in pieces."""
         head = exchange.head
         self._begun = self._begun or self._active is exchange
         # Who speaks HTTP/1.0 knows no chunks: the connection's end is that of the reply.
@@ -483,9 +479,9 @@ class Connection(asyncio.BufferedProtocol):
             if byte_size and transport.get_write_buffer_size() > self._door.limits.stream_unsent_byte_size:
                 transport.abort()
                 return
-            if self._unsent >= 0:
-                # What has left since the door last looked is told by what is unsent, which has just grown.
-                self._unsent += byte_size
+            # What has left since the door last looked is told by what is unsent, which has just grown.
+            self._unsent += byte_size if self._unsent >= 0 else -byte_size
+            self._door.admission.hold(byte_size)
         if byte_size <= _JOIN_BYTE_SIZE:
             transport.write(b"".join(parts))
         else:
@@ -564,7 +560,8 @@ class Connection(asyncio.BufferedProtocol):
         self._run()
 
     def _send_failure(self, failure: Malformed) -> None:
-        headers = (JSON_TYPE if failure.as_json else PLAIN_TYPE,)
+        kind = JSON_TYPE if failure.as_json else PLAIN_TYPE
+        headers = (kind, retry_after(failure.retry_after_s)) if failure.retry_after_s else (kind,)
         self._write(Reply(failure.status, headers, (error_body(failure.message),)), True, None)
         self._linger()
 

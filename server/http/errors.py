@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ...workers.contract.json_writing import quote
 from ...workers.contract.status import Code, StatusError
-from .exchange import Reply
+from ..admission import Overloaded
+from .exchange import Headers, Reply
 
 JSON_TYPE = (b"Content-Type", b"application/json")
 PLAIN_TYPE = (b"Content-Type", b"text/plain")
@@ -36,11 +37,20 @@ def error_body(message: str) -> bytes:
     return b'{"error":' + quote(message) + b"}"
 
 
+def retry_after(seconds: int) -> tuple[bytes, bytes]:
+    """The header that says when to come again."""
+    return b"Retry-After", b"%d" % seconds
+
+
 def error_reply(error: StatusError, plain: bool = False) -> Reply:
     """The reply of a handler that failed; some routes send theirs as text/plain."""
-    return Reply(http_status(error.code), (PLAIN_TYPE if plain else JSON_TYPE,), (error_body(error.message),))
+    headers: Headers = (PLAIN_TYPE if plain else JSON_TYPE,)
+    if isinstance(error, Overloaded):
+        headers = (*headers, retry_after(error.retry_after_s))
+    return Reply(http_status(error.code), headers, (error_body(error.message),))
 
 
-def plain_error_reply(status: int, message: str) -> Reply:
+def plain_error_reply(status: int, message: str, retry_after_s: int = 0) -> Reply:
     """An error reply that the oracle sends as text/plain: routing, restricted APIs, framing."""
-    return Reply(status, (PLAIN_TYPE,), (error_body(message),))
+    headers: Headers = (PLAIN_TYPE, retry_after(retry_after_s)) if retry_after_s else (PLAIN_TYPE,)
+    return Reply(status, headers, (error_body(message),))

@@ -13,7 +13,7 @@ from ...workers.contract.messages import Tensor
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import Response
 from .classification import classify
-from .errors import JSON_TYPE, PLAIN_TYPE, http_status
+from .errors import JSON_TYPE, error_reply
 from .exchange import Reply
 from .infer_call import InferCall
 from .json_tensor import json_array
@@ -32,7 +32,7 @@ _BRIEF_COUNT = 8
 
 def failure(error: StatusError, *, plain: bool = False) -> Reply:
     """The reply of a request that failed; ``plain`` where the protocol's own server calls it text/plain."""
-    return Reply(http_status(error.code), (PLAIN_TYPE if plain else JSON_TYPE,), (b'{"error":' + quote(error.message) + b"}",))
+    return error_reply(error, plain)
 
 
 def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> Reply | LongReply:

@@ -435,7 +435,7 @@ def test_lookups_that_overtake_each_other_do_not_change_the_order() -> None:
 
 def test_a_receiver_that_fails_costs_nobody_else_an_answer() -> None:
     bench = Bench(ordered=True)
-    bench.submit(b"1").on_response  # noqa: B018
+    bench.submit(b"1")
     broken = bench.request(b"2")
     broken.on_response = _fail
     bench.cached.submit(broken)
@@ -462,7 +462,7 @@ def test_requests_leave_no_circles() -> None:
         for content in (b"1", b"1", bytes(SHORT_BYTE_SIZE + 1)):
             request = bench.submit(content)
             bench.do_work()
-            gone.append(weakref.ref(request, lambda _: None) if hasattr(request, "__weakref__") else weakref.ref(_token(request)))
+            gone.append(weakref.ref(_token(request)))
             bench.store.waiting.pop(0)()
             if bench.behind:
                 bench.answer(output())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 
@@ -33,10 +34,12 @@ def world() -> Iterator[Bench]:
 class Running:
     """A started instance; ``close`` ends it."""
 
-    def __init__(self, world: Bench, executor: FakeExecutor) -> None:
+    def __init__(self, world: Bench, executor: FakeExecutor, voice: Callable[[Done], None] | None = None) -> None:
         self.channel = FakeChannel()
         self.executor = executor
-        self.instance = Instance(4, "m_0", BatchRunner(executor, world.memory, "m"), lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
+        runner = BatchRunner(executor, world.memory, "m")
+        runner.voice = voice
+        self.instance = Instance(4, "m_0", runner, lambda: self.channel, TOKEN)  # type: ignore[arg-type,return-value]
         self.instance.start()
         self.instance.wait_warm()
         self.instance.open()
@@ -67,6 +70,16 @@ def test_batches_are_answered_in_order_until_it_closes(world: Bench) -> None:
     running = Running(world, FakeExecutor())
     assert outputs(running.run([one(1), one(2)])) == [b"\1", b"\2"]
     assert outputs(running.run([one(3)])) == [b"\3"]
+    running.close()
+
+
+def test_a_runner_may_have_a_voice_of_its_own(world: Bench) -> None:
+    """Over which the ends of its batches go, and nothing else."""
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    running = Running(world, FakeExecutor(), told.put)
+    running.channel.inbox.put(Execute(9, [one(1)]))
+    assert outputs(told.get(timeout=PATIENCE_S)) == [b"\1"]
+    assert running.channel.outbox.empty()
     running.close()
 
 

@@ -71,6 +71,9 @@ class Runner(Protocol):
     main: MainThread | None
     """The thread to run in, where that is not to be a new one."""
 
+    voice: Callable[[Done], object] | None
+    """What tells the server that a batch has run, where that must come behind all else that is said; None: the instance's socket."""
+
     def rehearse(self, message: Execute) -> tuple[Done, list[str]]:
         """Execute a batch that the server knows nothing of, to the last response of each of its requests.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import threading
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from ...shm.datatypes import Datatype
+from ...shm.datatypes import DATATYPES, Datatype
 from ..batch import Batch, Memory
 from ..batch_runner import BatchRunner
 from ..contract.messages import InstanceSpec, Note
 from ..contract.signature import Signature, TensorSpec, reshaped, signature_of
 from ..contract.status import StatusError, internal, invalid, unsupported
+from ..extended_batch import runner_of
+from ..ragged import Ragged, ragged_of
+from ..states import StateSpec, states_of
 from .backend import ModelSource, Surroundings
 from .onnxruntime_completion import complete_config
 from .onnxruntime_faults import runtime_fault
@@ -74,8 +78,8 @@ class OnnxRuntimeBackend:
         differ, INTERNAL with ONNX Runtime's own words where it cannot open the model.
         """
         options = options_of(source)
-        session, graph = _open_valid(source, options)
-        return OnnxModel(signature_of(source.config), graph, session, options.run_entries, hidden_paths(source))
+        extent, session = _open_valid(source, options)
+        return OnnxModel(extent, session, options.run_entries, hidden_paths(source))
 
     def compare(self, source: ModelSource) -> None:
         """Open a model version and check its configuration against it. Raises StatusError as ``load`` does."""
@@ -87,12 +91,35 @@ def backend(surroundings: Surroundings | None = None) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend()
 
 
-def _open_valid(source: ModelSource, options: SessionOptions) -> tuple[Any, Graph]:
-    """The session of a model that fits its configuration, and its tensors."""
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """All that a model takes and gives: what its clients know, what the batch makes or cuts, state, and the model's own tensors."""
+
+    signature: Signature
+    ragged: Ragged
+    states: list[StateSpec]
+    graph: Graph
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """The outputs that are fetched: those that clients may want, and state."""
+        known = self.signature.outputs
+        batching = self.signature.batching
+        return [*known.values(), *[_state_output(spec, batching) for spec in self.states if spec.output_name not in known]]
+
+
+def _state_output(spec: StateSpec, batching: bool) -> TensorSpec:
+    shape = (-1, *spec.dims) if batching else spec.dims
+    return TensorSpec(spec.output_name, DATATYPES[spec.datatype], spec.dims, shape, None, -1)
+
+
+def _open_valid(source: ModelSource, options: SessionOptions) -> tuple[Extent, Any]:
+    """What a model takes and gives that fits its configuration, and its session."""
     session = open_session(source, options)
     graph = graph_of(session)
     validate(source.config, graph)
-    return session, graph
+    config = json.loads(source.completed())
+    return Extent(signature_of(source.config), ragged_of(config), states_of(config, source.directory), graph), session
 
 
 def options_of(source: ModelSource) -> SessionOptions:
@@ -153,16 +180,16 @@ def _make_global_threads(threads: tuple[int, int]) -> None:
 class OnnxModel:
     """A model version in memory: one session, whose ``run`` may be called by all instances at once."""
 
-    def __init__(self, signature: Signature, graph: Graph, session: Any, run_entries: dict[str, str], hidden: dict[str, str]) -> None:
-        self._signature = signature
-        self._graph = graph
+    def __init__(self, extent: Extent, session: Any, run_entries: dict[str, str], hidden: dict[str, str]) -> None:
+        self._extent = extent
         self._session = session
         self._run_entries = run_entries
         self._hidden = hidden
 
     def runner(self, instance: InstanceSpec, memory: Memory) -> BatchRunner:
         """Create an instance. Raises UNSUPPORTED for one that is to run on a GPU."""
-        return BatchRunner(self.executor(instance), memory, self._signature.model)
+        extent = self._extent
+        return runner_of(self.executor(instance), memory, extent.signature, extent.ragged, extent.states)
 
     @property
     def checks(self) -> bool:
@@ -176,12 +203,13 @@ class OnnxModel:
     def executor(self, instance: InstanceSpec) -> OnnxExecutor:
         """Create what computes for an instance. Raises UNSUPPORTED for one that is to run on a GPU."""
         if instance.kind == "KIND_GPU":
-            raise unsupported(f"instance '{instance.name}' of model '{self._signature.model}' is to run on a GPU, this worker has none")
+            model = self._extent.signature.model
+            raise unsupported(f"instance '{instance.name}' of model '{model}' is to run on a GPU, this worker has none")
         run_options = onnxruntime.RunOptions()
         run_options.log_severity_level = _SILENT
         for key, value in self._run_entries.items():
             run_options.add_run_config_entry(key, value)
-        return OnnxExecutor(self._signature, self._graph, self._session, run_options, self._hidden)
+        return OnnxExecutor(self._extent, self._session, run_options, self._hidden)
 
     def close(self) -> None:
         """Give the session's memory back."""
@@ -199,7 +227,8 @@ class _Output:
     """What is known of an output before it is computed.
 
     ``shape`` is what the client gets and ``model_shape`` what the model makes, both without batch
-    dim and None where a dim varies. ``alike``: the model's array is what the client gets.
+    dim and None where a dim varies. ``alike``: the model's array is what the client gets. ``scattered``: it is
+    flat, and for the batch to cut.
     """
 
     spec: TensorSpec
@@ -209,11 +238,12 @@ class _Output:
     scalar: bool
     alike: bool
     bits: bool
+    scattered: bool
 
     @property
     def learns(self) -> bool:
         """Its shape varies, but may be foreseen by what came of inputs of the same shapes."""
-        return self.shape is None and self.alike and self.spec.datatype.byte_size > 0
+        return self.shape is None and self.alike and not self.scattered and self.spec.datatype.byte_size > 0
 
 
 class OnnxExecutor:
@@ -224,14 +254,15 @@ class OnnxExecutor:
     shall lie. The Python layer of ONNX Runtime's binding adds 27 µs, so what lies below it is called.
     """
 
-    def __init__(self, signature: Signature, graph: Graph, session: Any, run_options: Any, hidden: dict[str, str]) -> None:
+    def __init__(self, extent: Extent, session: Any, run_options: Any, hidden: dict[str, str]) -> None:
+        signature, graph = extent.signature, extent.graph
         self._model = signature.model
         self._batching = signature.batching
         self._native = session._sess
         self._run_options = run_options
         self._hidden = hidden
         self._binding = native.SessionIOBinding(self._native)
-        self._outputs = [_output_of(spec, graph) for spec in signature.outputs.values()]
+        self._outputs = [_output_of(spec, graph, spec.name in extent.ragged.scattered) for spec in extent.outputs]
         self._output_names = [output.spec.name for output in self._outputs]
         optional = {name: tensor for name, tensor in graph.initializers.items() if name in signature.inputs}
         inputs = {**optional, **graph.inputs}
@@ -351,6 +382,8 @@ class OnnxExecutor:
     def _shaped(self, output: _Output, array: Array, batch: Batch) -> Array:
         """The array as the client gets it: reshaped to the configured dims, a scalar given to each request."""
         spec = output.spec
+        if output.scattered:
+            return array
         if output.scalar:
             array = array.reshape(spec.dims)
             return np.broadcast_to(array, (batch.batch_size, *spec.dims)) if self._batching else array
@@ -374,10 +407,10 @@ class OnnxExecutor:
         return runtime_fault(error, self._hidden)
 
 
-def _output_of(spec: TensorSpec, graph: Graph) -> _Output:
+def _output_of(spec: TensorSpec, graph: Graph, scattered: bool) -> _Output:
     tensor = graph.outputs[spec.name]
     model_dims = spec.dims if spec.reshape is None else spec.reshape
-    fixed = not spec.variable and spec.datatype.byte_size > 0 and not tensor.scalar
+    fixed = not spec.variable and spec.datatype.byte_size > 0 and not tensor.scalar and not scattered
     return _Output(
         spec=spec,
         datatype=spec.datatype.name,
@@ -386,6 +419,7 @@ def _output_of(spec: TensorSpec, graph: Graph) -> _Output:
         scalar=tensor.scalar,
         alike=spec.reshape is None and not tensor.scalar,
         bits=spec.datatype.name == "BF16",
+        scattered=scattered,
     )
 
 

@@ -16,8 +16,9 @@ DEFAULT_MAX_BATCH_SIZE = 4
 def complete_config(config: Any, graph: Callable[[], Graph], default_max_batch_size: int) -> list[Note]:
     """Fill in ``max_batch_size``, scheduler, inputs and outputs of a ``ModelConfig`` message, in place.
 
-    ``graph`` opens the model and is called only where something is missing. Returns notes for the
-    log. Raises INVALID_ARG where the configuration asks for batching and the model has no batch dim.
+    ``graph`` opens the model and is called only where something is missing. What the server gives a sequence's requests, and
+    what it keeps of them, is for no client, and not listed. Returns notes for the log. Raises INVALID_ARG where the configuration
+    asks for batching and the model has no batch dim.
     """
     has_inputs = bool(config.input or config.batch_input)
     has_outputs = bool(config.output)
@@ -26,10 +27,14 @@ def complete_config(config: Any, graph: Callable[[], Graph], default_max_batch_s
     found = graph()
     notes = _complete_batching(config, found, default_max_batch_size)
     batching = config.max_batch_size > 0
+    sequences = config.sequence_batching
+    own = {control.name for control in sequences.control_input} | {state.input_name for state in sequences.state}
     if not has_inputs:
-        _fill(config.input, found.inputs.values(), batching)
+        _fill(config.input, [tensor for tensor in found.inputs.values() if tensor.name not in own], batching)
     if not has_outputs:
-        _fill(config.output, found.outputs.values(), batching)
+        kept = {state.output_name for state in sequences.state}
+        # A model that makes state alone would not be worth asking.
+        _fill(config.output, [tensor for tensor in found.outputs.values() if tensor.name not in kept] or found.outputs.values(), batching)
     return notes
 
 

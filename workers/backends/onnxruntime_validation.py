@@ -7,6 +7,7 @@ from typing import Any
 
 from ...shm.datatypes import BY_NUMBER, DATATYPES, Datatype, shape_text
 from ..contract.status import internal, invalid, unsupported
+from ..ragged import RANK_TWO
 from .onnxruntime_graph import Graph, GraphTensor
 
 _CONTROL_KINDS = ("CONTROL_SEQUENCE_START", "CONTROL_SEQUENCE_END", "CONTROL_SEQUENCE_READY", "CONTROL_SEQUENCE_CORRID")
@@ -19,7 +20,8 @@ def validate(config: Any, graph: Graph) -> None:
     the model's input accepts any configured dim; the dims of outputs must be equal.
     Raises INVALID_ARG with what differs, INTERNAL and UNSUPPORTED for what cannot be served.
     """
-    expected = sum([not tensor.optional for tensor in config.input]) + len(config.batch_input)
+    expected = sum([not tensor.optional for tensor in config.input])
+    expected += len({name for batch_input in config.batch_input for name in batch_input.target_name})
     expected += _validate_controls(config, graph) + len(config.sequence_batching.state)
     if expected != len(graph.inputs):
         raise invalid(f"unable to load model '{config.name}', configuration expects {expected} inputs, model provides {len(graph.inputs)}")
@@ -27,9 +29,13 @@ def validate(config: Any, graph: Graph) -> None:
         _validate_input(config, graph, tensor)
     for tensor in config.output:
         _validate_output(config, graph, tensor)
+    for batch_input in config.batch_input:
+        for name in batch_input.target_name:
+            _validate_batch_input(config, batch_input, name, _find(name, "input", graph.inputs))
     for state in config.sequence_batching.state:
-        _find(state.input_name, "input", {**graph.inputs, **graph.initializers})
+        found = _find(state.input_name, "input", {**graph.inputs, **graph.initializers})
         _validate_datatype(config, state, state.output_name, "output state", _find(state.output_name, "output", graph.outputs))
+        _validate_datatype(config, state, state.input_name, "input state", found)
     _refuse(config)
 
 
@@ -44,6 +50,17 @@ def _validate_input(config: Any, graph: Graph, tensor: Any) -> None:
         _validate_ragged(config, tensor, found)
     else:
         _validate_shape(config, tensor, found, exact=False)
+
+
+def _validate_batch_input(config: Any, batch_input: Any, name: str, found: GraphTensor) -> None:
+    _validate_datatype(config, batch_input, name, "batch input", found)
+    kind = batch_input.Kind.Name(batch_input.kind)
+    rank = 2 if kind == RANK_TWO else 1
+    if len(found.shape) != rank:
+        raise invalid(
+            f"unable to load model '{config.name}', batch input '{name}' of kind {kind} has {rank} dimensions, "
+            f"model provides {shape_text(found.shape)}"
+        )
 
 
 def _validate_output(config: Any, graph: Graph, tensor: Any) -> None:
@@ -152,13 +169,8 @@ def _validate_control(config: Any, graph: Graph, name: str, control: Any) -> Non
 
 def _refuse(config: Any) -> None:
     prefix = f"unable to load model '{config.name}', "
-    for tensor in config.input:
-        if tensor.allow_ragged_batch:
-            raise unsupported(f"{prefix}this server does not batch ragged inputs: input '{tensor.name}' has allow_ragged_batch")
-    if config.batch_input:
-        raise unsupported(f"{prefix}this server does not make batch inputs: batch_input for '{config.batch_input[0].target_name[0]}'")
-    if config.batch_output:
-        raise unsupported(f"{prefix}this server does not scatter batch outputs: batch_output for '{config.batch_output[0].target_name[0]}'")
+    states = config.sequence_batching.state
     names = [tensor.name for tensor in (*config.input, *config.output) if _datatype(tensor.data_type) is DATATYPES["BF16"]]
-    if names and any([_datatype(tensor.data_type) is DATATYPES["BYTES"] for tensor in config.input]):
+    names += [state.input_name for state in states if _datatype(state.data_type) is DATATYPES["BF16"]]
+    if names and any([_datatype(tensor.data_type) is DATATYPES["BYTES"] for tensor in (*config.input, *states)]):
         raise unsupported(f"{prefix}ONNX Runtime for Python cannot run TYPE_STRING inputs together with TYPE_BF16: tensor '{names[0]}'")

@@ -82,18 +82,18 @@ class Execution:
         memory: WorkerMemory,
         model_memory: ModelMemory,
         calls: Calls,
-        speak: Callable[[Respond], object],
+        speak: Callable[[Respond | Done], object],
         main: MainThread,
     ) -> None:
         self.main: MainThread | None = main
         self._model = model
         self._places = model.places
-        # What the senders of earlier rounds have sent goes over the voice too: nothing may overtake it.
-        self._by_voice = model.decoupled and model.iterative
+        # What senders have sent must be there before the end of their round, of which the server forgets the number.
+        self.voice: Callable[[Done], object] | None = speak if model.decoupled and model.iterative else None
         self._memory = memory
         self._model_memory = model_memory
         self._calls = calls
-        self._speak = speak
+        self._speak: Callable[[Respond], object] = speak
         self._batches: dict[int, list[OpenRequest]] = {}
         # A finalizer of a model may answer a request in the middle of this.
         self._lock = threading.RLock()
@@ -196,7 +196,7 @@ class Execution:
                 if answered:
                     self._free(result)
                     result = None
-                elif open_request.used or self._by_voice:
+                elif open_request.used:
                     # Behind what its sender has sent, which goes over another socket than the batch's end.
                     self._answered(open_request)
                     self._speak(Respond(number, open_request.index, result, True))

@@ -1,8 +1,8 @@
 """Holds the requests whose id says so, and writes down what becomes of each, in a file of the folder that its parameter FOLDER names.
 
-`held…` waits for a file of its name or the client's going, `deaf…` for the file alone, `calls…` asks the model that its parameter NEXT
-names. Everything else is answered at once, and all of it where the parameter PASSES is set. Where it is decoupled, what waits has sent
-a response first.
+`held…` waits for a file of its name or the client's going, `deaf…` for the file alone, `talks…` is like `held…` and sends responses all
+the while; `calls…` asks the model that its parameter NEXT names. Everything else is answered at once, and all of it where the parameter
+PASSES is set. Where it is decoupled, what waits has sent a response first.
 """
 
 import json
@@ -37,22 +37,26 @@ class TritonPythonModel:
         sender = request.get_response_sender() if self.decoupled else None
         if sender is not None:
             sender.send(response)
-        self.wait(name, request)
+        self.wait(name, request, lambda: sender.send(response))
         if name.startswith("calls"):
-            called = pb_utils.InferenceRequest(self.next, ["Y"], [x], request_id=f"deaf-{name}").exec()
+            called = pb_utils.InferenceRequest(
+                model_name=self.next, requested_output_names=["Y"], inputs=[x], request_id=f"deaf-{name}"
+            ).exec()
             self.note(request, f"heard {called.error().message() if called.has_error() else 'an answer'}")
         self.note(request, "ended")
         if sender is None:
             return response
         return sender.send(flags=FINAL)
 
-    def wait(self, name, request):
-        if self.passes or not name.startswith(("held", "deaf")):
+    def wait(self, name, request, say):
+        if self.passes or not name.startswith(("held", "deaf", "talks")):
             return
         end = time.monotonic() + PATIENCE_S
         while not os.path.exists(os.path.join(self.folder, name)):
-            if name.startswith("held") and request.is_cancelled():
+            if not name.startswith("deaf") and request.is_cancelled():
                 return
+            if name.startswith("talks"):
+                say()
             if time.monotonic() > end:
                 raise TimeoutError
             time.sleep(0.002)

@@ -26,7 +26,7 @@ class TritonPythonModel:
     def execute(self, requests):
         shown = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
         rows = [bool(inputs["READY"].flat[0]) if "READY" in inputs else True for inputs in shown]
-        answers = [self.answer(request, inputs, rows) for request, inputs in zip(requests, shown)]
+        answers = [self.answer(request, inputs, rows) for request, inputs in zip(requests, shown, strict=True)]
         return None if self.decoupled else answers
 
     def answer(self, request, inputs, rows):
