@@ -47,8 +47,11 @@ class OutputMemory(Protocol):
 class Limiter(Protocol):
     """Says which of the instances that could run a batch may: they share resources."""
 
-    def choose(self, candidates: Iterable[Instance]) -> Instance | None:
-        """The next one that may run, None where none may."""
+    def choose(self, candidates: Iterable[Instance], waits: Callable[[Instance], bool]) -> Instance | None:
+        """The next one that may run, None where none may; ``waits`` says whether what an instance runs waits for a request."""
+
+    def stuck(self, instance: Instance, waits: Callable[[Instance], bool]) -> bool:
+        """Would it be short of something even if all gave back what they hold but those that ``waits`` is true of?"""
 
     def take(self, instance: Instance) -> None:
         """It begins to run."""
@@ -83,7 +86,7 @@ class Dispatcher:
         self._limiter = limiter
         self._wanting: dict[Scheduler, None] = {}
         self._recall = recall
-        self._waits = WaitGraph()
+        self._waits = WaitGraph(None if limiter is None else limiter.stuck)
         self.in_flight = 0
         self._stay_awake = stay_awake
         self._send = send
@@ -180,7 +183,7 @@ class Dispatcher:
             if not candidates:
                 # Whatever changes that touches it.
                 del self._wanting[scheduler]
-        while (instance := limiter.choose(wanting)) is not None:
+        while (instance := limiter.choose(wanting, self._waits.blocked)) is not None:
             scheduler = wanting[instance]
             limiter.take(instance)
             self._start(scheduler.bind(instance, now_ns))

@@ -42,12 +42,8 @@ class _Share:
 
 
 def needs_of(limits: Any, device: int) -> dict[Pool, int]:
-    """What a ``ModelRateLimiter`` asks for an instance on a device; of a resource that is named twice, the smaller count."""
-    needs: dict[Pool, int] = {}
-    for resource in limits.resources:
-        pool = Pool(GLOBAL if getattr(resource, "global") else device, resource.name)
-        needs[pool] = min(resource.count, needs.get(pool, resource.count))
-    return needs
+    """What a ``ModelRateLimiter`` asks for an instance on a device; of a resource that is named twice, the last count."""
+    return {Pool(GLOBAL if getattr(resource, "global") else device, resource.name): resource.count for resource in limits.resources}
 
 
 class RateLimiter:

@@ -7,11 +7,15 @@ end: the call is failed instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .instance import Instance
 from .request import Request
 from .scheduler import Scheduler
+
+Short = Callable[[Instance, Callable[[Instance], bool]], bool]
+"""Would an instance still be short of a resource if all but those gave back theirs that a condition is true of?"""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,12 +23,16 @@ class _Wait:
     scheduler: Scheduler
     request: Request
 
-    def stuck(self, waiting: set[int]) -> bool:
+    def stuck(self, waiting: set[int], short: Short | None) -> bool:
         """Can it not go on before batches of ``waiting`` do?"""
         scheduler = self.scheduler
+
+        def held(instance: Instance) -> bool:
+            return _held(instance, waiting)
+
         if scheduler.holds(self.request):
             hosts = scheduler.hosts(self.request)
-            return bool(hosts) and all(_held(instance, waiting) for instance in hosts)
+            return bool(hosts) and all(held(instance) or (short is not None and short(instance, held)) for instance in hosts)
         found = scheduler.find(self.request)
         return found is not None and found[0].number not in scheduler.streaming and _held(found[0].instance, waiting)
 
@@ -35,9 +43,13 @@ def _held(instance: Instance, waiting: set[int]) -> bool:
 
 
 class WaitGraph:
-    """The requests that running batches wait for: ``request.caller`` is the batch's number."""
+    """The requests that running batches wait for: ``request.caller`` is the batch's number.
 
-    def __init__(self) -> None:
+    ``short`` is there where instances share resources: one that lacks what waiting instances hold cannot go on either.
+    """
+
+    def __init__(self, short: Short | None = None) -> None:
+        self._short = short
         self._waits: dict[int, dict[Request, _Wait]] = {}
 
     def add(self, scheduler: Scheduler, request: Request) -> None:
@@ -51,14 +63,18 @@ class WaitGraph:
         if not waits:
             del self._waits[request.caller]
 
+    def blocked(self, instance: Instance) -> bool:
+        """Does what an instance runs wait for a request?"""
+        return bool(instance.batches) and instance.batches[0].number in self._waits
+
     def circle(self, request: Request) -> bool:
         """Does a request wait, in the end, for the very batch that made it wait, or for others that wait in a circle?"""
         wait = self._waits.get(request.caller, {}).get(request)
         if wait is None:
             return False
         waiting = set(self._waits)
-        while wait.stuck(waiting):
-            free = {number for number in waiting if not any(other.stuck(waiting) for other in self._waits[number].values())}
+        while wait.stuck(waiting, self._short):
+            free = {number for number in waiting if not any(other.stuck(waiting, self._short) for other in self._waits[number].values())}
             if not free:
                 return True
             waiting -= free

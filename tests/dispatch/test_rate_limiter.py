@@ -212,9 +212,9 @@ def test_too_small_a_count_is_told_before_that() -> None:
     assert refusal(lambda: bench.add("b", {"R": 1}, device=GLOBAL)) == BOTH
 
 
-def test_of_a_resource_that_is_named_twice_the_smaller_count_is_kept() -> None:
-    assert needs_of(limits(("R", 4, False), ("R", 2, False), ("G", 1, True), ("G", 3, True)), 7) == {Pool(7, "R"): 2, Pool(GLOBAL, "G"): 1}
-    assert needs_of(limits(("R", 2, False), ("R", 4, False)), 7) == {Pool(7, "R"): 2}
+def test_of_a_resource_that_is_named_twice_the_last_count_is_kept() -> None:
+    resources = [("R", 4, False), ("R", 2, False), ("G", 1, True), ("G", 3, True)]
+    assert needs_of(limits(*resources), 7) == {Pool(7, "R"): 2, Pool(GLOBAL, "G"): 3}
     assert needs_of(limits(), 0) == {}
 
 
