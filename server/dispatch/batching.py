@@ -55,13 +55,8 @@ class BatchPolicy:
         return max(self.preferred_sizes, default=self.max_batch_size)
 
 
-@dataclass(slots=True)
-class Formed:
-    """The next batch and why it ends where it does, or, where ``requests`` is empty, when waiting for a larger one ends."""
-
-    requests: list[Request]
-    cut: Cut = Cut.END
-    wake_ns: int | None = None
+Formed = tuple[list[Request], Cut, int | None]
+"""The next batch and why it ends where it does; or, where it is empty, when waiting for a larger one ends, None where nothing waits."""
 
 
 def form(
@@ -75,7 +70,6 @@ def form(
     taken: list[Request] = []
     total = 0
     preferred_count = 0
-    oldest_ns = now_ns
     group: Hashable = None
     cut: Cut | None = None
     max_batch_size = policy.max_batch_size
@@ -93,27 +87,28 @@ def form(
             group = grouping(request)
         taken.append(request)
         total += size
-        oldest_ns = min(oldest_ns, since_ns(request))
         if total in preferred_sizes:
             preferred_count = len(taken)
         if total >= max_batch_size:
             cut = Cut.FULL
             break
-    if not taken:
-        return Formed(taken)
     delay_ns = policy.max_queue_delay_ns
-    overdue = delay_ns > 0 and now_ns - oldest_ns >= delay_ns
+    end_ns = min(map(since_ns, taken)) + delay_ns if delay_ns and taken else None
+    overdue = end_ns is not None and now_ns >= end_ns
     if preferred_count and not overdue:
-        return Formed(taken[:preferred_count], cut if cut is not None and preferred_count == len(taken) else Cut.PREFERRED)
-    if cut is not None:
-        return Formed(taken, cut)
-    if overdue:
-        return Formed(taken, Cut.DELAY)
-    if delay_ns == 0:
-        return Formed(taken, Cut.END)
-    if total >= policy.largest_preferred:
-        return Formed(taken, Cut.PREFERRED)
-    return Formed([], Cut.DELAY, oldest_ns + delay_ns)
+        if cut is None or preferred_count < len(taken):
+            return taken[:preferred_count], Cut.PREFERRED, None
+        return taken, cut, None
+    if cut is None:
+        if overdue:
+            cut = Cut.DELAY
+        elif not delay_ns:
+            cut = Cut.END
+        elif total >= policy.largest_preferred:
+            cut = Cut.PREFERRED
+        else:
+            return [], Cut.DELAY, end_ns
+    return taken, cut, None
 
 
 class BatchScheduler(Scheduler):
@@ -171,15 +166,14 @@ class BatchScheduler(Scheduler):
         if self._suspended is not None:
             decision.refused += [(request, self._outage(request), FailureReason.REJECTED) for request in self.refuse_waiting()]
         wake_ns: int | None = None
-        while len(queue) and not self._held():
+        while len(queue) and not (self._held_count and self._held()):
             instance = self._free_instance()
             if instance is None:
                 break
-            formed = form(self.policy, self._grouping, queue.scan(), now_ns)
-            if not formed.requests or self.limited:
-                wake_ns = formed.wake_ns
+            requests, cut, wake_ns = form(self.policy, self._grouping, queue.scan(), now_ns)
+            if not requests or self.limited:
                 break
-            decision.batches.append(self._bound(instance, formed))
+            decision.batches.append(self._bound(instance, requests, cut))
         deadline_ns = queue.next_deadline_ns()
         if deadline_ns is not None and (wake_ns is None or deadline_ns < wake_ns):
             wake_ns = deadline_ns
@@ -188,23 +182,23 @@ class BatchScheduler(Scheduler):
 
     def candidates(self, now_ns: int) -> list[Instance]:
         """As ``Scheduler`` says."""
-        if not len(self.queue) or self._held() or not form(self.policy, self._grouping, self.queue.scan(), now_ns).requests:
+        if not len(self.queue) or self._held() or not form(self.policy, self._grouping, self.queue.scan(), now_ns)[0]:
             return []
         return [instance for instance in self.instances if not instance.batches]
 
     def bind(self, instance: Instance, now_ns: int) -> PlannedBatch:
         """As ``Scheduler`` says."""
-        return self._bound(instance, form(self.policy, self._grouping, self.queue.scan(), now_ns))
+        requests, cut, _ = form(self.policy, self._grouping, self.queue.scan(), now_ns)
+        return self._bound(instance, requests, cut)
 
-    def _bound(self, instance: Instance, formed: Formed) -> PlannedBatch:
-        self.queue.take(formed.requests)
-        cut = formed.cut
+    def _bound(self, instance: Instance, requests: list[Request], cut: Cut) -> PlannedBatch:
+        self.queue.take(requests)
         if self._expired:
             self._expired = False
             if cut in (Cut.END, Cut.DELAY):
                 cut = Cut.DEADLINE
         self.statistics.cuts[cut] += 1
-        return self._planned(instance, formed.requests)
+        return self._planned(instance, requests)
 
     def _held(self) -> bool:
         """Is it too early for the first batch?"""

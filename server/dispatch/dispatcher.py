@@ -249,7 +249,9 @@ class Dispatcher:
             self._model_batch_done(batch, done, rounds, memory)
             return
         self._expect(batch)
-        self._leave(scheduler, len(batch.requests))
+        count = len(batch.requests)
+        scheduler.in_flight -= count
+        self.in_flight -= count
         batch_size = inference_count = 0
         succeeded = []
         responses = []

@@ -112,11 +112,11 @@ class OldestScheduler(SequenceScheduler):
 
     def _form(self, lane: Lane, now_ns: int) -> tuple[list[Slot], Cut] | int:
         waiting = [sequence.waiting[0] for sequence in itertools.islice(lane.ready, self._batching.max_batch_size)]
-        formed = form(self._batching, self._grouping, waiting, now_ns, lambda request: self._of[request].ready_ns)
-        if not formed.requests:
-            assert formed.wake_ns is not None
-            return formed.wake_ns
-        return [slot for request in formed.requests if (slot := self._of[request].slot) is not None], formed.cut
+        requests, cut, wake_ns = form(self._batching, self._grouping, waiting, now_ns, lambda request: self._of[request].ready_ns)
+        if not requests:
+            assert wake_ns is not None
+            return wake_ns
+        return [slot for request in requests if (slot := self._of[request].slot) is not None], cut
 
     def _enough(self, lane: Lane) -> bool:
         return len(lane.ready) >= self._hooks.queued_count
