@@ -92,9 +92,10 @@ class AdmissionLimits:
 class Admission:
     """Lets requests in or refuses them.
 
-    ``most`` is the count of requests in flight at which doors ask ``check``; it is 0 while there are too many bytes.
-    ``per_model`` says that doors must ask it for every request. ``held_byte_size`` are bytes in ordinary memory, those of ``memory`` come on
-    top. ``versions`` gives every version that requests enter. ``refused`` counts by model ("" where it was not known yet) and reason.
+    ``most`` is the count of requests in flight at which doors ask ``check``; it is 0 while there are too many bytes. ``per_model`` says
+    that they must ask for every request. ``held_byte_size`` are bytes in ordinary memory, those of ``memory`` come on top, and no more
+    than ``most_bytes`` are to be there. ``versions`` gives every version that requests enter. ``refused`` counts by model ("" where
+    it is not known) and reason.
     """
 
     def __init__(
@@ -202,3 +203,17 @@ class Admission:
         self.held_byte_size -= byte_size
         if not self.most and not self.full:
             self.most = self._usual
+
+
+class _Unlimited(Admission):
+    """Where nothing is counted."""
+
+    def hold(self, byte_size: int) -> None:
+        pass
+
+    def let_go(self, byte_size: int) -> None:
+        pass
+
+
+UNLIMITED = _Unlimited()
+"""Lets everything in, for doors that need no bounds of their own."""

@@ -58,7 +58,7 @@ def _general() -> Iterator[Group]:
         "but that of bodies above 64 KiB. Default: --pinned-memory-pool-byte-size and a quarter of the machine's memory.",
     )
     g.add(
-        "model-max-inflight-requests",
+        "max-inflight-requests-per-model",
         "<<string>:<integer>>",
         read.model_limit,
         NOTHING,
@@ -286,7 +286,7 @@ def _parts() -> Iterator[Group]:
     )
     yield g
 
-    g = Group("Rate Limiter", built=False)
+    g = Group("Rate Limiter", built=True)
     g.add(
         "rate-limit",
         STRING,
@@ -294,15 +294,14 @@ def _parts() -> Iterator[Group]:
         "off",
         "off: a free model instance runs at once. execution_count: it waits for the resources its configuration names, and the "
         "instances that ran least, weighed by priority, go first.",
-        quiet=("off",),
     )
     g.add(
         "rate-limit-resource",
         "<<string>:<integer>:<integer>>",
         read.rate_limit_resource,
         (),
-        "NAME:COUNT:DEVICE or, for every device, NAME:COUNT: how many of a resource there are. May be repeated. Default: as many "
-        "as the neediest instance asks for.",
+        "NAME:COUNT:DEVICE or, for every device, NAME:COUNT: how many of a resource there are, and of those not named none. May "
+        "be repeated. Default: as many as the neediest instance asks for.",
     )
     yield g
 

@@ -358,15 +358,18 @@ def old_cache_size(text: str, current: Mapping[str, Mapping[str, str]]) -> dict[
 
 
 def rate_limit_resource(text: str, current: tuple[Resource, ...]) -> tuple[Resource, ...]:
-    """``name:count`` or ``name:count:device``; a later use for the same name and device replaces the earlier one."""
+    """``name:count`` or ``name:count:device``; of several for the same name and device the least counts, and below 0 is no limit."""
     parts = text.split(":")
     if len(parts) not in (2, 3):
         raise BadValue(
             f"--rate-limit-resource option format is '<resource_name>:<count>:<device>' or '<resource_name>:<count>'. Got {text}"
         )
     new = Resource(parts[0], to_integer(parts[1]), to_integer(parts[2]) if len(parts) == 3 else EVERY_DEVICE)
-    kept = [resource for resource in current if (resource.name, resource.device) != (new.name, new.device)]
-    return tuple(sorted([*kept, new], key=lambda resource: (resource.name, resource.device)))
+    counts = {(resource.name, resource.device): resource.count for resource in current}
+    here = (new.name, new.device)
+    # As in the original, where a count is unsigned.
+    counts[here] = min(new.count, counts.get(here, new.count), key=lambda count: count % (1 << 64))
+    return tuple(Resource(name, count, device) for (name, device), count in sorted(counts.items()))
 
 
 def restricted(flag: str, noun: str) -> Reader:

@@ -26,7 +26,7 @@ class Options:
     """0: no limit, as for the two that follow."""
     max_inflight_byte_size: int | None
     """None: as many as the arena for request bodies may ever hold."""
-    model_max_inflight_requests: Mapping[str, int]
+    max_inflight_requests_per_model: Mapping[str, int]
     """Model name to its limit; "" is every model that is not named."""
 
     log_verbose: int

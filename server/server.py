@@ -29,6 +29,7 @@ from .dispatch.dispatcher import Dispatcher
 from .dispatch.ensemble import Ensemble
 from .dispatch.ensemble_plan import EnsemblePlan
 from .dispatch.instance import PlannedBatch
+from .dispatch.rate_limiter import RateLimiter
 from .dispatch.response_cache import LocalCache
 from .farm.environments import Environments
 from .farm.farm import Farm
@@ -88,7 +89,7 @@ def admission_limits(options: Options, arena_byte_size: int) -> AdmissionLimits:
     """What may be in flight. Where nobody says how many bytes, those of large bodies are bounded anyway: all together get that bound."""
     byte_size = options.max_inflight_byte_size
     bound = arena_byte_size if byte_size is None else byte_size
-    return AdmissionLimits(options.max_inflight_requests, bound, options.model_max_inflight_requests)
+    return AdmissionLimits(options.max_inflight_requests, bound, options.max_inflight_requests_per_model)
 
 
 def busy_poll_us(options: Options) -> int:
@@ -114,6 +115,7 @@ class Server:
         arena = Arena(0, self._arena_fd, self._sizes[1])
         self._regions = RegionRegistry()
         self._busy_poll = BusyPoll(busy_poll_us(options), self._loop.call_soon)
+        limiter = RateLimiter(options.rate_limit_resource) if options.rate_limit == "execution_count" else None
         self._dispatcher = Dispatcher(
             self._send,
             self._loop.call_soon,
@@ -121,6 +123,7 @@ class Server:
             stay_awake=self._busy_poll.stay_awake,
             recall=self._recall,
             view=self._any_view,
+            limiter=limiter,
         )
         self._alarm = Alarm(self._loop, self._dispatcher.alarm)
         self._environments = Environments()
@@ -135,6 +138,7 @@ class Server:
         creation = self._creation = Creation(
             *(options, self._farm, self._dispatcher, book, log, self._environments, self._generations, self._make_ensemble),
             hooks=delay_hooks(os.environ, log.warning),
+            limiter=limiter,
         )
         if options.model_namespacing:
             self.catalogue = self.lifecycle = Namespaces(options, partial(Lifecycle, options, creation, self._generations, log))

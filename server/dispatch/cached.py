@@ -66,8 +66,8 @@ class _Visit:
 class Cached:
     """One model version, or ensemble, with a cache in front.
 
-    ``identity`` stands for this load of it in keys. ``enter`` and ``withdraw`` are those of what lies behind. ``ordered``: responses
-    keep the order of the requests, also where some come from the cache.
+    ``identity`` stands for this load of it in keys. ``enter`` and ``withdraw`` are those of what lies behind, which has
+    ``output_count`` outputs. ``ordered``: responses keep the order of the requests, also where some come from the cache.
     """
 
     def __init__(
@@ -78,12 +78,13 @@ class Cached:
         withdraw: Callable[[Request], None],
         statistics: VersionStatistics,
         *,
+        output_count: int,
         ordered: bool = False,
         ensemble: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.stopping = False
-        self._identity = identity
+        self._digest = partial(digest, identity, output_count)
         self._store = caching.store
         self._view = caching.view
         self._beside = caching.beside
@@ -116,9 +117,9 @@ class Cached:
         request.queued_ns = self._clock_ns()
         if sum([len(content) for content in inputs]) > SHORT_BYTE_SIZE:
             self._wait(visit)
-            self._beside(partial(digest, self._identity, request.body, inputs), partial(self._digested, visit))
+            self._beside(partial(self._digest, request.body, inputs), partial(self._digested, visit))
             return
-        visit.key = digest(self._identity, request.body, inputs)
+        visit.key = self._digest(request.body, inputs)
         self._look_up(visit)
         if not visit.found:
             self._wait(visit)

@@ -38,7 +38,6 @@ class _Share:
     weight: int
     order: int
     executions: int = 0
-    running: bool = False
 
 
 def needs_of(limits: Any, device: int) -> dict[Pool, int]:
@@ -58,6 +57,7 @@ class RateLimiter:
         self._shares: dict[Instance, _Share] = {}
         self._available: dict[Pool, int] = {}
         self._in_use: Counter[Pool] = Counter()
+        self._running: set[Instance] = set()
         self._order = 0
 
     def register(self, instance: Instance, needs: Mapping[Pool, int], priority: int = 0) -> None:
@@ -117,25 +117,24 @@ class RateLimiter:
     def stuck(self, instance: Instance, waits: Callable[[Instance], bool]) -> bool:
         """Would an instance still be short of something if all those gave back what they hold that ``waits`` is not true of?"""
         lasting: Counter[Pool] = Counter()
-        for other, share in self._shares.items():
-            if share.running and waits(other):
-                lasting.update(share.needs)
+        for other in self._running:
+            if waits(other):
+                lasting.update(self._shares[other].needs)
         return any(count > self._available[pool] - lasting[pool] for pool, count in self._shares[instance].needs.items())
 
     def take(self, instance: Instance) -> None:
         """An instance runs, with all that it needs."""
+        assert instance not in self._running
         share = self._shares[instance]
-        assert not share.running
-        share.running = True
+        self._running.add(instance)
         share.executions += 1
         self._in_use.update(share.needs)
 
     def give_back(self, instance: Instance) -> None:
         """An instance does not run any more, if it did."""
-        share = self._shares.get(instance)
-        if share is not None and share.running:
-            share.running = False
-            self._in_use.subtract(share.needs)
+        if instance in self._running:
+            self._running.remove(instance)
+            self._in_use.subtract(self._shares[instance].needs)
 
     def _limit(self, pool: Pool) -> int:
         """How much there is of what the flags name."""

@@ -84,15 +84,19 @@ def contents(body: RequestBody, view: Callable[[Lease], memoryview]) -> list[mem
     return found
 
 
-def digest(identity: bytes, body: RequestBody, inputs: Iterable[memoryview]) -> bytes:
+def digest(identity: bytes, output_count: int, body: RequestBody, inputs: Iterable[memoryview]) -> bytes:
     """What a request is called: 32 bytes that no other request has but one that must be answered alike.
 
-    ``identity`` stands for the model, its version and this load of it. The id, the priority, the time-out and the form of the answer
-    do not count, nor does the order of the inputs; ``inputs`` are the bytes of these in the order of their names.
+    ``identity`` stands for the model, its version and this load of it, which has ``output_count`` outputs: asking for all of them is
+    asking for none in particular. The id, the priority, the time-out and the form of the answer do not count, nor does the order of
+    inputs and outputs; ``inputs`` are the bytes of the inputs in the order of their names.
     """
+    wanted = sorted({output.name for output in body.outputs})
+    if len(wanted) == output_count:
+        wanted = []
     shapes = [(tensor.name, tensor.datatype, tensor.shape, tensor.place.byte_size) for tensor in sorted(body.inputs, key=_name)]
     # msgpack says of everything what it is and how long, so no two different heads are the same bytes.
-    head = (KEY_FORMAT, identity, [output.name for output in body.outputs], sorted(body.parameters.items()), shapes)
+    head = (KEY_FORMAT, identity, wanted, sorted(body.parameters.items()), shapes)
     made = hashlib.sha256(msgspec.msgpack.encode(head), usedforsecurity=False)
     for content in inputs:
         made.update(content)

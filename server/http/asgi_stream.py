@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from starlette.types import Receive, Send
 
+from ..admission import Admission
 from .exchange import Cancel, Headers
 
 _PIECE_BYTE_SIZE = 256 * 1024
@@ -19,7 +20,8 @@ class AsgiStream:
     ``cancel`` is called where it is not sent to its end.
     """
 
-    def __init__(self, status: int, headers: Headers, unsent_limit: int) -> None:
+    def __init__(self, status: int, headers: Headers, unsent_limit: int, admission: Admission) -> None:
+        self._admission = admission
         self.cancel: Cancel | None = None
         self._status = status
         self._headers = [(name.lower(), value) for name, value in headers]
@@ -39,7 +41,9 @@ class AsgiStream:
             self.abort()
             return
         self._parts += parts
-        self._unsent_byte_size += sum(map(len, parts))
+        byte_size = sum(map(len, parts))
+        self._unsent_byte_size += byte_size
+        self._admission.hold(byte_size)
         self._wake.set()
 
     def end(self, parts: Sequence[bytes] = ()) -> None:
@@ -49,9 +53,16 @@ class AsgiStream:
 
     def abort(self) -> None:
         """Break the reply off, so that the client sees that it is not complete."""
-        self._over = True
+        self._end()
         if self._sending is not None:
             self._sending.cancel()
+
+    def _end(self) -> None:
+        """No more of it is sent: what waits is forgotten."""
+        self._over = True
+        self._parts.clear()
+        self._admission.let_go(self._unsent_byte_size)
+        self._unsent_byte_size = 0
 
     async def send(self, receive: Receive, send: Send) -> None:
         """Send all that is written, as it comes, up to the end; returns early where the client has gone or the reply is broken off."""
@@ -66,8 +77,8 @@ class AsgiStream:
                 sending.result()
                 sent = True
         finally:
-            self._over = True
             sending.cancel()
+            self._end()
             gone.cancel()
             if not sent and self.cancel is not None:
                 self.cancel()
@@ -83,7 +94,9 @@ class AsgiStream:
                 for start in range(0, len(content), _PIECE_BYTE_SIZE):
                     piece = content[start : start + _PIECE_BYTE_SIZE]
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    self._unsent_byte_size -= len(piece)
+                    if not self._over:
+                        self._unsent_byte_size -= len(piece)
+                        self._admission.let_go(len(piece))
             if self._complete:
                 break
         await send({"type": "http.response.body", "body": b""})

@@ -1,7 +1,8 @@
 """Request bodies as they arrive: where their bytes go, and how chunked ones are taken apart.
 
 A large body with a known length is received straight into its final place in the arena. A small one, and one of unknown
-length, grows in ordinary memory; the latter moves to the arena once it is big.
+length, grows in ordinary memory; the latter moves to the arena once it is big. Either counts as held by the server (`Admission`);
+bodies of known length up to ``SMALL_BYTE_SIZE`` do not: a connection has one of them, and is larger itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ...shm.arena import ArenaFull
+from ..admission import UNLIMITED, Overloaded
 from .errors import NO_MEMORY
 from .exchange import ArenaBody, Body, InlineBody
 from .head import Malformed
@@ -17,6 +19,10 @@ from .limits import Limits
 
 if TYPE_CHECKING:
     from ...shm.arena import Arena, Block
+    from ..admission import Admission
+
+SMALL_BYTE_SIZE = 4096
+"""Bodies of known length up to this size are not counted."""
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
@@ -29,21 +35,53 @@ _NO_TRAILERS = frozenset(
 )
 
 
-def reserve(arena: Arena | None, byte_size: int) -> Block:
-    """A block for a body. Raises Malformed: 413 where no body can be that large, 503 where the arena is full now."""
-    if arena is None or byte_size > arena.capacity_byte_size:
+class HeldBody(InlineBody):
+    """A body in ordinary memory that counts as held until it is released."""
+
+    __slots__ = ("_admission", "_held")
+
+    def __init__(self, content: bytes | bytearray, admission: Admission) -> None:
+        super().__init__(content)
+        self._admission = admission
+        self._held = len(content)
+        admission.hold(self._held)
+
+    def release(self) -> None:
+        """It is not needed any more: no longer counted."""
+        held, self._held = self._held, 0
+        self._admission.let_go(held)
+
+
+def most_byte_size(arena: Arena | None, admission: Admission) -> int:
+    """How large a body may be that does not stay in ordinary memory."""
+    return 0 if arena is None else min(arena.capacity_byte_size, admission.most_bytes)
+
+
+def reserve(arena: Arena | None, byte_size: int, admission: Admission) -> Block:
+    """A block for a body. Raises Malformed: 413 where no body can be that large, 503 where there is no room for it now."""
+    if arena is None or byte_size > most_byte_size(arena, admission):
         raise Malformed(413, "request body is too large")
+    check_room(admission, byte_size)
     try:
         return arena.reserve(byte_size)
     except ArenaFull:
-        raise Malformed(503, NO_MEMORY) from None
+        raise Malformed(503, NO_MEMORY, retry_after_s=admission.retry_after_s()) from None
 
 
-def _enlarged(arena: Arena | None, block: Block, filled: int, byte_size: int) -> Block:
+def check_room(admission: Admission, byte_size: int) -> None:
+    """Raises Malformed 503 where so many bytes more are too many now."""
+    try:
+        admission.check_bytes(byte_size)
+    except Overloaded as refusal:
+        raise Malformed(503, refusal.message, retry_after_s=refusal.retry_after_s) from None
+
+
+def _enlarged(arena: Arena | None, block: Block, filled: int, byte_size: int, admission: Admission) -> Block:
     """``block``, made ``byte_size`` bytes long where it lies, or another one with its first ``filled`` bytes. Raises Malformed."""
+    check_room(admission, byte_size - block.byte_size)
     if block.extend(byte_size):
         return block
-    other = reserve(arena, byte_size)
+    other = reserve(arena, byte_size, admission)
     other.view[:filled] = block.view[:filled]
     block.release()
     return other
@@ -59,10 +97,13 @@ class KnownLength:
     Raises Malformed where there is no room for it, then or later.
     """
 
-    __slots__ = ("_arena", "_block", "_content", "_end", "_filled", "_lead", "byte_size", "room")
+    __slots__ = ("_admission", "_arena", "_block", "_content", "_end", "_filled", "_lead", "byte_size", "room")
 
-    def __init__(self, arena: Arena | None, byte_size: int, limits: Limits, json_byte_size: int = 0) -> None:
+    def __init__(
+        self, arena: Arena | None, byte_size: int, limits: Limits, json_byte_size: int = 0, admission: Admission = UNLIMITED
+    ) -> None:
         self._arena = arena
+        self._admission = admission
         self._block: Block | None = None
         self._content = bytearray()
         self._lead = 0
@@ -71,14 +112,14 @@ class KnownLength:
         if byte_size > limits.inline_byte_size:
             self._lead = -json_byte_size % _TENSOR_ALIGNMENT
             self._end += self._lead
-            if arena is None or self._end > arena.capacity_byte_size:
+            if arena is None or self._end > most_byte_size(arena, admission):
                 raise Malformed(413, "request body is too large")
             capacity, used = arena.capacity_byte_size, arena.used_byte_size
             if used < capacity // _CROWDED:
                 claim = max(limits.claim_byte_size, (capacity - used) // limits.claim_share)
             else:
                 claim = limits.crowded_claim_byte_size
-            self._block = reserve(arena, min(self._end, claim))
+            self._block = reserve(arena, min(self._end, claim), admission)
             self.room = self._block.view[self._lead :]
         self.byte_size = byte_size
         self._filled = 0
@@ -110,7 +151,7 @@ class KnownLength:
         block = self._block
         assert block is not None
         held = block.byte_size
-        self._block = block = _enlarged(self._arena, block, held, min(self._end, _GROWTH * held))
+        self._block = block = _enlarged(self._arena, block, held, min(self._end, _GROWTH * held), self._admission)
         self.room = block.view[held:]
 
     def feed(self, view: memoryview, start: int, end: int) -> int:
@@ -131,7 +172,7 @@ class KnownLength:
         if self.room is not None:
             self.room.release()
         if self._block is None:
-            return InlineBody(self._content)
+            return InlineBody(self._content) if self.byte_size <= SMALL_BYTE_SIZE else HeldBody(self._content, self._admission)
         block, self._block = self._block, None
         return ArenaBody(block, self.byte_size, self._lead)
 
@@ -147,10 +188,11 @@ class KnownLength:
 class Growing:
     """A body whose length is not known: ordinary memory while it is small, then blocks of the arena, each twice the last."""
 
-    __slots__ = ("_arena", "_block", "_buffer", "_filled", "_inline_byte_size")
+    __slots__ = ("_admission", "_arena", "_block", "_buffer", "_filled", "_inline_byte_size")
 
-    def __init__(self, arena: Arena | None, limits: Limits) -> None:
+    def __init__(self, arena: Arena | None, limits: Limits, admission: Admission = UNLIMITED) -> None:
         self._arena = arena
+        self._admission = admission
         self._inline_byte_size = limits.inline_byte_size
         self._block: Block | None = None
         self._buffer = bytearray()
@@ -169,14 +211,16 @@ class Growing:
     def expect(self, byte_size: int) -> None:
         """So many more bytes were announced. Raises Malformed 413 where no body can be that large."""
         filled = self._filled + byte_size
-        if filled > self._inline_byte_size and (self._arena is None or filled > self._arena.capacity_byte_size):
+        if filled > self._inline_byte_size and filled > most_byte_size(self._arena, self._admission):
             raise Malformed(413, "request body is too large")
 
     def append(self, piece: bytes | memoryview) -> None:
         """Take the body's next bytes. Raises Malformed where there is no room for them."""
         filled = self._filled + len(piece)
         if filled <= self._inline_byte_size:
+            check_room(self._admission, len(piece))
             self._buffer += piece
+            self._admission.hold(len(piece))
         else:
             block = self._block
             if block is None or filled > block.byte_size:
@@ -186,26 +230,31 @@ class Growing:
 
     def _grow(self, needed: int) -> Block:
         """Get memory twice as large, or as large as there can be."""
-        capacity = self._arena.capacity_byte_size if self._arena is not None else 0
-        byte_size = max(needed, min(capacity, 2 * needed))
+        byte_size = max(needed, min(most_byte_size(self._arena, self._admission), 2 * needed))
         if self._block is not None:
-            block = _enlarged(self._arena, self._block, self._filled, byte_size)
+            block = _enlarged(self._arena, self._block, self._filled, byte_size, self._admission)
         else:
-            block = reserve(self._arena, byte_size)
-            block.view[: self._filled] = self._buffer
-            self._buffer = bytearray()
+            block = reserve(self._arena, byte_size, self._admission)
+            block.view[: self._filled] = self._empty_buffer()
         self._block = block
         return block
 
     def take(self) -> Body:
         """The complete body; the caller owns it now."""
         if self._block is None:
-            return InlineBody(self._buffer)
+            content = self._empty_buffer()
+            return HeldBody(content, self._admission) if content else InlineBody()
         block, self._block = self._block, None
         return ArenaBody(block, self._filled)
 
+    def _empty_buffer(self) -> bytearray:
+        content, self._buffer = self._buffer, bytearray()
+        self._admission.let_go(len(content))
+        return content
+
     def abandon(self) -> None:
         """Give the memory of an incomplete body back."""
+        self._empty_buffer()
         if self._block is not None:
             self._block.release()
             self._block = None
@@ -219,8 +268,8 @@ class Chunked:
     # what _chunk says where it is not the number of bytes left in the chunk
     _SIZE, _DATA_END, _TRAILER = -1, -2, -3
 
-    def __init__(self, arena: Arena | None, limits: Limits) -> None:
-        self._content = Growing(arena, limits)
+    def __init__(self, arena: Arena | None, limits: Limits, admission: Admission = UNLIMITED) -> None:
+        self._content = Growing(arena, limits, admission)
         self._limits = limits
         self._line = b""
         self._chunk = self._SIZE

@@ -233,7 +233,9 @@ class Connection(asyncio.BufferedProtocol):
         self._handle = self._door.handle
         active, self._active = self._active, None
         if active is not None and active.cancel is not None:
-            active.cancel()
+            # As in `_answer`: no cycle is left for the collector.
+            cancel, active.cancel = active.cancel, None
+            cancel()
         self._sent()
 
     def pause_writing(self) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from . import health
 from .app import http_app
 from .asgi_call import AsgiCalls
-from .exchange import Answer, Cancel, StreamingRequest
+from .early_refusal import early_refusal
+from .exchange import Answer, Cancel, Head, StreamingRequest
 from .generate import generate, generate_target
+from .head import Malformed
 from .http2 import Http2
 from .infer import infer
 from .infer_head import InferHead
@@ -51,7 +53,20 @@ class Front:
     def door(self, stay_awake: Callable[[], None] = lambda: None) -> HttpDoor:
         """A door that this front answers, with HTTP/2 by prior knowledge."""
         http2 = Http2(self._app, self.limits)
-        return HttpDoor(self.handle, self._service.arena, http2, self.limits, self._calls.close, stay_awake)
+        service = self._service
+        before = self._before_body
+        return HttpDoor(self.handle, service.arena, http2, self.limits, self._calls.close, stay_awake, service.admission, before)
+
+    def _before_body(self, head: Head) -> None:
+        """Refuse an inference before its large body is read, where it would be refused after that too. Raises Malformed."""
+        if head.method != "POST":
+            return
+        target = infer_target(head.path) or generate_target(head.path)
+        if target is None:
+            return
+        refusal = early_refusal(self._service, target[0], target[1], head.content_length)
+        if refusal is not None:
+            raise Malformed(503, refusal.message, retry_after_s=refusal.retry_after_s)
 
     def handle(self, request: StreamingRequest, answer: Answer) -> Cancel | None:
         """Answer a request."""

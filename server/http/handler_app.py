@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from starlette.types import Receive, Scope, Send
 
 from ...workers.contract.status import StatusError
+from ..admission import Admission
 from .asgi_stream import AsgiStream, disconnect
 from .body import Growing
+from .early_refusal import early_refusal
 from .endpoint import Disconnected, Guard, scope_peer_is_local, send_reply
 from .errors import JSON_TYPE, error_body, error_reply, plain_error_reply
 from .exchange import Answer, Body, Cancel, Head, Headers, Reply, StreamingRequest
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+STREAM_BYTE_SIZE = 64 * 1024
+"""What a request over HTTP/2 takes by itself: objects, tasks and buffers, those of the library included."""
+
 Handler = Callable[["Service", str, str, StreamingRequest, Answer], Cancel | None]
 """Replies to a request to a model and, where that is not empty, one version of it; takes over its body in any case."""
 
@@ -32,15 +37,16 @@ Handler = Callable[["Service", str, str, StreamingRequest, Answer], Cancel | Non
 class _AsgiRequest(StreamingRequest):
     """A request that came as ASGI messages; its reply is ``reply``."""
 
-    __slots__ = ("_unsent_limit", "reply")
+    __slots__ = ("_admission", "_unsent_limit", "reply")
 
-    def __init__(self, head: Head, body: Body, start_ns: int, peer_is_local: bool, unsent_limit: int) -> None:
+    def __init__(self, head: Head, body: Body, start_ns: int, peer_is_local: bool, unsent_limit: int, admission: Admission) -> None:
         super().__init__(head, body, start_ns, peer_is_local)
         self._unsent_limit = unsent_limit
+        self._admission = admission
         self.reply: asyncio.Future[Reply | AsgiStream] = asyncio.get_running_loop().create_future()
 
     def begin(self, status: int, headers: Headers) -> AsgiStream:
-        stream = AsgiStream(status, headers, self._unsent_limit)
+        stream = AsgiStream(status, headers, self._unsent_limit, self._admission)
         if not self.reply.done():
             self.reply.set_result(stream)
         return stream
@@ -58,35 +64,54 @@ class HandlerApp:
 
     def __init__(self, service: Service, restrictions: Restrictions, limits: Limits, handler: Handler, plain: bool) -> None:
         self._service = service
+        self._admission = service.admission
+        self._plain = plain
         self._guard = Guard(restrictions, "inference", ("POST",), plain)
         self._limits = limits
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Many streams share a connection, so that only this bounds what they take together.
+        self._admission.hold(STREAM_BYTE_SIZE)
+        try:
+            await self._reply(scope, receive, send)
+        finally:
+            self._admission.let_go(STREAM_BYTE_SIZE)
+
+    async def _reply(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply: Reply | AsgiStream
         try:
             reply = self._guard.refusal(scope) or await self._handle(scope, receive)
         except StatusError as failure:
-            reply = error_reply(failure)
+            reply = error_reply(failure, self._plain)
         except Malformed as failure:
-            reply = plain_error_reply(failure.status, failure.message)
+            reply = plain_error_reply(failure.status, failure.message, failure.retry_after_s)
         except Disconnected:
             return
         except Exception:
             _logger.exception("an HTTP handler failed")
             reply = Reply(500, (JSON_TYPE,), (error_body("internal error"),))
         if isinstance(reply, Reply):
-            await send_reply(reply, scope, send)
+            byte_size = sum([memoryview(part).nbytes for part in reply.body])
+            self._admission.hold(byte_size)
+            try:
+                await send_reply(reply, scope, send)
+            finally:
+                self._admission.let_go(byte_size)
         else:
             await reply.send(receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply | AsgiStream:
         start_ns = time.monotonic_ns()
-        body = await _received(receive, Growing(self._service.arena, self._limits))
         headers = scope["headers"]
-        head = Head(scope["method"], scope["path"], headers, [name for name, _ in headers], scope["query_string"].decode("latin-1"))
-        request = _AsgiRequest(head, body, start_ns, scope_peer_is_local(scope), self._limits.stream_unsent_byte_size)
         params = scope["path_params"]
+        refusal = early_refusal(self._service, params["model"], params.get("version", ""), _announced_byte_size(headers))
+        if refusal is not None:
+            raise refusal
+        body = await _received(receive, Growing(self._service.arena, self._limits, self._admission))
+        head = Head(scope["method"], scope["path"], headers, [name for name, _ in headers], scope["query_string"].decode("latin-1"))
+        unsent_limit = self._limits.stream_unsent_byte_size
+        request = _AsgiRequest(head, body, start_ns, scope_peer_is_local(scope), unsent_limit, self._admission)
         cancel = self._handler(self._service, params["model"], params.get("version", ""), request, request.answer)
         reply = await _reply_or_disconnect(request.reply, receive, cancel)
         if isinstance(reply, AsgiStream):
@@ -114,9 +139,19 @@ async def _reply_or_disconnect(replied: asyncio.Future[Reply | AsgiStream], rece
             if reply.on_sent is not None:
                 reply.on_sent()
         elif not wanted:
+            if isinstance(reply, AsgiStream):
+                reply.abort()
             replied.cancel()
             if cancel is not None:
                 cancel()
+
+
+def _announced_byte_size(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """What a request's Content-Length says, 0 where there is none."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and len(value) <= 19:
+            return int(value)
+    return 0
 
 
 async def _received(receive: Receive, growing: Growing) -> Body:

@@ -358,9 +358,13 @@ class _Exchange:
         else:
             response.release()
             response = kept
+        refusal = response.error if self._count == 1 else internal(f"expected a single response, got {self._count}")
+        if refusal is not None:
+            # Raised, it would keep this frame, and with it itself and the request's body, for the collector.
+            response.release()
+            self._answer(failure(refusal, plain=True))
+            return
         try:
-            if self._count != 1:
-                raise internal(f"expected a single response, got {self._count}")
             reply = infer_reply(self._version, self._call, response)
         except StatusError as error:
             response.release()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...workers.contract.status import unavailable
 from .. import descriptors
+from ..admission import UNLIMITED, Admission
 from .acceptor import Acceptor
 from .connection import Connection
 from .exchange import Answer, Cancel, Head, StreamingRequest
@@ -42,6 +43,8 @@ class HttpDoor:
     ``handle`` answers the requests; ``arena`` takes bodies above ``limits.inline_byte_size`` (None:
     they are refused); ``http2`` serves connections that begin with HTTP/2's preface (None: they are
     refused as malformed). ``on_close`` ends what ``handle`` has left running; ``stay_awake`` is told that more is about to come.
+    ``admission`` counts the memory that bodies and unsent replies take; ``before_body`` gets the heads of requests whose large body
+    has not been read, and raises Malformed for those that it need not be read of.
     """
 
     def __init__(
@@ -52,8 +55,12 @@ class HttpDoor:
         limits: Limits | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
         stay_awake: Callable[[], None] = lambda: None,
+        admission: Admission = UNLIMITED,
+        before_body: Callable[[Head], None] = lambda head: None,
     ) -> None:
         self._stay_awake = stay_awake
+        self.admission = admission
+        self.before_body = before_body
         self.handle = handle
         self.arena = arena
         self.http2 = http2

@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from ...workers.contract.status import StatusError
+
 TURN_S = 0.0005
 """How long one turn lasts, and then until the end of the piece that has begun."""
 
@@ -40,6 +42,9 @@ class _Job:
                     return True
         except StopIteration as made:
             self.outcome.set_result(made.value)
+        except StatusError as error:
+            # Its frames hold all that was read, and this one holds it.
+            self.outcome.set_exception(error.with_traceback(None))
         except Exception as error:  # noqa: BLE001
             self.outcome.set_exception(error)
         return False

@@ -9,7 +9,6 @@ def fields_without_effect(config: Any) -> list[str]:
     """The fields of a final configuration that are set, would be honoured by the original, and change nothing here."""
     groups = config.instance_group
     found = {
-        "instance_group.rate_limiter": any(group.HasField("rate_limiter") for group in groups),
         "instance_group.host_policy": any(group.host_policy for group in groups),
         "instance_group.secondary_devices": any(group.secondary_devices for group in groups),
     }

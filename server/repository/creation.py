@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ...workers.contract.backends import PYTHON
-from ...workers.contract.configuration import copied, document, parse_document
+from ...workers.contract.configuration import copied, document, model_config, parse_document
 from ...workers.contract.messages import Inspect, InstanceSpec, Load
 from ...workers.contract.signature import signature_of
 from ...workers.contract.status import StatusError
@@ -27,6 +27,7 @@ from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.ensemble_plan import EnsemblePlan
 from ..dispatch.instance import Instance
+from ..dispatch.rate_limiter import RateLimiter, needs_of
 from ..dispatch.schedulers import scheduler_of
 from ..farm.environments import Environments
 from ..farm.farm import Farm
@@ -51,11 +52,15 @@ from .version import Home, ModelVersion
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a configuration wants an instance; the same place in another configuration is the same instance."""
+    """Where a configuration wants an instance; the same place in another configuration is the same instance.
+
+    ``limits`` is the ``ModelRateLimiter`` of its group, serialised.
+    """
 
     name: str
     kind: str
     device: int
+    limits: bytes
 
 
 class Creation:
@@ -63,6 +68,7 @@ class Creation:
 
     ``make_ensemble(plan, statistics, members)`` makes what runs an ensemble's requests; ``members`` are the versions that it asks,
     by name and version as its steps have them. ``caching`` is where answers are kept of models that ask for it, if anywhere.
+    ``limiter`` says which instance may run, if that is limited.
     """
 
     def __init__(
@@ -76,7 +82,9 @@ class Creation:
         generations: Generations,
         make_ensemble: Callable[[EnsemblePlan, VersionStatistics, dict[tuple[str, int], ModelVersion]], Ensemble],
         hooks: DelayHooks = NO_HOOKS,
+        limiter: RateLimiter | None = None,
     ) -> None:
+        self._limiter = limiter
         self._hooks = hooks
         self._options = options
         self._farm = farm
@@ -126,6 +134,7 @@ class Creation:
             served.enter,
             served.withdraw,
             served.statistics,
+            output_count=len(served.signature.outputs),
             ordered=ordered,
             ensemble=served.ensemble is not None,
         )
@@ -202,6 +211,7 @@ class Creation:
             edition.name, metrics_version, config.metric_tags, decoupled=signature.decoupled, namespace=edition.namespace
         )
         scheduler = scheduler_of(config, signature, self._batch_numbers, statistics, self._log.warning, self._hooks)
+        scheduler.limited = self._limiter is not None
         return ModelVersion(
             name=edition.name,
             version=version,
@@ -283,20 +293,24 @@ class Creation:
                     # Only now: until then its worker is no place for another.
                     del served.homes[instance]
                     self._generations.remove_instance(instance)
+                    if self._limiter is not None:
+                        self._limiter.forget(instance)
 
     async def _add_instances(self, served: ModelVersion, places: list[_Place], load: Load) -> None:
         """Have each worker that the placement names create its share of new instances, and keep it doing so. Raises StatusError."""
         shares: dict[str, list[InstanceSpec]] = {}
         taken = {home.worker for home in served.homes.values()}
-        for place in places:
-            instance = Instance(next(self._instance_numbers), place.name)
+        instances = [Instance(next(self._instance_numbers), place.name) for place in places]
+        if self._limiter is not None:
+            _register(self._limiter, instances, places)
+        for place, instance in zip(places, instances, strict=True):
             for index in itertools.count():
                 worker = worker_name(served.config, load.backend, served.version, place.kind, place.device, index, served.generation)
                 if load.backend != PYTHON or worker not in taken:
                     break
             taken.add(worker)
             spec = InstanceSpec(instance.number, instance.name, place.kind, place.device)
-            served.homes[instance] = Home(worker, spec)
+            served.homes[instance] = Home(worker, spec, place.limits)
             self._generations.add_instance(served, instance)
             shares.setdefault(worker, []).append(spec)
         loads = [
@@ -335,9 +349,24 @@ class Creation:
         async with served.freeing:
             await asyncio.gather(*[self._farm.unload(worker, served.number) for worker in served.workers])
             self._generations.remove(served)
+            if self._limiter is not None:
+                for instance in served.homes:
+                    self._limiter.forget(instance)
             served.homes.clear()
         served.files.drop()
         served.gone.set()
+
+
+def _register(limiter: RateLimiter, instances: list[Instance], places: list[_Place]) -> None:
+    """Have instances take turns with all others. Raises StatusError, and then none of them does."""
+    try:
+        for instance, place in zip(instances, places, strict=True):
+            limits = model_config.ModelRateLimiter.FromString(place.limits)
+            limiter.register(instance, needs_of(limits, place.device), limits.priority)
+    except StatusError:
+        for instance in instances:
+            limiter.forget(instance)
+        raise
 
 
 def _with_instances_of(config: Any, other: Any) -> Any:
@@ -372,13 +401,14 @@ def _surplus(config: Any, served: ModelVersion) -> list[Instance]:
 
 
 def _place_of(home: Home) -> _Place:
-    return _Place(home.spec.name, home.spec.kind, home.spec.device)
+    return _Place(home.spec.name, home.spec.kind, home.spec.device, home.limits)
 
 
 def _places(config: Any) -> Iterator[_Place]:
     """The instances that a final configuration asks for."""
     for group in config.instance_group:
         if not group.passive:
+            limits = group.rate_limiter.SerializeToString(deterministic=True)
             for device in list(group.gpus) or [0]:
                 for index in range(group.count):
-                    yield _Place(f"{group.name}_{index}", group.Kind.Name(group.kind), device)
+                    yield _Place(f"{group.name}_{index}", group.Kind.Name(group.kind), device, limits)

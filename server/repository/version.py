@@ -35,10 +35,14 @@ class State(enum.StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Home:
-    """Where an instance lives: the worker by its name in the farm, and what it was told to create."""
+    """Where an instance lives: the worker by its name in the farm, and what it was told to create.
+
+    ``limits`` is the ``ModelRateLimiter`` that it was made with, serialised.
+    """
 
     worker: str
     spec: InstanceSpec
+    limits: bytes = b""
 
 
 @dataclass(slots=True, eq=False)

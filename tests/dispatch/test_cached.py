@@ -56,7 +56,9 @@ class Bench:
 
     def front(self, identity: bytes, **fields: Any) -> Cached:
         caching = Caching(self.store, self._view, lambda work, done: self.work.append((work, done)))
-        return Cached(identity, caching, self._enter, self.withdrawn.append, self.statistics, clock_ns=lambda: self.now_ns, **fields)
+        return Cached(
+            identity, caching, self._enter, self.withdrawn.append, self.statistics, output_count=2, clock_ns=lambda: self.now_ns, **fields
+        )
 
     def _view(self, lease: Lease) -> memoryview:
         if lease.arena == 9:

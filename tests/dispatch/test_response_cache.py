@@ -31,7 +31,7 @@ def no_lease(lease: Lease) -> memoryview:
 
 
 def called(request: RequestBody, identity: bytes = b"m/1") -> bytes:
-    return digest(identity, request, contents(request, no_lease))
+    return digest(identity, 3, request, contents(request, no_lease))
 
 
 def test_equal_requests_have_one_name() -> None:
@@ -45,6 +45,9 @@ def test_what_does_not_change_the_answer_does_not_count() -> None:
     assert called(body(context=RequestContext(timeout_us=5, trace="t", lends=True))) == plain
     one, two = tensor("A", b"a" * 8), tensor("B", b"b" * 8)
     assert called(body(one, two)) == called(body(two, one))
+    wanted = [WantedOutput(name) for name in "XYZ"]
+    assert called(body(outputs=wanted)) == plain
+    assert called(body(outputs=wanted[:2])) == called(body(outputs=wanted[1::-1])) != plain
     assert called(body(parameters={"a": 1, "b": 2})) == called(body(parameters={"b": 2, "a": 1}))
 
 
@@ -60,6 +63,7 @@ def test_what_does_not_change_the_answer_does_not_count() -> None:
         body(outputs=[WantedOutput("Y")]),
         body(outputs=[WantedOutput("Y"), WantedOutput("Z")]),
         body(outputs=[WantedOutput("YZ")]),
+        body(outputs=[WantedOutput("X"), WantedOutput("Z")]),
         body(parameters={"a": 1}),
         body(parameters={"a": 1.0}),
         body(parameters={"a": True}),
@@ -109,7 +113,7 @@ def meaning(request: RequestBody) -> object:
     """What must be equal for two requests to be answered alike; types count, and so does the sign of a zero."""
     return (
         sorted((one.name, one.datatype, one.shape, bytes(one.place.content)) for one in request.inputs),  # type: ignore[union-attr]
-        [output.name for output in request.outputs],
+        {output.name for output in request.outputs},
         sorted((name, type(value).__name__, repr(value)) for name, value in request.parameters.items()),
     )
 
@@ -124,7 +128,7 @@ def test_inputs_in_an_arena_are_read_where_they_lie() -> None:
     leased = body(Tensor("X", "INT32", (1, 2), Lease(3, 64, 8)))
     views = contents(leased, lambda lease: memoryview(content) if lease == Lease(3, 64, 8) else memoryview(b""))
     assert views[0].obj is content
-    assert digest(b"m/1", leased, views) == called(body(tensor(content=content)))
+    assert digest(b"m/1", 3, leased, views) == called(body(tensor(content=content)))
 
 
 def test_regions_and_sequences_are_never_cached() -> None:
@@ -213,7 +217,9 @@ def test_memory_is_not_much_more_than_what_is_counted(outputs: int) -> None:
         before, _ = tracemalloc.get_traced_memory()
         for number in range(2000):
             made = tuple(tensor(f"Y{place}", bytes([1]) * 16, "UINT8", (1, 16 + number)) for place in range(outputs))
-            insert(cache, digest(b"", body(tensor(content=b"%d" % number)), [b"%d" % number]), Entry(made, entry_byte_size(_sized(made))))
+            insert(
+                cache, digest(b"", 1, body(tensor(content=b"%d" % number)), [b"%d" % number]), Entry(made, entry_byte_size(_sized(made)))
+            )
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

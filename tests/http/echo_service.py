@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from tensorfarm.server.admission import Admission
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.http.exchange import Body, Head, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.inference import infer_guarded
@@ -77,6 +78,7 @@ class EchoService:
     cancelled: int = 0
     refuse: Exception | None = None
     remote_shm: bool = True
+    admission: Admission = field(default_factory=Admission)
 
     @property
     def options(self) -> Any:

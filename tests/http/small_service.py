@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from tensorfarm.server.admission import Admission
 from tensorfarm.server.log import LogSettings
 from tensorfarm.server.regions import CudaRegion, RegionRegistry
 from tensorfarm.server.repository.lifecycle import IndexEntry
@@ -57,6 +58,7 @@ class SmallService:
 
     def __init__(self, arena: Any) -> None:
         self.arena = arena
+        self.admission = Admission()
         self.options = SimpleNamespace(http_max_input_size=1 << 22)
         self.server_id = "small"
         self.version = "2.73.0"

@@ -15,7 +15,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 
 from tensorfarm.server.http import front, inference
-from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
+from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.front import Front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits
@@ -30,7 +30,7 @@ CANCELLED: list[str] = []
 
 def infer(service: object, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """A stand-in for inference: answers what it was asked; the model "slow" never ends."""
-    kind = {InlineBody: "inline", ArenaBody: "arena"}[type(request.body)]
+    kind = "arena" if isinstance(request.body, ArenaBody) else "inline"
     total = sum(request.body.view)
     request.body.release()
     if head.model == "slow":

@@ -18,7 +18,6 @@ from tensorfarm.workers.contract.configuration import parse_text
             'model_repository_agents { agents { name: "checksum" } } instance_group { rate_limiter { priority: 1 } }'
             ' instance_group { host_policy: "p" secondary_devices { kind: KIND_NVDLA } }',
             [
-                "instance_group.rate_limiter",
                 "instance_group.host_policy",
                 "instance_group.secondary_devices",
             ],

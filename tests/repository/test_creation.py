@@ -14,8 +14,10 @@ import pytest
 from tensorfarm.server.command_line import parse
 from tensorfarm.server.dispatch.dispatcher import Dispatcher
 from tensorfarm.server.dispatch.instance import PlannedBatch
+from tensorfarm.server.dispatch.rate_limiter import RateLimiter
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.farm.interpreter import OWN, Interpreter
+from tensorfarm.server.option_values import EVERY_DEVICE, Resource
 from tensorfarm.server.repository.change import Edition
 from tensorfarm.server.repository.creation import Creation
 from tensorfarm.server.repository.folder import Folder
@@ -78,14 +80,14 @@ class Farm:
 
 
 class House:
-    def __init__(self, directory: Path, backend: str) -> None:
+    def __init__(self, directory: Path, backend: str, limiter: RateLimiter | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.directory = directory
         self.backend = backend
         self.sent: list[PlannedBatch] = []
         self.released: list[Copy] = []
         self.responses: list[Response] = []
-        self.dispatcher = Dispatcher(self.sent.append, loop.call_soon, lambda at_ns: None)
+        self.dispatcher = Dispatcher(self.sent.append, loop.call_soon, lambda at_ns: None, limiter=limiter)
         self.generations = Generations(self.dispatcher, Log())  # type: ignore[arg-type]
         self.farm = Farm(self.generations)
         log = SimpleNamespace(**{name: getattr(Log(), name) for name in ("info", "warning", "error")})
@@ -100,6 +102,7 @@ class House:
             None,  # type: ignore[arg-type]
             self.generations,
             None,  # type: ignore[arg-type]
+            limiter=limiter,
         )
         (directory / "m" / "1").mkdir(parents=True, exist_ok=True)
         (directory / "m" / "1" / "model.py").write_text("")
@@ -110,14 +113,14 @@ class House:
         prepare_config(config, self.directory / "m", "m", auto_complete=False)
         return config
 
-    def edition(self, count: int = 1) -> Edition:
-        return Edition("m", self.config(count), (1,), {}, SharedCopy(Folder(str(self.directory)).copy("m", {}), self.released.append))
+    def edition(self, count: int = 1, more: str = "") -> Edition:
+        return Edition("m", self.config(count, more), (1,), {}, SharedCopy(Folder(str(self.directory)).copy("m", {}), self.released.append))
 
     async def create(self, edition: Edition) -> ModelVersion:
         return await self.creation.create(edition, 1, lambda name, version: pytest.fail("no ensemble"))
 
-    async def resize(self, served: ModelVersion, count: int) -> asyncio.Task[None]:
-        config = self.config(count)
+    async def resize(self, served: ModelVersion, count: int, more: str = "") -> asyncio.Task[None]:
+        config = self.config(count, more)
         await self.creation.grow(served, config)
         return asyncio.get_running_loop().create_task(self.creation.trim(served, config))
 
@@ -143,10 +146,16 @@ class House:
                 await asyncio.sleep(0)
 
 
-def in_house(tmp_path: Path, play: Callable[[House], Coroutine[Any, Any, None]], backend: str = "python") -> None:
+def in_house(
+    tmp_path: Path,
+    play: Callable[[House], Coroutine[Any, Any, None]],
+    backend: str = "python",
+    limiter: RateLimiter | None = None,
+) -> None:
     async def run() -> None:
-        house = House(tmp_path, backend)
+        house = House(tmp_path, backend, limiter)
         await play(house)
+        assert limiter is None or not (limiter._shares or limiter._available or limiter._in_use)
         assert len(house.generations) == 0 and not house.generations._instances and not house.generations._reserved
         assert house.farm.workers == {}
 
@@ -304,3 +313,71 @@ def test_a_configuration_that_makes_no_sense_changes_nothing(tmp_path: Path) -> 
         await house.creation.remove(served)
 
     in_house(tmp_path, play)
+
+
+def needing(count: int, priority: int = 0) -> str:
+    return f'rate_limiter {{ resources {{ name: "R" count: {count} }} priority: {priority} }}'
+
+
+def test_instances_run_as_far_as_their_resources_go(tmp_path: Path) -> None:
+    async def play(house: House) -> None:
+        one, other = await house.create(house.edition(2, needing(1))), await house.create(house.edition(1, needing(2)))
+        house.ask(one, 4)
+        house.ask(other, 1)
+        together = []
+        while len(house.responses) < 5:
+            await house.until(lambda: house.sent)
+            together.append("".join("a" if batch.scheduler is one.scheduler else "B" for batch in house.sent))
+            house.finish()
+        assert together == ["aa", "B", "aa"]
+        await house.creation.remove(one)
+        await house.creation.remove(other)
+
+    in_house(tmp_path, play, limiter=RateLimiter())
+
+
+def test_a_version_whose_resources_there_never_are(tmp_path: Path) -> None:
+    async def play(house: House) -> None:
+        served = await house.create(house.edition(1, needing(2)))
+        with pytest.raises(StatusError, match='Resource count for "R" is limited to 2 .* the minimum required count is 3'):
+            await house.create(house.edition(2, needing(3)))
+        with pytest.raises(StatusError, match="minimum required count is 4"):
+            await house.creation.grow(served, house.config(3, needing(4)))
+        assert house.instances() == {"m:1#0": 1} and len(served.homes) == 1
+        await house.creation.remove(served)
+
+    in_house(tmp_path, play, limiter=RateLimiter([Resource("R", 2, EVERY_DEVICE)]))
+
+
+def test_other_limits_are_other_instances(tmp_path: Path) -> None:
+    async def play(house: House) -> None:
+        served = await house.create(house.edition(2, needing(2)))
+        before = list(served.homes)
+        await (await house.resize(served, 2, needing(2, priority=1)))
+        assert len(served.homes) == 2 and not set(before) & set(served.homes)
+        kept = list(served.homes)
+        await (await house.resize(served, 3, needing(2, priority=1)))
+        assert list(served.homes)[:2] == kept
+        await house.creation.remove(served)
+
+    in_house(tmp_path, play, limiter=RateLimiter())
+
+
+def test_limits_change_while_a_request_runs(tmp_path: Path) -> None:
+    async def play(house: House) -> None:
+        served = await house.create(house.edition(1, needing(1)))
+        house.ask(served, 2)
+        await house.until(lambda: house.sent)
+        trimmed = await house.resize(served, 1, needing(2))
+        # There are two of it now, and one is held: who needs both waits for the instance that leaves.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(house.sent) == 1 and len(served.homes) == 2
+        house.finish()
+        await house.until(lambda: house.sent)
+        house.finish()
+        await trimmed
+        assert len(house.responses) == 2 and len(served.homes) == 1
+        await house.creation.remove(served)
+
+    in_house(tmp_path, play, limiter=RateLimiter())

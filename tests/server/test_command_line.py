@@ -262,6 +262,8 @@ def test_repeated_settings_are_gathered() -> None:
         "--rate-limit-resource=b:1",
         "--rate-limit-resource=a:2:1",
         "--rate-limit-resource=b:3",
+        "--rate-limit-resource=a:-1:1",
+        "--rate-limit-resource=c:-1",
         "--cuda-memory-pool-byte-size=0:5",
         "--cuda-memory-pool-byte-size=0:-1",
         "--model-load-gpu-limit=0:0.5",
@@ -270,7 +272,7 @@ def test_repeated_settings_are_gathered() -> None:
     assert options.backend_config == {"onnxruntime": {"threads": "4"}, "a=b": {"c": "d"}, "": {"g": "h=i"}}
     assert options.metrics_config == {"summary_quantiles": "0.5:0.05,0.9:0.01"}
     assert options.http_restricted_api == {"health": ("key:x", "v=w"), "metadata": ("key:x", "v=w"), "trace": ("t", "u")}
-    assert options.rate_limit_resource == (Resource("a", 2, 1), Resource("b", 3, -1))
+    assert options.rate_limit_resource == (Resource("a", 2, 1), Resource("b", 1, -1), Resource("c", -1, -1))
     assert options.cuda_memory_pool_byte_size == {0: (1 << 64) - 1}
     assert options.model_load_gpu_limit == {0: 0.5}
     assert options.sagemaker_safe_port_range == (5, 9)
@@ -297,10 +299,10 @@ def test_flags_without_effect_are_named_once_each() -> None:
 
 
 def test_asking_for_what_happens_anyway_is_no_reason_to_warn() -> None:
-    options = options_of("--allow-grpc=false", "--rate-limit=off", "--allow-gpu-metrics=false")
+    options = options_of("--allow-grpc=false", "--allow-sagemaker=false", "--allow-gpu-metrics=false")
     assert unbuilt_flags(options) == []
     assert unbuilt_warning(options) == ""
-    assert unbuilt_flags(options_of("--allow-grpc=true", "--rate-limit=execution_count")) == ["--allow-grpc", "--rate-limit"]
+    assert unbuilt_flags(options_of("--allow-grpc=true", "--allow-sagemaker=true")) == ["--allow-grpc", "--allow-sagemaker"]
 
 
 def test_usage_names_every_flag_under_headings_in_eighty_columns() -> None:

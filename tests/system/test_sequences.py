@@ -131,6 +131,14 @@ def test_a_request_comes_again_until_it_is_answered(server: Server) -> None:
     assert len({seen[1] for _, seen in found}) == 6
 
 
+def test_rounds_of_a_sequence_with_an_id(server: Server) -> None:
+    """Its one request may say so at both ends; the original never answers those that have an end."""
+    for end in (False, True):
+        total, seen = send(server, "iterative", 3, 77, start=True, end=end)
+        assert (total, seen[1], seen[2]) == (3, 77, 2 * end)
+    assert ask(server, "iterative", 1, 77).status == 400, "it is over once it is answered"
+
+
 def test_rounds_count_as_executions(server: Server) -> None:
     def counts() -> tuple[int, int]:
         (model,) = server.ask("GET", "/v2/models/iterative/stats").json["model_stats"]

@@ -38,6 +38,29 @@ def controlled(name: str, kind: str, how: str) -> str:
     return f"{BATCH} {tensor_texts} sequence_batching {{ control_input {{ name: '{name}' control {{ kind: {kind} {how} }} }} }}"
 
 
+def stateful(name: str, datatype: str = "FP32", output: str = "OUT", initial: str = "") -> str:
+    tensor_texts = tensors("input", ("IN", "FP32", "1")) + tensors("output", ("OUT", "FP32", "1"))
+    state = f"state {{ input_name: '{name}' output_name: '{output}' data_type: TYPE_{datatype} dims: 1 {initial} }}"
+    return f"{BATCH} {tensor_texts} sequence_batching {{ {state} }}"
+
+
+def counted(count: int = 1) -> onnx.ModelProto:
+    names = ["COUNT", "MORE"][:count]
+    nodes = [helper.make_node("Cast", [name], [f"F{name}"], to=onnx.TensorProto.FLOAT) for name in names]
+    nodes += [helper.make_node("Concat", ["IN", *[f"F{name}" for name in names]], ["ALL"], axis=0)]
+    nodes += [helper.make_node("Cast", ["ALL"], ["OUT"], to=onnx.TensorProto.INT32)]
+    return model(nodes, [value("IN", "FP32", ["n"]), *[value(name, "INT32", ["k"]) for name in names]], [value("OUT", "INT32", ["b"])])
+
+
+FLAT = tensors("input", ("IN", "FP32", "-1"), extra="allow_ragged_batch: true")
+
+
+def batch_input(*names: str, kind: str = "BATCH_ELEMENT_COUNT", datatype: str = "INT32") -> str:
+    targets = " ".join(f"target_name: '{name}'" for name in names)
+    scatter = "batch_output { target_name: 'OUT' source_input: 'IN' }"
+    return f"batch_input {{ kind: {kind} {targets} data_type: TYPE_{datatype} source_input: 'IN' }} {scatter}"
+
+
 GOOD: dict[str, tuple[onnx.ModelProto, str]] = {
     "batching": (add_sub(), f"{BATCH} {IN} {OUT}"),
     "both outputs": (add_sub(), f"{BATCH} {IN} {tensors('output', ('DIFFERENCE', 'INT32', '16'), ('SUM', 'INT32', '16'))}"),
@@ -54,6 +77,14 @@ GOOD: dict[str, tuple[onnx.ModelProto, str]] = {
         + tensors("output", ("OUT", "FP32", "3")),
     ),
     "control": (control(), controlled("START", "CONTROL_SEQUENCE_START", "fp32_false_true: [ 0, 1 ]")),
+    "state": (control(), stateful("START")),
+    "ragged": (
+        ragged(),
+        f"{BATCH} {tensors('input', ('IN', 'FP32', '-1'), extra='allow_ragged_batch: true')} {tensors('output', ('OUT', 'FP32', '-1'))}"
+        " batch_output { target_name: 'OUT' source_input: 'IN' }",
+    ),
+    "batch input": (counted(), f"{BATCH} {FLAT} {tensors('output', ('OUT', 'INT32', '-1'))} {batch_input('COUNT')}"),
+    "two of a kind": (counted(2), f"{BATCH} {FLAT} {tensors('output', ('OUT', 'INT32', '-1'))} {batch_input('COUNT', 'MORE')}"),
 }
 
 
@@ -165,6 +196,38 @@ BAD: dict[str, tuple[onnx.ModelProto, str, str]] = {
         "unable to load model 'm', sequence control 'START', the model expects data-type FLOAT but the model configuration "
         "specifies data-type TYPE_UINT64",
     ),
+    "batch input datatype": (
+        counted(),
+        f"{BATCH} {FLAT} {tensors('output', ('OUT', 'INT32', '-1'))} {batch_input('COUNT', datatype='FP32')}",
+        "unable to load model 'm', configuration expects datatype TYPE_FP32 for batch input 'COUNT', model provides TYPE_INT32",
+    ),
+    "batch input rank": (
+        counted(),
+        f"{BATCH} {FLAT} {tensors('output', ('OUT', 'INT32', '-1'))} {batch_input('COUNT', kind='BATCH_ITEM_SHAPE')}",
+        "unable to load model 'm', batch input 'COUNT' of kind BATCH_ITEM_SHAPE has 2 dimensions, model provides [-1]",
+    ),
+    "batch input name": (
+        counted(),
+        f"{BATCH} {FLAT} {tensors('output', ('OUT', 'INT32', '-1'))} {batch_input('TALLY')}",
+        "unexpected inference input 'TALLY', allowed inputs are: COUNT, IN",
+    ),
+    "batch output": (
+        counted(),
+        f"{BATCH} {FLAT} {tensors('output', ('OUT', 'INT32', '1, -1'))} {batch_input('COUNT')}",
+        "batch output 'OUT' has variable dimensions that its source input 'IN' does not have",
+    ),
+    "state datatype": (
+        control(),
+        stateful("START", "INT32"),
+        "unable to load model 'm', configuration expects datatype TYPE_INT32 for output state 'OUT', model provides TYPE_FP32",
+    ),
+    "state input": (control(), stateful("S"), "unexpected inference input 'S', allowed inputs are: IN, START"),
+    "state output": (control(), stateful("START", output="S"), "unexpected inference output 'S', allowed outputs are: OUT"),
+    "initial state": (
+        control(),
+        stateful("START", initial="initial_state { data_type: TYPE_FP32 dims: 1 zero_data: true }"),
+        "Field 'name' must be set when using initial_state for state input 'START'.",
+    ),
     "execution mode": (
         add_sub(),
         f"{BATCH} {IN} {OUT} parameters {{ key: 'execution_mode' value {{ string_value: '2' }} }}",
@@ -204,17 +267,6 @@ def mixed() -> onnx.ModelProto:
 
 
 NOT_SERVED: dict[str, tuple[onnx.ModelProto, str, str]] = {
-    "ragged": (
-        ragged(),
-        f"{BATCH} {tensors('input', ('IN', 'FP32', '-1'), extra='allow_ragged_batch: true')} {tensors('output', ('OUT', 'FP32', '-1'))}"
-        " batch_output { target_name: 'OUT' source_input: 'IN' }",
-        "unable to load model 'm', this server does not batch ragged inputs: input 'IN' has allow_ragged_batch",
-    ),
-    "batch input": (
-        add_sub(),
-        f"{BATCH} {tensors('input', ('IN0', 'INT32', '16'))} {OUT} batch_input {{ target_name: 'IN1' data_type: TYPE_INT32 }}",
-        "unable to load model 'm', this server does not make batch inputs: batch_input for 'IN1'",
-    ),
     "strings and BF16": (
         mixed(),
         tensors("input", ("A", "STRING", "-1"), ("B", "BF16", "-1")) + tensors("output", ("D", "BF16", "-1")),

@@ -382,12 +382,12 @@ class OnnxExecutor:
     def _shaped(self, output: _Output, array: Array, batch: Batch) -> Array:
         """The array as the client gets it: reshaped to the configured dims, a scalar given to each request."""
         spec = output.spec
-        if output.scattered:
-            return array
         if output.scalar:
             array = array.reshape(spec.dims)
             return np.broadcast_to(array, (batch.batch_size, *spec.dims)) if self._batching else array
         if self._batching and (not array.ndim or len(array) != batch.batch_size):
+            if output.scattered:
+                return array
             raise internal(
                 f"model '{self._model}' made output '{spec.name}' with shape {list(array.shape)} for a batch of {batch.batch_size}"
             )
@@ -416,8 +416,8 @@ def _output_of(spec: TensorSpec, graph: Graph, scattered: bool) -> _Output:
         datatype=spec.datatype.name,
         shape=spec.dims if fixed else None,
         model_shape=model_dims if fixed else None,
-        scalar=tensor.scalar,
-        alike=spec.reshape is None and not tensor.scalar,
+        scalar=tensor.scalar and not scattered,
+        alike=scattered or (spec.reshape is None and not tensor.scalar),
         bits=spec.datatype.name == "BF16",
         scattered=scattered,
     )

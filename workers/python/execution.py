@@ -142,6 +142,7 @@ class Execution:
         failed: list[int] = []
         again: list[int] = []
         names = self._model.output_names
+        places = self._places
         requests: list[InferenceRequest] = []
         opened: list[OpenRequest] = []
         for index, body in enumerate(message.requests):
@@ -162,8 +163,8 @@ class Execution:
             requests.append(InferenceRequest.received(body, inputs, open_request, names))
             if type(inputs) is SharedInputs:
                 inputs.watch(requests[-1].inputs())
-        if self._places is not None:
-            self._places.enter(message.requests, requests, opened)
+        if places is not None:
+            places.enter(message.requests, requests, opened)
         self._open(number, opened)
         input_end_ns = time.monotonic_ns()
         fault: StatusError | None = None
@@ -186,8 +187,8 @@ class Execution:
                 result = _failed(fault)
             elif responses is not None and (response := responses[position]) is not None:
                 result = self._result(open_request.body, response, open_request.inputs)
-                if self._places is not None:
-                    result = self._kept(self._places, open_request, response, result)
+                if places is not None:
+                    result = self._kept(places, open_request, response, result)
             elif not beside and (not open_request.taken or requests[position].release_flags):
                 result = self._unreturned(open_request, requests[position].release_flags, again)
             if result is not None:
@@ -206,8 +207,8 @@ class Execution:
         response = None
         del requests, responses, response
         self._finish(number, opened)
-        if self._places is not None:
-            self._places.leave([body for index, body in enumerate(message.requests) if index not in again])
+        if places is not None:
+            places.leave([body for index, body in enumerate(message.requests) if index not in again])
         # An error that the model itself answers with is a success to the original's statistics.
         return Done(number, results, start_ns, input_end_ns, output_start_ns, time.monotonic_ns(), failed, again)
 
@@ -510,7 +511,7 @@ def _checked(returned: Any, requests: list[InferenceRequest], instance: str) -> 
             f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(returned)}\n",
         )
     for request, response in zip(requests, returned, strict=True):
-        if response is None:
+        if response is None or response.__class__ is InferenceResponse and not request.release_flags:
             continue
         if request.release_flags == _RESCHEDULE:
             text = f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."

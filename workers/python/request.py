@@ -33,7 +33,7 @@ class InferenceRequest:
     Made by a model: ``exec`` or ``async_exec`` runs it. ``model_version`` -1 is the newest, ``flags`` are those of sequences
     (1 start, 2 end), ``timeout`` is in µs and counts for the model's queue, ``parameters`` go along to the model.
     Raises TypeError for other types, TritonModelException for what is empty, and for correlation ids and parameters of
-    types that the protocol does not have.
+    types that the protocol does not have, RuntimeError for correlation ids that no unsigned number of 64 bits can be.
     """
 
     __slots__ = (
@@ -117,6 +117,8 @@ class InferenceRequest:
         if "" in requested_output_names:
             raise TritonModelException(f"Requested output name {whose}")
         if not within(correlation_id, _UINT64) and not are(str, correlation_id):
+            if are(int, correlation_id):
+                raise RuntimeError(f"a correlation ID lies between 0 and {_UINT64[-1]}")
             raise TritonModelException("Correlation ID must be integer or string")
         self._body: messages.RequestBody | None = None
         self._responder: Responder | None = None

@@ -120,7 +120,6 @@ def test_what_is_left_out() -> None:
         ({"inputs": [INPUT, None]}, "Input tensor for request with id '' and model name 'other' should not be empty."),
         ({"requested_output_names": [""]}, "Requested output name for request with id '' and model name 'other' should not be empty."),
         ({"correlation_id": 1.5}, "Correlation ID must be integer or string"),
-        ({"correlation_id": -1}, "Correlation ID must be integer or string"),
         ({"parameters": {1: 1}}, "Expect parameters keys to have type str, found type <class 'int'>"),
         ({"parameters": {"a": 1.5}}, "Expect parameters values to have type bool/int/str, found type <class 'float'>"),
         ({"parameters": [1]}, "Expect N8pybind114dictE, got <class 'list'>"),
@@ -130,6 +129,12 @@ def test_what_the_protocol_does_not_have(given: dict[str, Any], text: str) -> No
     with pytest.raises(TritonModelException) as raised:
         made(**given)
     assert str(raised.value) == text
+
+
+@pytest.mark.parametrize("number", [-1, 2**64])
+def test_a_correlation_id_that_is_no_unsigned_number(number: int) -> None:
+    with pytest.raises(RuntimeError):
+        made(correlation_id=number)
 
 
 @pytest.mark.parametrize(

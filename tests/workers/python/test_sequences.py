@@ -113,6 +113,20 @@ def test_what_the_model_sees_beside_its_inputs(stage: Stage) -> None:
     assert seen == [[("IN", [1], [9]), ("STATE_IN", [1, 2], [[0, 0]]), ("TEXT_IN", [1, 1], [[b""]])]]
 
 
+def test_a_state_may_take_the_place_of_an_input(stage: Stage) -> None:
+    """As in the original, where its name is that of one."""
+    seen: list[Any] = []
+
+    def work(requests: list[Any]) -> Any:
+        seen.append([(tensor.name(), tensor.as_numpy().tolist()) for tensor in requests[0].inputs()])
+        return [out(0, number(len(seen)))]
+
+    show(stage, work, {**state(), "input_name": "IN"})
+    stage.run(body(9, 0, START))
+    stage.run(body(9))
+    assert seen == [[("IN", [0])], [("IN", [1])]]
+
+
 @pytest.mark.parametrize("data_type", NUMPY)
 def test_every_kind_of_state_comes_back(stage: Stage, data_type: str) -> None:
     """Texts, which lie in arrays of objects, and numbers that numpy has no type for."""
@@ -282,6 +296,7 @@ def test_a_late_sender_changes_nothing_of_the_next_sequence(stage: Stage) -> Non
     kept[0][0].send(out(1, number(5)))
     stage.run(body(0, 0, END))
     kept[1][0].send(out(1, number(6)), FINAL)
+    assert stage.model.places._states._kept == {}, "nothing is held of a sequence that is over"
     stage.run(body(0, 0, START))
     kept[0][0].send(out(1, number(7)), FINAL)
     stage.run(body(0))
@@ -289,6 +304,18 @@ def test_a_late_sender_changes_nothing_of_the_next_sequence(stage: Stage) -> Non
     for sender, _ in kept[2:]:
         sender.send(flags=FINAL)
     kept.clear()
+
+
+def test_a_late_sender_changes_nothing_of_a_sequence_that_began_badly(stage: Stage) -> None:
+    kept: list[Any] = []
+    show(stage, lambda requests: kept.append(requests[0].get_response_sender()), state(), decoupled=True)
+    stage.run(body(0, 0, START))
+    begin = body(0, 0, START)
+    bad = Tensor("TEXT", "BYTES", (1,), stage.world.spanned(0, b"\xff\0\0\0"))
+    assert results(stage, stage.run(RequestBody("", 1, [*begin.inputs, bad], [], {}, begin.context))) != [None]
+    kept[0].send(out(1, number(5)), FINAL)
+    stage.model.decoupled = False
+    assert [tensor.as_numpy().tolist() for tensor in _inputs(stage, body(0))] == [[0], [0]]
 
 
 # rows without a request
