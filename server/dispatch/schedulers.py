@@ -56,6 +56,5 @@ def _sequence_scheduler(
         max_batch_size=rows,
         preferred_sizes=frozenset(oldest.preferred_batch_size),
         max_queue_delay_ns=oldest.max_queue_delay_microseconds * 1000,
-        preserve_ordering=oldest.preserve_ordering,
     )
     return OldestScheduler(policy, batches, grouping, numbers, statistics, warn, hooks)

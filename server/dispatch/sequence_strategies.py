@@ -10,7 +10,6 @@ from ..statistics import VersionStatistics
 from .batching import BatchPolicy, Cut, Grouping, form
 from .delay_hooks import NO_HOOKS, DelayHooks
 from .instance import PlannedBatch
-from .ordering import ResponseOrder
 from .request import Request, Response
 from .sequence import Lane, Slot
 from .sequence_scheduler import SequencePolicy, SequenceScheduler
@@ -93,7 +92,10 @@ def _nobody(response: Response) -> None:
 
 
 class OldestScheduler(SequenceScheduler):
-    """A dynamic batch of sequences at each instance, at most one request of each at a time, those first that have waited longest."""
+    """A dynamic batch of sequences at each instance, at most one request of each at a time, those first that have waited longest.
+
+    Ordering is a matter of each instance by itself, as in the original, and an instance answers in the order in which it is given work.
+    """
 
     def __init__(
         self,
@@ -106,7 +108,6 @@ class OldestScheduler(SequenceScheduler):
         hooks: DelayHooks = NO_HOOKS,
     ) -> None:
         super().__init__(policy, numbers, statistics, warn, hooks)
-        self.order = ResponseOrder() if batching.preserve_ordering else None
         self._batching = batching
         self._grouping = grouping
 
