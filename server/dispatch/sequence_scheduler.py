@@ -181,17 +181,23 @@ class SequenceScheduler(Scheduler):
         return self.instances if slot is None else (slot.lane.instance,)
 
     def cancel(self, request: Request) -> bool:
-        """As ``Scheduler`` says. What waits behind it in its sequence leaves as well, and the sequence ends."""
+        """As ``Scheduler`` says. What waits behind it in its sequence leaves as well, and the sequence ends with what is before it."""
         if not self.holds(request):
             return False
-        sequence = self._of.pop(request)
+        sequence = self._of[request]
+        before = list(itertools.takewhile(lambda other: other is not request, sequence.waiting))
+        for _ in before:
+            sequence.waiting.popleft()
+        sequence.waiting.popleft()
+        del self._of[request]
         self._resumed.discard(request)
-        sequence.waiting.remove(request)
         self._refuse_rest(sequence, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
-        if sequence.running is None:
-            self._end(sequence)
-        else:
+        sequence.waiting.extend(before)
+        if sequence.running is not None or before:
             self._close(sequence)
+            self._offer(sequence)
+        else:
+            self._end(sequence)
         return True
 
     def refuse_waiting(self) -> list[Request]:

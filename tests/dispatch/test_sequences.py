@@ -266,14 +266,15 @@ def test_cancelling_a_waiting_request_ends_its_sequence() -> None:
     bench = SequenceBench()
     scheduler = bench.model(max_batch_size=1)
     bench.ask(1, START, "a")
+    bench.ask(1, 0, "before")
     middle = bench.ask(1, 0, "b")
-    bench.ask(1, 0, "c")
+    bench.ask(1, 0, "behind")
     bench.ask(2, START, "next")
     bench.dispatcher.cancel(scheduler, middle)
     bench.turn()
     assert bench.errors() == ["CANCELLED ", "CANCELLED "]
     assert "must specify the START flag" in refusal(bench, 1)
-    assert [row for rows in bench.run() for row in rows] == ["a", "next"]
+    assert [row for rows in bench.run() for row in rows] == ["a", "before", "next"]
     assert scheduler.statistics.failures == [0, 2, 0, 0]
     assert scheduler.statistics.pending_count == 0
 
