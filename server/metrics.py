@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from .admission import Admission
+from .batch_metrics import Used, batch_families, use_families
 from .host_cpu import HostCpu
 from .latency import Summary
 from .metrics_settings import MetricsSettings
@@ -13,17 +15,10 @@ from .prometheus_text import Family, Sample, exposition
 from .statistics import FailureReason, LatencySummaries, StatisticsBook, VersionStatistics
 
 
-class Measured(Protocol):
-    """A model version as far as the page is concerned."""
-
-    @property
-    def statistics(self) -> VersionStatistics: ...
-
-
 class Service(Protocol):
     """The service as far as the page is concerned."""
 
-    def counted(self) -> Sequence[Measured]: ...
+    def counted(self) -> Sequence[Used]: ...
 
 
 Read = Callable[[VersionStatistics], int]
@@ -132,7 +127,7 @@ class MetricsExposition:
     ``pool_total_bytes`` and ``pool_used_bytes`` tell of the server's request arena (the protocol's
     pinned memory pool), ``worker_restarts`` counts restarts by worker name, ``arena_used_bytes``
     maps the name of each arena to its bytes in use, ``lazy`` gives, with lazy loading, how many models are in memory, have been
-    loaded, have left. ``sources`` give further families (GPUs, metrics
+    loaded, have left, ``admission`` refuses requests. ``sources`` give further families (GPUs, metrics
     that models define); they come last. Durations are truncated to whole µs once, at their total.
     """
 
@@ -148,6 +143,7 @@ class MetricsExposition:
         worker_restarts: Callable[[], Mapping[str, int]] | None = None,
         arena_used_bytes: Callable[[], Mapping[str, int]] | None = None,
         lazy: Callable[[], tuple[int, int, int]] | None = None,
+        admission: Admission | None = None,
         sources: Sequence[Callable[[], Iterable[Family]]] = (),
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -159,6 +155,7 @@ class MetricsExposition:
         self._worker_restarts = worker_restarts
         self._arena_used_bytes = arena_used_bytes
         self._lazy = lazy
+        self._admission = admission
         self._sources = sources
         self._clock_ns = clock_ns
 
@@ -176,11 +173,14 @@ class MetricsExposition:
         return {family.name: family.kind for family in self._own()}
 
     def _own(self) -> list[Family]:
-        versions = _by_label([version.statistics.total() for version in self._service.counted()])
+        counted = self._service.counted()
+        versions = _by_label([version.statistics.total() for version in counted])
         families = self._counters(versions)
         families += self._gauges(versions)
         families += self._host()
         families += self._distributions(versions)
+        families += batch_families(versions)
+        families += use_families(counted, versions)
         families += self._farm()
         return families
 
@@ -267,8 +267,22 @@ class MetricsExposition:
                 "Bytes of an arena's shared memory in use",
                 [Sample({"arena": arena}, byte_size) for arena, byte_size in sorted(arenas.items())],
             ),
+            *(_admission(self._admission) if self._admission else ()),
             *(_lazy_loading(*self._lazy()) if self._lazy else ()),
         ]
+
+
+def _admission(admission: Admission) -> Iterable[Family]:
+    refused = Family(
+        "tensorfarm_requests_refused_total",
+        "counter",
+        "Requests refused because too much was in flight: REQUESTS of all models, MODEL_REQUESTS of this one, BYTES held for requests",
+    )
+    for (model, reason), count in sorted(admission.refused.items()):
+        refused.add({"model": model, "reason": reason}, count)
+    yield refused
+    help_text = "Bytes of memory held for request bodies, and for replies that clients have not taken yet"
+    yield Family("tensorfarm_requests_held_bytes", "gauge", help_text, [Sample({}, admission.byte_size)])
 
 
 def _lazy_loading(resident: int, loads: int, evictions: int) -> Iterable[Family]:

@@ -171,6 +171,7 @@ class Server:
             worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()},
             arena_used_bytes=lambda: {"requests": arena.used_byte_size},
             lazy=None if self._lazy is None else self._lazy.figures,
+            admission=admission,
             sources=(metrics.families, self._cache_families),
         )
         self.service.custom_families = metrics.families

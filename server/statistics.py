@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from .latency import Histogram, Summary
@@ -94,8 +94,8 @@ class VersionStatistics:
     ``failures`` counts by FailureReason and outlives the version: the book that opened these
     statistics hands the same list to the next load. Everything else begins at zero with a load.
     ``pending_count`` is kept by the dispatcher: +1 when a request is queued, -1 when its batch is sent
-    to an instance or it leaves the queue any other way. ``earlier`` are those of the load that it replaced, for what goes on
-    counting over loads; ``closed`` ones change no more.
+    to an instance or it leaves the queue any other way. ``cuts`` counts batches by why they ended (`dispatch.batching.Cut`).
+    ``earlier`` are those of the load that it replaced, for what goes on counting over loads; ``closed`` ones change no more.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
@@ -124,6 +124,7 @@ class VersionStatistics:
     cuts: list[int] = field(default_factory=lambda: [0] * 6)
     earlier: VersionStatistics | None = None
     closed: bool = False
+    max_batch_size: int = 0
 
     def follow(self, replaced: VersionStatistics) -> None:
         """Go on where the statistics of the load that is replaced will end."""
@@ -136,6 +137,8 @@ class VersionStatistics:
                 # Nobody looks at what was replaced by itself any more, so it can hold the sum.
                 for name in _SUMMED:
                     setattr(one, name, getattr(one, name) + getattr(earlier, name))
+                one.cuts = [sum(pair) for pair in zip(one.cuts, earlier.cuts, strict=True)]
+                one.batches = _rows_together(one.batches, earlier.batches)
                 one.earlier = earlier.earlier
             else:
                 one = earlier
@@ -268,7 +271,11 @@ class VersionStatistics:
     def joined(self, other: VersionStatistics) -> VersionStatistics:
         """Both together, for a page that has them under one label; the distributions are those of the first."""
         sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
-        return VersionStatistics(self.labels, self.failures, self.summaries, self.first_response, self.caching, **sums)
+        both = VersionStatistics(self.labels, self.failures, self.summaries, self.first_response, self.caching, **sums)
+        both.load_duration_ns, both.max_batch_size = self.load_duration_ns, self.max_batch_size
+        both.cuts = [sum(pair) for pair in zip(self.cuts, other.cuts, strict=True)]
+        both.batches = _rows_together(self.batches, other.batches)
+        return both
 
     def as_json(self, name: str, version: int | str) -> dict[str, Any]:
         """The ``model_stats`` entry of the statistics extension, members in the protocol's order."""
@@ -304,8 +311,21 @@ class VersionStatistics:
 
 
 _SUMMED = tuple(
-    one.name for one in fields(VersionStatistics) if one.type == "int" and one.name not in ("last_inference_ms", "load_duration_ns")
+    one.name
+    for one in fields(VersionStatistics)
+    if one.type == "int" and one.name not in ("last_inference_ms", "load_duration_ns", "max_batch_size")
 )
+
+
+def _rows_together(one: Mapping[int, BatchRow], other: Mapping[int, BatchRow]) -> dict[int, BatchRow]:
+    both = {size: replace(row) for size, row in one.items()}
+    for size, row in other.items():
+        known = both.setdefault(size, BatchRow())
+        known.count += row.count
+        known.input_ns += row.input_ns
+        known.infer_ns += row.infer_ns
+        known.output_ns += row.output_ns
+    return both
 
 
 def _duration(count: int, ns: int) -> dict[str, int]:
@@ -329,12 +349,13 @@ class StatisticsBook:
         decoupled: bool = False,
         namespace: str = "",
         first_response_bounds_ms: Sequence[float] = FIRST_RESPONSE_BOUNDS_MS,
+        max_batch_size: int = 0,
     ) -> VersionStatistics:
         """Fresh statistics for a version that is being loaded.
 
         ``metric_tags`` are the configuration's: each becomes a label with ``_`` before its name. ``namespace`` is a label where it is
         not empty.
-        Only decoupled models have a first-response histogram.
+        Only decoupled models have a first-response histogram. ``max_batch_size`` is 0 for what forms no batches.
         """
         labels = {f"_{tag}": value for tag, value in (metric_tags or {}).items()}
         labels |= {"model": name, "version": str(version)} | ({"namespace": namespace} if namespace else {})
@@ -344,4 +365,5 @@ class StatisticsBook:
             failures=self.failures.setdefault(tuple(labels.items()), [0] * len(FailureReason)),
             summaries=LatencySummaries() if self._summaries else None,
             first_response=Histogram(first_response_bounds_ms) if self._histograms and decoupled else None,
+            max_batch_size=max_batch_size,
         )

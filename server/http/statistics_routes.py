@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from ...workers.contract.status import invalid
+from ..dispatch.batching import Cut
 from .endpoint import Call, EndpointOf, json_reply
 from .exchange import Reply
 
@@ -15,8 +16,15 @@ if TYPE_CHECKING:
     from ..service import Service
 
 
+def _entry(version: ModelVersion) -> dict[str, object]:
+    """The protocol's members, and one of ours behind them: how many batches ended for which reason."""
+    statistics = version.statistics
+    cuts = {cut.name.lower(): statistics.cuts[cut] for cut in Cut} if statistics.max_batch_size else {}
+    return {**statistics.as_json(version.name, version.version), "batch_cuts": cuts}
+
+
 def _document(versions: list[ModelVersion]) -> Reply:
-    return json_reply({"model_stats": [version.statistics.as_json(version.name, version.version) for version in versions]})
+    return json_reply({"model_stats": [_entry(version) for version in versions]})
 
 
 def _all(service: Service, call: Call) -> Reply:

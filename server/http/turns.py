@@ -43,7 +43,7 @@ class _Job:
         except StopIteration as made:
             self.outcome.set_result(made.value)
         except StatusError as error:
-            # Its frames hold all that was read, and this one holds it.
+            # Its frames know all that was read, and this one knows it: a cycle for the collector.
             self.outcome.set_exception(error.with_traceback(None))
         except Exception as error:  # noqa: BLE001
             self.outcome.set_exception(error)
@@ -75,6 +75,10 @@ class _Turns:
         if not goes_on and not job.dropped:
             # In the turn of the last piece: what it has looked up still holds.
             job.done(job.outcome)
+            error = job.outcome.exception()
+            if isinstance(error, StatusError):
+                # It was raised there, in a frame that knows the outcome.
+                error.__traceback__ = None
 
 
 _TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()

@@ -208,7 +208,10 @@ class Creation:
     ) -> ModelVersion:
         signature = signature_of(config)
         statistics = self._book.open(
-            edition.name, metrics_version, config.metric_tags, decoupled=signature.decoupled, namespace=edition.namespace
+            *(edition.name, metrics_version, config.metric_tags),
+            decoupled=signature.decoupled,
+            namespace=edition.namespace,
+            max_batch_size=0 if config.HasField("ensemble_scheduling") else config.max_batch_size,
         )
         scheduler = scheduler_of(config, signature, self._batch_numbers, statistics, self._log.warning, self._hooks)
         scheduler.limited = self._limiter is not None

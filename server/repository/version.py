@@ -101,6 +101,11 @@ class ModelVersion:
         return any(instance.live for instance in self.homes)
 
     @property
+    def instance_count(self) -> int:
+        """Instances that can take batches at this moment."""
+        return sum([instance.live for instance in self.homes])
+
+    @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
         before = 0 if self.cached is None else self.cached.in_flight

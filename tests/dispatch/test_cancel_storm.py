@@ -102,9 +102,7 @@ class Model:
 
     def load(self) -> None:
         self.loads += 1
-        self.scheduler = scheduler_of(
-            self.config, signature_of(self.config), self.storm.numbers, VersionStatistics(), lambda line: None
-        )
+        self.scheduler = scheduler_of(self.config, signature_of(self.config), self.storm.numbers, VersionStatistics(), lambda line: None)
         self.instances = []
         for _ in range(2):
             self.add_instance()

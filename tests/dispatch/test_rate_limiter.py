@@ -169,6 +169,14 @@ def test_what_flags_say_of_a_device(explicit: tuple[Resource, ...], device: int,
     )
 
 
+def test_of_several_that_are_short_the_global_ones_are_named_first_and_then_by_name() -> None:
+    limiter = RateLimiter([Resource("Q", 1, EVERY_DEVICE)])
+    needs = {Pool(0, "Z"): 1, Pool(0, "A"): 1, Pool(GLOBAL, "M"): 1}
+    for name in ("M", "A", "Z"):
+        assert f'"{name}"' in refusal(lambda: limiter.register(Instance(0, "a"), needs))
+        del needs[min(needs)]
+
+
 def test_a_negative_count_is_no_limit() -> None:
     bench = Bench(Resource("R", -1, EVERY_DEVICE))
     for name in "abc":
@@ -250,6 +258,15 @@ def test_one_that_waits_holds_back_those_that_compete_with_it_and_nobody_else() 
     assert bench.start("abcdef") == "bef"
     bench.end("b")
     assert bench.start("abcd") == "cda"
+
+
+def test_who_needs_none_of_a_resource_is_not_held_back_for_it() -> None:
+    bench = Bench()
+    bench.add("a", {"R": 1})
+    bench.add("b", {"R": 1, "S": 0})
+    bench.add("c", {"R": 0, "S": 1})
+    assert bench.start("a") == "a"
+    assert bench.start("bc") == "c"
 
 
 def test_one_that_is_held_back_holds_nobody_back() -> None:
@@ -454,6 +471,6 @@ class ExplicitMachine(LimiterMachine):
 
 
 TestAsNeeded = LimiterMachine.TestCase
-TestAsNeeded.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAsNeeded.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestExplicit = ExplicitMachine.TestCase
-TestExplicit.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestExplicit.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -109,6 +109,7 @@ async def a_front(
     finally:
         await door.close()
         assert door.connection_count == 0
+        assert service.admission.held_byte_size == 0, "bytes are counted that nobody holds"
 
 
 def post(body: Any, kind: str = "generate_stream", model: str = "m", headers: str = "", version: str = "1.1") -> bytes:

@@ -52,7 +52,7 @@ def counts(server: Server, model: str) -> Any:
         return [(name, bool(value) if name in ("ns", "last_inference") else value) for name, value in pairs]
 
     (entry,) = json.loads(server.ask("GET", f"/v2/models/{model}/stats").body, object_pairs_hook=plain)[0][1]
-    return [member for member in entry if member[0] not in ("batch_cuts",)]
+    return [member for member in entry if member[0] != "batch_cuts"]  # which only we have
 
 
 SCRIPTS: dict[str, list[Asked]] = {

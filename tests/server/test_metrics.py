@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tensorfarm.server.admission import Admission, AdmissionLimits, Overloaded
 from tensorfarm.server.host_cpu import HostCpu
 from tensorfarm.server.metrics import MetricsExposition
 from tensorfarm.server.metrics_settings import MetricsSettings
 from tensorfarm.server.prometheus_text import Family
 from tensorfarm.server.statistics import FailureReason, StatisticsBook, VersionStatistics
 
-# HELP and TYPE lines of the reference server, in its order; the model load time is of a later release, the last two are ours.
+# HELP and TYPE lines of the reference server, in its order; the model load time is of a later release, the last ones are ours.
 HEADS = """\
 nv_inference_request_success Number of successful inference requests, all batch sizes
 nv_inference_request_success counter
@@ -47,6 +49,13 @@ nv_cpu_memory_total_bytes CPU total memory (RAM), in bytes
 nv_cpu_memory_total_bytes gauge
 nv_cpu_memory_used_bytes CPU used memory (RAM), in bytes
 nv_cpu_memory_used_bytes gauge
+tensorfarm_instance_busy_seconds_total Time that instances spent on batches, added up; \
+its rate over tensorfarm_instances is the share of them that is busy [0.0 - 1.0]
+tensorfarm_instance_busy_seconds_total counter
+tensorfarm_instances Model instances that can take batches
+tensorfarm_instances gauge
+tensorfarm_requests_in_flight Requests that wait or run
+tensorfarm_requests_in_flight gauge
 tensorfarm_worker_restarts_total Times a worker process was started again after it had died
 tensorfarm_worker_restarts_total counter
 tensorfarm_arena_used_bytes Bytes of an arena's shared memory in use
@@ -83,6 +92,8 @@ MIB = 1 << 20
 @dataclass
 class Version:
     statistics: VersionStatistics
+    in_flight: int = 0
+    instance_count: int = 0
 
 
 @dataclass
@@ -144,7 +155,7 @@ def test_the_whole_page(tmp_path: Path) -> None:
     plain.request_failed(FailureReason.CANCELED, 0, 9)
     page = (
         MetricsExposition(
-            Service([Version(plain), Version(tagged)]),
+            Service([Version(plain, 3, 2), Version(tagged)]),
             book,
             MetricsSettings(),
             cpu=proc(tmp_path),
@@ -195,6 +206,12 @@ def test_the_whole_page(tmp_path: Path) -> None:
         "nv_cpu_utilization": "0",
         "nv_cpu_memory_total_bytes": str(2 * MIB),
         "nv_cpu_memory_used_bytes": str(MIB),
+        f"tensorfarm_instance_busy_seconds_total{{{p}}}": "2.2e-05",
+        f"tensorfarm_instance_busy_seconds_total{{{t}}}": "0",
+        f"tensorfarm_instances{{{p}}}": "2",
+        f"tensorfarm_instances{{{t}}}": "0",
+        f"tensorfarm_requests_in_flight{{{p}}}": "3",
+        f"tensorfarm_requests_in_flight{{{t}}}": "0",
         'tensorfarm_worker_restarts_total{worker="cpu"}': "3",
         'tensorfarm_worker_restarts_total{worker="gpu0"}': "0",
         'tensorfarm_arena_used_bytes{arena="server"}': str(MIB),
@@ -246,7 +263,7 @@ def test_without_counter_latencies_counters_stand_still() -> None:
     version.pending_count = 4
     page = render([version], book, MetricsSettings(counter_latencies=False))
     assert not [name for name in names(page) if name.endswith("duration_us")]
-    found = series(page)
+    found = {name: value for name, value in series(page).items() if name.startswith("nv_")}
     assert found.pop('nv_inference_pending_request_count{model="m",version="1"}') == "4"
     assert len(found) == 8 and set(found.values()) == {"0"}
     assert version.as_json("m", 1)["inference_stats"]["success"]["count"] == 1
@@ -257,7 +274,7 @@ def test_summaries() -> None:
     used, idle = book.open("a", 1), book.open("b", 1)
     used.batch_done(Times(), 1, [Request()], 1, 40_000, 1)
     page = render([used, idle], book, MetricsSettings(summary_latencies=True, quantiles=(0.5, 0.9)))
-    assert heads(page).endswith(SUMMARY_HEADS)
+    assert SUMMARY_HEADS in heads(page)
     lines = [line for line in page.splitlines() if line.startswith("nv_inference_queue_summary_us")]
     assert lines == [
         'nv_inference_queue_summary_us_count{model="a",version="1"} 1',
@@ -275,15 +292,19 @@ def test_cached_models_have_cache_series_and_no_request_summary() -> None:
     book = StatisticsBook(summaries=True)
     version, other = book.open("m", 1), book.open("n", 1)
     version.caching = True
-    version.cache_hit_count, version.cache_hit_ns = 2, 15_053
+    version.cache_hit(0, 0, 0, 15_053)
+    version.cache_hit(0, 0, 0, 15_000)
     page = render([version, other], book)
     assert CACHE_HEADS in heads(page)
     found = series(page)
-    assert found['nv_cache_hit_duration_per_model{model="m",version="1"}'] == "15"
+    assert found['nv_cache_hit_duration_per_model{model="m",version="1"}'] == "30"
+    assert found['nv_cache_hit_summary_per_model_sum{model="m",version="1"}'] == "30"
+    assert found['nv_cache_miss_summary_per_model_count{model="m",version="1"}'] == "0"
+    assert 'nv_cache_hit_summary_per_model_count{model="n",version="1"}' not in found
     assert 'nv_cache_num_hits_per_model{model="n",version="1"}' not in found
     assert 'nv_inference_request_summary_us_count{model="m",version="1"}' not in found
     assert found['nv_inference_request_summary_us_count{model="n",version="1"}'] == "0"
-    assert found['nv_inference_queue_summary_us_count{model="m",version="1"}'] == "0"
+    assert found['nv_inference_queue_summary_us_count{model="m",version="1"}'] == "2"
 
 
 def test_further_sources_come_last() -> None:
@@ -319,3 +340,17 @@ def test_what_lazy_loading_has_done() -> None:
     ):
         assert f"# TYPE tensorfarm_{name} {kind}\ntensorfarm_{name} {value}\n" in page
     assert "lazy" not in MetricsExposition(Service(), book, MetricsSettings()).render().decode(), "elsewhere it says nothing"
+
+
+def test_what_was_refused_because_there_was_too_much() -> None:
+    book = StatisticsBook()
+    admission = Admission(AdmissionLimits(byte_size=10))
+    page = MetricsExposition(Service(), book, MetricsSettings(), admission=admission).render().decode()
+    assert "tensorfarm_requests_refused_total" not in page and "tensorfarm_requests_held_bytes 0\n" in page
+    admission.hold(11)
+    for _ in range(2):
+        with pytest.raises(Overloaded):
+            admission.check_bytes(1)
+    page = MetricsExposition(Service(), book, MetricsSettings(), admission=admission).render().decode()
+    assert series(page)['tensorfarm_requests_refused_total{model="",reason="BYTES"}'] == "2"
+    assert series(page)["tensorfarm_requests_held_bytes"] == "11"

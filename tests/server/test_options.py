@@ -50,6 +50,9 @@ def test_every_flag_is_explained() -> None:
 
 OWN = {
     "busy-poll-us",
+    "max-inflight-requests",
+    "max-inflight-byte-size",
+    "max-inflight-requests-per-model",
     "repository-settle-ms",
     "lazy-model-count",
     "lazy-memory-byte-size",

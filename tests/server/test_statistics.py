@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.statistics import FailureReason, StatisticsBook, VersionStatistics
+from tensorfarm.server.statistics import FailureReason, LatencySummaries, StatisticsBook, VersionStatistics
 
 
 @dataclass(slots=True)
@@ -123,6 +123,22 @@ def test_cache_hits_are_no_computations() -> None:
     assert inference["queue"]["count"] == 5
     assert inference["compute_infer"]["count"] == 3
     assert inference["cache_hit"] == {"count": 2, "ns": 30}
+
+
+def test_hits_and_misses() -> None:
+    statistics = VersionStatistics(summaries=LatencySummaries())
+    statistics.cache_hit(100, 130, 150, 190)
+    statistics.cache_missed(5_000, 9_000)
+    found = {name: value for name, value in statistics.as_json("m", 1)["inference_stats"].items() if value["count"] or value["ns"]}
+    assert found == {
+        "success": {"count": 1, "ns": 90 + 5_000},
+        "queue": {"count": 1, "ns": 20},
+        "cache_hit": {"count": 1, "ns": 40},
+        "cache_miss": {"count": 1, "ns": 5_000},
+    }
+    assert statistics.summaries is not None
+    assert [statistics.summaries.cache_hit.count, statistics.summaries.cache_miss.count, statistics.summaries.queue.count] == [1, 1, 1]
+    assert (statistics.summaries.cache_miss.sum, statistics.summaries.request.count) == (5, 0)
 
 
 @pytest.mark.parametrize("reason", FailureReason)

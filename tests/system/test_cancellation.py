@@ -165,7 +165,8 @@ def test_a_thousand_aborted_posts(farm: Farm) -> None:
     wait_until(lambda: farm.pending("gate") == 0, "the posts to leave the queue", 5.0)
     assert len(rounds) * AT_ONCE == POSTS
     assert certain - STAGED <= farm.cancelled("gate") - cancelled <= POSTS
-    wait_until(lambda: (farm.arenas(), farm.descriptors()) == kept, "all memory and descriptors to come back")
+    wait_until(lambda: farm.descriptors() <= kept[1], "all connections to end")
+    assert farm.metric("nv_pinned_memory_pool_used_bytes") < STAGED * 5 * LARGE, "the bodies of those that are staged"
     assert farm.own_memory() - memory < 4 << 20
     farm.open("deaf-thousand")
     with holder:
@@ -174,7 +175,8 @@ def test_a_thousand_aborted_posts(farm: Farm) -> None:
     needless = [line for line in farm.notes("gate", "post-") if "begun" in line]
     assert len(needless) <= STAGED and all(line.endswith("given up") for line in needless), "what was staged before it was given up"
     assert farm.executions("gate") - ran == len(needless) + 2
-    assert farm.pending("gate") == 0 and farm.arenas() == kept[0]
+    assert farm.pending("gate") == 0
+    wait_until(lambda: farm.arenas() == kept[0], "all memory to come back")
 
 
 def test_one_that_waits_keeps_nothing_of_those_that_went(farm: Farm) -> None:

@@ -129,6 +129,7 @@ def test_large_requests_and_answers(server: Server) -> None:
     assert ask(server, "cached", large) == one
     assert change(before, counts(server, "cached")) == HIT
     assert one["Y"] == ([1, 100_000], [2 * value for value in large])
+    assert ask(server, "asking", large) == ask(server, "step", large) == one
     assert run_of(server, "cached", [*large[:-1], 0]) != one["RUN"][1][0]
 
 
