@@ -24,7 +24,7 @@ RIGHT = (
         RIGHT.replace('"SUM"', '"TOTAL"'),
         RIGHT.replace("dims: 16", "dims: 17", 1),
         RIGHT.replace("max_batch_size: 4", ""),
-        RIGHT + " batch_input { }",
+        RIGHT + ' batch_input { target_name: "COUNT" data_type: TYPE_FP32 source_input: "IN0" }',
         RIGHT + ' parameters { key: "intra_op_thread_count" value { string_value: "many" } }',
         RIGHT + ' model_operations { op_library_filename: "missing.so" }',
         RIGHT + ' default_model_filename: "missing.onnx"',

@@ -165,9 +165,9 @@ def test_warmup_data(tmp_path: Path) -> None:
 
 
 def test_fields_without_effect_are_warnings(tmp_path: Path) -> None:
-    python_model(tmp_path, "m", IO + "instance_group { kind: KIND_CPU }\ninstance_group {\n  rate_limiter { priority: 1 }\n}\n")
+    python_model(tmp_path, "m", IO + 'instance_group { kind: KIND_CPU }\ninstance_group {\n  host_policy: "p"\n}\n')
     [one] = found(str(tmp_path))["m"]
-    assert (one.severity, one.line, one.message) == (Severity.WARNING, 6, "instance_group.rate_limiter has no effect in this release")
+    assert (one.severity, one.line, one.message) == (Severity.WARNING, 6, "instance_group.host_policy has no effect in this release")
 
 
 def test_environments_are_tried(tmp_path: Path) -> None:
