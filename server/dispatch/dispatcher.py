@@ -328,6 +328,8 @@ class Dispatcher:
         if batch.open_count:
             self._batches[batch.number] = scheduler.streaming[batch.number] = batch
         scheduler.statistics.batch_done(done, batch_size, succeeded, inference_count, end_ns, time.time_ns() // 1_000_000)
+        for index in rounds:
+            batch.requests[index].queued_ns = end_ns
         self.touch(scheduler)
         self._deliver(scheduler, responses)
 

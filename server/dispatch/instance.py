@@ -40,7 +40,7 @@ class PlannedBatch:
 class Instance:
     """One instance: ``batches`` are those bound to it and not yet answered, the first of them running.
 
-    ``execution_ns`` is a moving average of what a batch takes; it decides how many wait at the worker. One that is ``leaving``
+    ``execution_ns`` is a moving average of what a batch takes, 0 before the first; it decides how many wait at the worker. One that is ``leaving``
     finishes what it has and gets nothing more.
     """
 
@@ -56,13 +56,13 @@ class Instance:
 
         A tiny model gets two beside the running one, so that it never waits for the round trip; a
         slow one none, because a request bound early to a busy instance cannot go to one that is
-        free sooner.
+        free sooner. One that has not run anything yet may be slow.
         """
         depth = 1
-        if staging and self.execution_ns < SLOW_NS:
+        if staging and 0 < self.execution_ns < SLOW_NS:
             depth = 3 if self.execution_ns < TINY_NS else 2
         return depth - len(self.batches)
 
     def learn(self, execution_ns: int) -> None:
-        """Take a measured execution into the average (weight 1/8)."""
-        self.execution_ns += (execution_ns - self.execution_ns) >> 3
+        """Take a measured execution into the average (weight 1/8); the first one is the average."""
+        self.execution_ns += (execution_ns - self.execution_ns) >> 3 if self.execution_ns else max(execution_ns, 1)

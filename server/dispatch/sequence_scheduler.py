@@ -78,6 +78,7 @@ class SequenceScheduler(Scheduler):
         self._leaving: list[Refused] = []
         self._fallen: dict[int | str, None] = {}
         self._hooks = hooks
+        self._begun: set[Instance] = set()
 
     # requests
 
@@ -147,8 +148,13 @@ class SequenceScheduler(Scheduler):
         if len(sequence.waiting) == 1:
             sequence.ready_ns = now_ns
         self._offer(sequence)
-        if sequence.slot is None and request.timeout_us:
-            request.deadline_ns = now_ns + request.timeout_us * 1000
+        if sequence.slot is None:
+            self._limit(request)
+
+    def _limit(self, request: Request) -> None:
+        """A request's time limit counts while its sequence is in the backlog."""
+        if request.timeout_us:
+            request.deadline_ns = request.queued_ns + request.timeout_us * 1000
             self._backlog_deadlines.add(request.deadline_ns, request)
 
     def _offer(self, sequence: Sequence) -> None:
@@ -185,19 +191,14 @@ class SequenceScheduler(Scheduler):
         if not self.holds(request):
             return False
         sequence = self._of[request]
-        before = list(itertools.takewhile(lambda other: other is not request, sequence.waiting))
-        for _ in before:
-            sequence.waiting.popleft()
-        sequence.waiting.popleft()
-        del self._of[request]
-        self._resumed.discard(request)
-        self._refuse_rest(sequence, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
-        sequence.waiting.extend(before)
-        if sequence.running is not None or before:
-            self._close(sequence)
-            self._offer(sequence)
-        else:
+        while (last := sequence.waiting.pop()) is not request:
+            self._leaving.append((last, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED))
+            self._drop(last)
+        self._drop(request)
+        if sequence.running is None and not sequence.waiting:
             self._end(sequence)
+        else:
+            self._close(sequence)
         return True
 
     def refuse_waiting(self) -> list[Request]:
@@ -223,10 +224,13 @@ class SequenceScheduler(Scheduler):
 
     def _forget(self, sequence: Sequence) -> None:
         for request in sequence.waiting:
-            del self._of[request]
-            self._resumed.discard(request)
+            self._drop(request)
         sequence.waiting.clear()
         self._withdraw(sequence)
+
+    def _drop(self, request: Request) -> None:
+        del self._of[request]
+        self._resumed.discard(request)
 
     # places
 
@@ -235,8 +239,6 @@ class SequenceScheduler(Scheduler):
         free = self._free
         while self._backlog and free:
             *_, slot = heapq.heappop(free)
-            if slot.lane.instance.leaving or self._lanes.get(slot.lane.instance) is not slot.lane:
-                continue
             sequence = next(iter(self._backlog))
             del self._backlog[sequence]
             slot.sequence = sequence
@@ -257,7 +259,10 @@ class SequenceScheduler(Scheduler):
         slot, sequence.slot = sequence.slot, None
         if slot is not None:
             slot.sequence = None
-            self._release(slot)
+            if slot.lane.instance.leaving:
+                self._retire(slot.lane)
+            else:
+                self._release(slot)
         self._assign()
 
     def _release(self, slot: Slot) -> None:
@@ -267,11 +272,30 @@ class SequenceScheduler(Scheduler):
         """As ``Scheduler`` says."""
         super().instance_up(instance)
         if instance not in self._lanes:
-            lane = self._lanes[instance] = Lane(instance, held=self._hooks.queued_count > 0)
+            lane = self._lanes[instance] = Lane(instance, held=self._hooks.queued_count > 0 and instance not in self._begun)
             lane.slots = [Slot(lane, index) for index in range(self.policy.slot_count)]
             for slot in lane.slots:
                 self._release(slot)
             self._assign()
+
+    def instance_leaves(self, instance: Instance) -> None:
+        """As ``Scheduler`` says."""
+        super().instance_leaves(instance)
+        self._begun.discard(instance)
+        lane = self._lanes.get(instance)
+        if lane is not None:
+            self._withdraw_places(lane)
+            self._retire(lane)
+
+    def _withdraw_places(self, lane: Lane) -> None:
+        """Give none of an instance's places to anybody any more."""
+        self._free = [entry for entry in self._free if entry[-1].lane is not lane]
+        heapq.heapify(self._free)
+
+    def _retire(self, lane: Lane) -> None:
+        """Forget an instance that leaves once it has no sequences."""
+        if not any(slot.sequence for slot in lane.slots):
+            self._lanes.pop(lane.instance, None)
 
     def free(self, instance: Instance) -> bool:
         """As ``Scheduler`` says. An instance that has sequences is not free of them before they end."""
@@ -283,14 +307,15 @@ class SequenceScheduler(Scheduler):
         answered = [batch.requests[index] for batch in instance.batches for index in batch.answered - batch.fillers]
         lost = super().instance_down(instance)
         for request in (*lost, *answered):
-            sequence = self._of.pop(request)
-            self._resumed.discard(request)
-            sequence.running = None
-            sequence.begun = True
+            held = self._of[request]
+            self._drop(request)
+            held.running = None
+            held.begun = True
         lane = self._lanes.pop(instance, None)
         if lane is None:
             return lost
         self._busy.pop(lane, None)
+        self._withdraw_places(lane)
         moved: list[Sequence] = []
         for slot in lane.slots:
             sequence_there = slot.sequence
@@ -302,6 +327,9 @@ class SequenceScheduler(Scheduler):
             else:
                 moved.append(sequence_there)
         moved.sort(key=lambda sequence: sequence.waiting[0].order)
+        for sequence in moved:
+            for request in sequence.waiting:
+                self._limit(request)
         self._backlog = dict.fromkeys([*moved, *self._backlog])
         self._assign()
         return lost
@@ -417,7 +445,7 @@ class SequenceScheduler(Scheduler):
             sequence.begun = True
             sequence.touched_ns = now_ns
             sequence.ready_ns = now_ns
-            if index in again and self.policy.iterative:
+            if index in again and index not in batch.answered and self.policy.iterative:
                 rounds.append(index)
                 self._of[request] = sequence
                 self._resumed.add(request)
@@ -457,7 +485,9 @@ class SequenceScheduler(Scheduler):
 
     def _held(self, lane: Lane) -> bool:
         """Is it too early for an instance's first batch?"""
-        lane.held = lane.held and not self._enough(lane)
+        if lane.held and self._enough(lane):
+            lane.held = False
+            self._begun.add(lane.instance)
         return lane.held
 
     @abstractmethod

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...workers.contract.json_writing import write
 from ...workers.contract.status import StatusError, invalid
+from ..admission import Admission
 from ..repository.demand import NotResident
 from .asgi_stream import disconnect
 from .bringing import bring
@@ -98,25 +99,34 @@ class Disconnected(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_body(receive: Receive, byte_size_limit: int) -> bytes:
-    """A request's whole body. Raises Disconnected, and StatusError where it is larger than the limit."""
+async def read_body(receive: Receive, byte_size_limit: int, admission: Admission) -> bytes:
+    """A request's whole body, which counts as held until the caller lets go of it.
+
+    Raises Disconnected, and StatusError where it is larger than the limit or there is no room for it now.
+    """
     pieces: list[bytes] = []
     byte_size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        piece = message.get("body", b"")
-        byte_size += len(piece)
-        if byte_size > byte_size_limit:
-            raise invalid(
-                f"request body exceeds the maximum allowed input size of {byte_size_limit} bytes. "
-                "Use --http-max-input-size to increase the limit."
-            )
-        if piece:
-            pieces.append(piece)
-        if not message.get("more_body", False):
-            return b"".join(pieces)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            piece = message.get("body", b"")
+            if byte_size + len(piece) > byte_size_limit:
+                raise invalid(
+                    f"request body exceeds the maximum allowed input size of {byte_size_limit} bytes. "
+                    "Use --http-max-input-size to increase the limit."
+                )
+            if piece:
+                admission.check_bytes(len(piece))
+                admission.hold(len(piece))
+                byte_size += len(piece)
+                pieces.append(piece)
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+    except BaseException:
+        admission.let_go(byte_size)
+        raise
 
 
 async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
@@ -202,8 +212,14 @@ class Endpoint:
         await send_reply(reply, scope, send)
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
-        body = await read_body(receive, self._service.options.http_max_input_size)
-        call = Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"])
+        admission = self._service.admission
+        body = await read_body(receive, self._service.options.http_max_input_size, admission)
+        try:
+            return await self._answer(Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"]), scope, receive)
+        finally:
+            admission.let_go(len(body))
+
+    async def _answer(self, call: Call, scope: Scope, receive: Receive) -> Reply:
         handler = partial(self._handlers[scope["method"]], self._service, call)
         try:
             reply = handler()

@@ -48,7 +48,7 @@ class SequenceBench(Bench):
         scheduler = scheduler_of(config, signature_of(config), itertools.count(1), VersionStatistics(), self.warnings.append, hooks)
         assert isinstance(scheduler, SequenceScheduler)
         self.model_scheduler = scheduler
-        self.instances = [Instance(next(self._instance_numbers), "m") for _ in range(instances)]
+        self.instances = [Instance(next(self._instance_numbers), "m", execution_ns=1000) for _ in range(instances)]
         for instance in self.instances:
             self.dispatcher.instance_up(scheduler, instance)
         self.turn()

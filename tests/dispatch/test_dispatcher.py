@@ -61,7 +61,7 @@ class Bench:
             VersionStatistics(),
         )
         for number in range(instances):
-            self.dispatcher.instance_up(scheduler, Instance(number, f"m_{number}"))
+            self.dispatcher.instance_up(scheduler, Instance(number, f"m_{number}", execution_ns=1000))
         self.turn()
         return scheduler
 

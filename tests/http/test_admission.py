@@ -225,3 +225,21 @@ def test_a_stream_over_http2_counts_what_waits(times: int) -> None:
             await until(lambda: service.admission.held_byte_size == 0)
 
     run(scenario)
+
+
+def test_bodies_of_other_requests_over_http2() -> None:
+    """They are read into ordinary memory, so they are bounded too; what has no body is answered however much there is."""
+
+    async def scenario() -> None:
+        with an_arena() as arena:
+            service = bounded(MIB, arena=arena)
+            service.admission.hold(MIB // 2)
+            async with a_front(service) as door, http2_client(door.port) as client:
+                reply = await client.post("/v2/repository/models/m/load", content=bytes(MIB))
+                assert reply.status_code == 503 and "retry-after" in reply.headers
+                assert service.admission.held_byte_size == MIB // 2
+                service.admission.hold(MIB)
+                assert (await client.get("/v2/nothing")).status_code == 404
+                service.admission.let_go(MIB * 3 // 2)
+
+    run(scenario)

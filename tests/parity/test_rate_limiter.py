@@ -15,28 +15,29 @@ from ..limited_models import Gates, put, resource, shares
 from ..servers import start_tensorfarm, stopping, wait_until
 
 FLAGS = (
-    *("--rate-limit-resource=R:1", "--rate-limit-resource=W:5:0", "--rate-limit-resource=W:4:0", "--rate-limit-resource=G:2:7"),
-    *("--rate-limit-resource=E:1:1", "--rate-limit-resource=U:-1", "--rate-limit-resource=T:2", "--rate-limit-resource=T:1:0"),
+    *("--rate-limit-resource=R:1", "--rate-limit-resource=W:5:0", "--rate-limit-resource=W:4:0", "--rate-limit-resource=G:6:7"),
+    *("--rate-limit-resource=E:1:1", "--rate-limit-resource=U:-1", "--rate-limit-resource=T:6", "--rate-limit-resource=T:1:0"),
 )
 
 MODELS = {
     "first": f"{resource('R', 1)} priority: 1",
     "second": f"{resource('R', 1)} priority: 2",
-    "many": resource("W", 2),
-    "works": f"{resource('G', 2, everywhere=True)} {resource('U', 1000)} {resource('T', 3)} {resource('T', 2)} {resource('N', 0)}",
+    "many": " ".join(
+        [resource("W", 2), resource("G", 2, everywhere=True), resource("U", 1000), resource("T", 9), resource("T", 2), resource("N", 0)]
+    ),
     "needs_more": resource("R", 2),
     "least_counts": resource("W", 5),
     "elsewhere": resource("E", 1),
     "unlisted": resource("N", 1),
-    "global_more": resource("G", 3, everywhere=True),
-    "last_counts": f"{resource('T', 2)} {resource('T', 3)}",
+    "global_more": resource("G", 7, everywhere=True),
+    "last_counts": f"{resource('T', 2)} {resource('T', 7)}",
     "both": f"{resource('R', 1)} {resource('R', 1, everywhere=True)}",
     "both_and_more": f"{resource('R', 2)} {resource('R', 2, everywhere=True)}",
     "order": f"{resource('Z', 2)} {resource('A', 2)} {resource('M', 2, everywhere=True)}",
 }
 """What the instances of each model need; ``many`` has three."""
 
-LOADED = ("first", "second", "many", "works")
+LOADED = ("first", "second", "many")
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ import contextlib
 import itertools
 import os
 import re
-import shutil
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -231,6 +229,20 @@ class Http2:
         self._socket.close()
 
 
+def test_streams_that_are_reset_leave_the_queue(farm: Farm) -> None:
+    """Half of those on a connection, then, with the connection, the others."""
+    cancelled = farm.cancelled()
+    with farm.held(), contextlib.closing(Http2(farm.server.http_port)) as client:
+        streams = [client.post(infer_bytes("queued", "stream")) for _ in range(AT_ONCE)]
+        wait_until(lambda: farm.pending() == AT_ONCE, "the requests to wait")
+        for stream in streams[::2]:
+            client.reset(stream)
+        wait_until(lambda: farm.pending() == AT_ONCE // 2, "half of them to leave the queue", 5.0)
+        client.close()
+        wait_until(lambda: farm.pending() == 0, "the others to leave the queue", 5.0)
+    assert farm.cancelled() - cancelled == AT_ONCE and not farm.notes("queued", "stream")
+
+
 def generate_bytes(name: str) -> bytes:
     return request_bytes("POST", "/v2/models/streamer/generate_stream", compact({"id": name, "X": [1.5]}))
 
@@ -378,7 +390,7 @@ def test_an_end_waits_for_nobody_who_has_gone(tmp_path: Path) -> None:
             wait_until(lambda: "Waiting for in-flight requests" in server.log, "the end to begin")
             for at, post in enumerate(posts):
                 (Connection.abort if at % 2 else Connection.close)(post)
-            wait_until(lambda: server.log.count("in-flight") > 3, "the posts to leave")
+            wait_until(lambda: "(version 1) has 1 in-flight inferences" in server.log, "the posts to leave", 5.0)
         began = time.monotonic()
         assert server.wait_exit() == 0 and time.monotonic() - began < 5, server.log
         assert not farm.notes("queued", "late"), server.log

@@ -112,6 +112,18 @@ def test_dynamic_batch(server: Server) -> None:
     assert sum(size * count for size, count in grown.items()) == 24
     assert sum(grown.values()) == executions
     assert max(sizes[1]) <= 8
+    cuts = {name: count - before["batch_cuts"][name] for name, count in after["batch_cuts"].items()}
+    assert list(cuts) == ["full", "preferred", "delay", "shape", "deadline", "end"]
+    assert sum(cuts.values()) == executions, "each batch says why it ended"
+    text = _metrics(server)
+    for name, count in after["batch_cuts"].items():
+        assert metric(text, "tensorfarm_batch_cut_total", model="simple", reason=name.upper()) == count
+    for bound in (1, 2, 4, 8):
+        below = sum(count for size, count in sizes[1].items() if size <= bound)
+        assert metric(text, "tensorfarm_batch_size_bucket", model="simple", le=str(bound)) == below
+    assert (metric(text, "tensorfarm_instance_busy_seconds_total", model="simple") or 0) > 0
+    assert metric(text, "tensorfarm_instances", model="simple") == 1
+    assert _stats(server, "spin")["batch_cuts"] == {}, "it forms no batches"
 
 
 def _compact(value: int) -> bytes:
