@@ -237,7 +237,7 @@ class Storm(SequenceBench):
             return
         batch = firsts[pick % len(firsts)]
         self.sent.remove(batch)
-        batch.instance.execution_ns = kinds.choice([0, 5 * MS, 10**9])
+        batch.instance.execution_ns = kinds.choice([1000, 5 * MS, 10**9])
         native = kinds.random() < 0.5 and batch.answered == batch.fillers
         results: list[Result | None] = []
         failed, again = [], []
@@ -472,6 +472,10 @@ class Storm(SequenceBench):
         assert not any(instance.batches for instance in self.gone)
         assert not any(account.place is not None and account.place[0] in self.gone for account in self.live.values() if account.begun)
         assert not self.stopped or not self.live and not self.open
+        assert set(scheduler._lanes) <= set(self.instances) and not any(entry[-1].lane.instance.leaving for entry in scheduler._free)
+        assert len(scheduler._free) == sum(
+            slot.sequence is None for lane in scheduler._lanes.values() if not lane.instance.leaving for slot in lane.slots
+        )
         hosts = {}
         for instance, lane in scheduler._lanes.items():
             taken = [slot.sequence for slot in lane.slots if slot.sequence is not None]
@@ -692,6 +696,28 @@ def test_places_of_workers_that_have_died_are_forgotten(strategy: str) -> None:
         bench.dispatcher.instance_up(scheduler, bench.instances[0])
         bench.turn()
     assert len(scheduler._free) <= 8
+
+
+def test_an_instance_that_leaves_gets_no_sequences_when_its_worker_is_back() -> None:
+    bench = SequenceBench()
+    scheduler = bench.model(max_batch_size=1, instances=2)
+    bench.ask(1, START)
+    leaving, other = bench.instances
+    assert [batch.instance for batch in bench.sent] == [leaving]
+    bench.run()
+    gone: list[bool] = []
+    bench.dispatcher.when_free(scheduler, leaving, lambda: gone.append(True))
+    bench.turn()
+    assert not gone
+    bench.dispatcher.instance_down(scheduler, leaving, DIED)
+    bench.dispatcher.instance_up(scheduler, leaving)
+    bench.turn()
+    assert gone, "its sequence has ended with its worker"
+    bench.ask(2, START)
+    assert [batch.instance for batch in bench.sent] == [other]
+    bench.ask(3, START)
+    assert len(bench.sent) == 1
+    assert list(scheduler._lanes) == [other]
 
 
 def test_what_has_had_its_last_response_does_not_come_again() -> None:

@@ -164,7 +164,7 @@ class House:
         specs = [InstanceSpec(100 * number + index, f"m_{index}", "KIND_CPU", 0) for index in range(instances)]
         load = Load(0, number, "m", backend, made.directory, 1, document(message), {}, specs)
         scheduler = scheduler_of(message, signature_of(message), self._batch_numbers, VersionStatistics(), lambda line: None)
-        served = Served(load, scheduler, [Instance(spec.number, spec.name) for spec in specs])
+        served = Served(load, scheduler, [Instance(spec.number, spec.name, execution_ns=1000) for spec in specs])
         self.served[number] = served
         return served
 
