@@ -40,8 +40,8 @@ class PlannedBatch:
 class Instance:
     """One instance: ``batches`` are those bound to it and not yet answered, the first of them running.
 
-    ``execution_ns`` is a moving average of what a batch takes, 0 before the first; it decides how many wait at the worker. One that is ``leaving``
-    finishes what it has and gets nothing more.
+    ``execution_ns`` is a moving average of what a batch takes, 0 before the first; it decides how many wait at the worker. One that
+    is ``leaving`` finishes what it has and gets nothing more.
     """
 
     number: int

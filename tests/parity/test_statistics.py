@@ -68,5 +68,11 @@ def test_counts(oracle: int, farm: int) -> None:
 def test_all_models(oracle: int, farm: int) -> None:
     """The same models and versions in the same order, with the same members."""
     both = [exchange(port, "GET", "/v2/models/stats").json["model_stats"] for port in (oracle, farm)]
-    named = [[(entry["name"], entry["version"], [name for name in entry if name not in OURS], list(entry["inference_stats"])) for entry in entries] for entries in both]
+    named = [
+        [
+            (entry["name"], entry["version"], [name for name in entry if name not in OURS], list(entry["inference_stats"]))
+            for entry in entries
+        ]
+        for entries in both
+    ]
     assert named[1] == named[0]

@@ -231,6 +231,8 @@ def test_more_and_fewer_instances(tmp_path: Path, backend: str) -> None:
 def test_up_again_while_one_that_leaves_is_still_busy(tmp_path: Path, backend: str) -> None:
     async def play(house: House) -> None:
         served = await house.create(house.edition(2))
+        for instance in served.scheduler.instances:
+            instance.learn(1000)
         house.ask(served, 6)
         await house.until(lambda: len(house.sent) == 6)
         down = await house.resize(served, 1)
