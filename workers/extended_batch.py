@@ -68,8 +68,10 @@ class ExtendedBatch(Batch):
         return name in self._extras.states.outputs or super().wants(name)
 
     def destination(self, name: str, datatype: str, shape: Sequence[int]) -> Array | None:
-        """As ``Batch`` says: a place for what goes to clients as it is made."""
-        if name not in self._extras.outputs or name in self._extras.ragged.scattered:
+        """As ``Batch`` says: a place for what goes to clients as it is made, and to nobody else."""
+        extras = self._extras
+        # State is read once more when the batch ends: by then its place may be given back, or in a client's hands.
+        if name not in extras.outputs or name in extras.ragged.scattered or name in extras.states.outputs:
             return None
         return super().destination(name, datatype, shape)
 
@@ -90,7 +92,7 @@ class ExtendedBatch(Batch):
         if scattered is None:
             super().set_output(name, datatype, array)
             return
-        for index, part in enumerate(scattered.parts(name, array, self._shapes(scattered.source))):
+        for index, (shape, part) in enumerate(scattered.parts(name, array, self._shapes(scattered.source))):
             wanted = self._wanted[index]
             if index in self._faults or (wanted and name not in wanted):
                 continue
@@ -99,7 +101,7 @@ class ExtendedBatch(Batch):
             except StatusError as error:
                 self.fail(index, error)
                 continue
-            self._outputs[index].append(Tensor(name, datatype, part.shape, place))
+            self._outputs[index].append(Tensor(name, datatype, shape, place))
 
     def finish(self) -> list[Result]:
         """As ``Batch`` says."""

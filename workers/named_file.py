@@ -14,7 +14,8 @@ def read_named(directory: str, folder: str, file: str, field: str, model: str, b
     ``field`` is the one that names it. Raises StatusError INVALID_ARG for what is no file in there, INTERNAL for what cannot be read.
     """
     root = os.path.realpath(os.path.join(directory, folder))
-    path = os.path.realpath(os.path.join(root, file))
+    # A zero byte is in no file's name, and nothing that realpath takes.
+    path = os.path.realpath(os.path.join(root, file)) if "\0" not in file else ""
     if not path.startswith(root + os.sep):
         raise invalid(f"{field} '{file}' leaves the folder '{folder}' of model '{model}'")
     try:

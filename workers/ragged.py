@@ -61,8 +61,10 @@ class ScatteredOutput:
     source: str
     shape: Shape
 
-    def parts(self, name: str, array: Array, shapes: Sequence[Shape]) -> Iterator[Array]:
-        """Cut a batch's array over its requests. Raises INTERNAL where it has too few elements."""
+    def parts(self, name: str, array: Array, shapes: Sequence[Shape]) -> Iterator[tuple[Shape, Array]]:
+        """Cut a batch's array over its requests: each one's shape, and its elements, still flat, because numpy does not take every
+        shape without elements that a client can send. Raises INTERNAL where there are too few elements.
+        """
         flat = array.reshape(-1)
         at = 0
         for source in shapes:
@@ -70,7 +72,7 @@ class ScatteredOutput:
             end = at + prod(shape)
             if end > len(flat):
                 raise internal(f"output '{name}' was made with {len(flat)} elements, too few to give each request one of its shape")
-            yield flat[at:end].reshape(shape)
+            yield shape, flat[at:end]
             at = end
 
 

@@ -80,7 +80,7 @@ def states_of(config: Mapping[str, Any], directory: str) -> list[StateSpec]:
             tuple([int(dim) for dim in state.get("dims", ())]),
             same_buffer=bool(state.get("use_same_buffer_for_input_output")),
         )
-        content = _content(config, state, initial, datatype, directory) if found else None
+        content = _content(config, spec, initial, datatype, directory) if found else None
         if any(spec.input_name == other.input_name or spec.output_name == other.output_name for other in specs):
             continue
         if content is not None:
@@ -129,22 +129,21 @@ def _check_growable(config: Mapping[str, Any], state: Mapping[str, Any]) -> None
         )
 
 
-def _content(
-    config: Mapping[str, Any], state: Mapping[str, Any], initial: Mapping[str, Any], datatype: Datatype, directory: str
-) -> bytes | None:
-    """The bytes of an initial state's file, None for zeros."""
+def _content(config: Mapping[str, Any], spec: StateSpec, initial: Mapping[str, Any], datatype: Datatype, directory: str) -> bytes | None:
+    """The bytes of an initial state's file, of numbers no more than are used; None for zeros."""
     # Either is set by being there, whatever its value.
     if "data_file" in initial:
         file = initial["data_file"]
-        content = read_named(directory, FOLDER, file, "data_file", str(config.get("name", "")))
         byte_size = prod([int(dim) for dim in initial.get("dims", ())]) * datatype.byte_size
+        used = max(byte_size, prod(spec.first_shape(False)) * datatype.byte_size)
+        content = read_named(directory, FOLDER, file, "data_file", str(config.get("name", "")), -1 if datatype is _STRING else used)
         if len(content) < byte_size:
             raise invalid(
                 f"initial_state setting expects {byte_size} bytes, but the data provided from {file}only has {len(content)} bytes."
             )
         return content
     if "zero_data" not in initial:
-        raise invalid(f"initial_state setting expects state'{state['input_name']}' to have state_data set")
+        raise invalid(f"initial_state setting expects state'{spec.input_name}' to have state_data set")
     return None
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorfarm.server.dispatch.sequence_controls import END, START, Controls, CorrelationControl, controls_of
-from tensorfarm.shm.datatypes import DATATYPES, deserialize_bytes
+from tensorfarm.shm.datatypes import DATATYPES, iter_bytes
 from tensorfarm.shm.placement import Inline
 from tensorfarm.workers.contract.configuration import parse_text
 from tensorfarm.workers.contract.messages import Tensor
@@ -34,7 +34,7 @@ def value(tensor: Tensor) -> Any:
     content = tensor.place.content
     datatype = DATATYPES[tensor.datatype]
     if tensor.datatype == "BYTES":
-        (element,) = deserialize_bytes(content)
+        (element,) = iter_bytes(content)
         return bytes(element)
     assert content.nbytes == datatype.byte_size
     (element,) = np.frombuffer(content, datatype.dtype)

@@ -22,7 +22,7 @@ from tensorfarm.server.dispatch.sequence_scheduler import SequenceScheduler
 from .tree import ROOT
 
 SCRIPT = ROOT / "scripts" / "simulate.py"
-SMALL = ("--arrivals", "6000", "--models", "27", "--instances", "2", "--once")
+SMALL = ("--arrivals", "40000", "--models", "27", "--instances", "2", "--once")
 
 
 @pytest.fixture(scope="module")
