@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from ..shm.datatypes import DATATYPES
+from ..shm.placement import Span
 from .backends.backend import Executor
 from .batch import Array, Batch, Memory
 from .batch_runner import BatchRunner
@@ -17,6 +18,10 @@ from .contract.signature import Signature, TensorSpec, reshaped
 from .contract.status import StatusError, internal
 from .ragged import Ragged
 from .states import States, StateSpec
+
+
+_NOTHING: dict[str, Span | None] = {"": None}
+"""What is wanted where nobody waits for it: no output has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class ExtendedBatch(Batch):
     def __init__(self, extras: Extras, requests: list[RequestBody], memory: Memory, model: str = "") -> None:
         super().__init__(requests, memory, model)
         self._extras = extras
+        self._wanted = [_NOTHING if _filler(request) else wanted for request, wanted in zip(requests, self._wanted, strict=True)]
         self._found = _found(extras.states, requests)
         self._left: list[tuple[str, Array]] = []
 

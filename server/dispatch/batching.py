@@ -160,11 +160,13 @@ class BatchScheduler(Scheduler):
         """As ``Scheduler`` says."""
         decision = Decision()
         queue = self.queue
-        for request in queue.expire(now_ns):
-            self._expired = True
+        for request in queue.expire(now_ns) if queue.limited else ():
             decision.refused.append((request, unavailable("Request timeout expired"), FailureReason.REJECTED))
         if self._suspended is not None:
             decision.refused += [(request, self._outage(request), FailureReason.REJECTED) for request in self.refuse_waiting()]
+        # With nobody left, they are no reason why the next batch is small.
+        if decision.refused or self._expired:
+            self._expired = len(queue) > 0
         wake_ns: int | None = None
         while len(queue) and not (self._held_count and self._held()):
             instance = self._free_instance()
@@ -174,7 +176,7 @@ class BatchScheduler(Scheduler):
             if not requests or self.limited:
                 break
             decision.batches.append(self._bound(instance, requests, cut))
-        deadline_ns = queue.next_deadline_ns()
+        deadline_ns = queue.next_deadline_ns() if queue.limited else None
         if deadline_ns is not None and (wake_ns is None or deadline_ns < wake_ns):
             wake_ns = deadline_ns
         decision.wake_ns = wake_ns
@@ -218,7 +220,7 @@ class BatchScheduler(Scheduler):
 def grouping_of(signature: Signature) -> Grouping | None:
     """What must be equal for two requests of a model to share a batch; None where anything may.
 
-    The shapes of variable inputs (without the batch dim), the content of shape tensors and, with optional inputs, which are there.
+    The shapes of variable inputs (without the batch dim) and, with optional inputs, which are there.
     """
     variable = frozenset(spec.name for spec in signature.inputs.values() if spec.variable and not spec.allow_ragged_batch)
     optional = any(spec.optional for spec in signature.inputs.values())

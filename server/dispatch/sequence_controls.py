@@ -75,7 +75,8 @@ def controls_of(config: Any) -> Controls:
     pairs: dict[str, tuple[Tensor, ...]] = {}
     correlation = None
     for tensor in config.sequence_batching.control_input:
-        for control in tensor.control:
+        # A request has one tensor of a name, whatever kinds a configuration gives it.
+        for control in tensor.control[:1]:
             kind = control.Kind.Name(control.kind)
             if kind == "CONTROL_SEQUENCE_CORRID":
                 correlation = CorrelationControl(tensor.name, BY_NUMBER[control.data_type].name, shape)

@@ -271,7 +271,7 @@ class SequenceScheduler(Scheduler):
     def instance_up(self, instance: Instance) -> None:
         """As ``Scheduler`` says."""
         super().instance_up(instance)
-        if instance not in self._lanes:
+        if instance not in self._lanes and not instance.leaving:
             lane = self._lanes[instance] = Lane(instance, held=self._hooks.queued_count > 0 and instance not in self._begun)
             lane.slots = [Slot(lane, index) for index in range(self.policy.slot_count)]
             for slot in lane.slots:

@@ -11,18 +11,18 @@ from types import ModuleType
 
 import pytest
 
-from tensorfarm.server.dispatch import batching
+from tensorfarm.server.dispatch import batching, dispatcher
 from tensorfarm.server.dispatch.batching import BatchScheduler
 from tensorfarm.server.dispatch.dispatcher import Dispatcher
 from tensorfarm.server.dispatch.queue import RequestQueue
-from tensorfarm.server.dispatch.request import Request
+from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.dispatch.scheduler import Decision
 from tensorfarm.server.dispatch.sequence_scheduler import SequenceScheduler
 
 from .tree import ROOT
 
 SCRIPT = ROOT / "scripts" / "simulate.py"
-SMALL = ("--arrivals", "40000", "--models", "27", "--instances", "2", "--once")
+SMALL = ("--arrivals", "20000", "--models", "18", "--instances", "2", "--once")
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,13 @@ def forgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    deliver = Dispatcher._deliver
+    hand_over = dispatcher._hand_over
 
-    def twice(self: Dispatcher, scheduler: object, responses: list[object]) -> None:
-        deliver(self, scheduler, responses + responses[:1])  # type: ignore[arg-type,operator]
+    def twice(response: Response) -> None:
+        hand_over(response)
+        hand_over(response)
 
-    monkeypatch.setattr(Dispatcher, "_deliver", twice)
+    monkeypatch.setattr(dispatcher, "_hand_over", twice)
 
 
 def overfills(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +133,7 @@ def loses_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
         (overfills, "is allowed"),
         (overtakes, "overtakes"),
         (idles, "waits beside an idle instance"),
-        (sleeps, "never answered"),
+        (sleeps, "deadline"),
         (loses_sequences, "never answered"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

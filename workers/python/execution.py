@@ -29,7 +29,7 @@ from .errors import TritonModelException
 from .failure import failure_text, sayable
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
 from .module import PythonModel, Unimplemented
-from .places import Places
+from .places import Places, unreadable
 from .request import InferenceRequest
 from .response import InferenceResponse
 
@@ -71,6 +71,19 @@ class OpenRequest:
         """As ``Responder`` says."""
         if not self.answered:
             self._execution.later(self)
+
+
+class AnsweredRequest(OpenRequest):
+    """A request that has its answer, and is executed for its sequence's sake: what the model says to it is for nobody."""
+
+    __slots__ = ()
+
+    def __init__(self, execution: Execution, batch: int, index: int, body: RequestBody) -> None:
+        super().__init__(execution, batch, index, body, INLINE)
+        self.answered = True
+
+    def send(self, response: InferenceResponse | None, flags: int) -> None:
+        """As ``Responder`` says: nobody hears it."""
 
 
 class Execution:
@@ -158,7 +171,10 @@ class Execution:
                 except StatusError as error:
                     results[index] = _failed(error)
                     failed.append(index)
-                    continue
+                    if places is None or not places.needs(body):
+                        continue
+                    body, inputs = unreadable(body), INLINE
+                    open_request = AnsweredRequest(self, number, index, body)
             opened.append(open_request)
             requests.append(InferenceRequest.received(body, inputs, open_request, names))
             if type(inputs) is SharedInputs:
@@ -182,6 +198,8 @@ class Execution:
         output_start_ns = time.monotonic_ns()
         for position, open_request in enumerate(opened):
             result = None
+            if type(open_request) is AnsweredRequest:
+                continue
             if fault is not None:
                 failed.append(open_request.index)
                 result = _failed(fault)

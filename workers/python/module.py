@@ -129,7 +129,8 @@ class PythonModel:
         self.batching = config.get("max_batch_size", 0) > 0
         sequences = config.get("sequence_batching")
         self.iterative = bool(sequences and sequences.get("iterative_sequence"))
-        self.places = None if sequences is None else Places(states_of(config, source.directory), self.batching)
+        rows = self.batching and sequences is not None and "oldest" not in sequences
+        self.places = None if sequences is None else Places(states_of(config, source.directory), self.batching, rows)
         self._file = model_file(source, config)
         made = model_class(source, config)
         self._model = attempted(lambda: made())

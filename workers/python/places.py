@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
+from ...shm.datatypes import DATATYPES
+from ...shm.placement import Inline
+from ..contract import messages
 from ..contract.messages import RequestBody, WantedOutput
 from ..contract.status import internal
-from ..states import END, States, StateSpec
+from ..states import END, START, States, StateSpec
 from .request import InferenceRequest
 from .response import InferenceResponse
 from .strings import decoded
@@ -20,15 +24,21 @@ if TYPE_CHECKING:
 _NOTHING = [WantedOutput("")]
 """What nobody waits for has no output that is wanted: none has this name."""
 
+LARGEST_NOTHING_BYTE_SIZE = 1 << 28
+"""Inputs that would have more zeros than this get dims of one instead."""
+
+STRING_LENGTH_BYTE_SIZE = 4
+
 
 class Places:
     """The places of one instance, and the states that lie there.
 
     The newest request at a place alone may change it: the sender of an older one may still answer when the place is another
-    sequence's.
+    sequence's. ``rows``: a model may know its sequences by their rows in the batch.
     """
 
-    def __init__(self, specs: Sequence[StateSpec], batching: bool) -> None:
+    def __init__(self, specs: Sequence[StateSpec], batching: bool, rows: bool = False) -> None:
+        self._rows = rows
         self._states = States(specs, batching)
         self._specs = {spec.output_name: spec for spec in specs}
         self._batching = batching
@@ -61,6 +71,10 @@ class Places:
             if found:
                 # Copies: the model may write to them.
                 request.give([Tensor.holding(spec.input_name, spec.datatype, array.copy()) for spec, array in found])
+
+    def needs(self, body: RequestBody) -> bool:
+        """Must the model see a request even if its inputs cannot be read? It may have state of its own, which begins, ends, or has a row."""
+        return self._rows or (body.context is not None and bool(body.context.flags & (START | END)))
 
     def keep(self, request: OpenRequest, response: InferenceResponse) -> None:
         """Leave at a request's place what a response to it has as state; all of it or nothing. Raises StatusError for what is none."""
@@ -98,6 +112,22 @@ class Places:
                 place = _place(body)
                 if place is not None and body.context is not None and body.context.flags & END:
                     self._newest.pop(place, None)
+
+
+def unreadable(body: RequestBody) -> RequestBody:
+    """A request with nothing in the place of its inputs that lie in shared memory: zeros, or strings without content."""
+    inputs = [tensor if type(tensor.place) is Inline else _nothing(tensor) for tensor in body.inputs]
+    return RequestBody(body.id, body.batch_size, inputs, body.outputs, body.parameters, body.context)
+
+
+def _nothing(tensor: messages.Tensor) -> messages.Tensor:
+    shape = tensor.shape
+    element_byte_size = DATATYPES[tensor.datatype].byte_size or STRING_LENGTH_BYTE_SIZE
+    # Nobody has checked yet whether there is room for so many strings.
+    if prod(shape) * element_byte_size > min(tensor.place.byte_size, LARGEST_NOTHING_BYTE_SIZE):
+        shape = tuple([min(dim, 1) for dim in shape])
+    content = memoryview(bytes(prod(shape) * element_byte_size))
+    return messages.Tensor(tensor.name, tensor.datatype, shape, Inline(content))
 
 
 def _number(request: OpenRequest) -> tuple[int, int]:
