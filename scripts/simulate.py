@@ -14,6 +14,7 @@ import argparse
 import heapq
 import itertools
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -48,6 +49,7 @@ SHAPES = ((1, 8), (1, 16))
 CANCELLED = 0.01
 DEATHS = 50
 SEQUENCE_LENGTH = 20
+OPEN_SEQUENCES = 48
 
 KINDS = {
     "one at a time": "max_batch_size: 8",
@@ -97,7 +99,10 @@ MEMORY = NoMemory()
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A model: what it takes for a batch (``base_ns`` and ``item_ns``), and what has been seen of it."""
+    """A model: what it takes for a batch (``base_ns`` and ``item_ns``), and what has been seen of it.
+
+    ``open_sequences`` has how many requests of each have been sent.
+    """
 
     name: str
     kind: str
@@ -108,8 +113,7 @@ class Model:
     item_ns: int
     instances: list[Instance] = field(default_factory=list)
     last_order: dict[int, int] = field(default_factory=dict)
-    sequence: int = 0
-    sent_of_sequence: int = 0
+    open_sequences: dict[int | str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -122,7 +126,6 @@ class Totals:
     answers: Counter[str] = field(default_factory=Counter)
     cuts: Counter[str] = field(default_factory=Counter)
     longest_wait_ns: int = 0
-    latest_refusal_ns: int = 0
     wall_secs: float = 0.0
 
 
@@ -143,6 +146,7 @@ class Day:
         self._dispatcher = Dispatcher(self._send, self._soon.append, self._set_alarm, lambda: self.now_ns)
         self._batch_numbers = itertools.count(1)
         self._instance_numbers = itertools.count(1)
+        self._sequence_numbers = itertools.count(1)
         self._of: dict[Scheduler, Model] = {}
         self.models = [self._model(number, instance_count) for number in range(model_count)]
         self.idle_models = [self._model(number, instance_count) for number in range(model_count, model_count + idle_model_count)]
@@ -184,11 +188,13 @@ class Day:
 
     def run(self, progress: Callable[[int], None]) -> Totals:
         """Live the day to its end; returns what it came to. Raises Broken."""
-        for second in self._generator.uniform(0, 86_400, DEATHS):
-            self._at(int(second * 1e9), self._kill)
+        fatal = set(self._generator.integers(self._arrival_count, size=DEATHS).tolist())
         began = time.perf_counter()
         events, soon = self._events, self._soon
-        for at_ns, model, dice in self._arrivals(progress):
+        for number, (at_ns, model, dice) in enumerate(self._arrivals(progress)):
+            if number in fatal:
+                # While it works on this request, or has it waiting.
+                self._at(at_ns + model.base_ns // 2, self._kill, model)
             while events and events[0][0] <= at_ns:
                 self._step()
             self.now_ns = at_ns
@@ -246,7 +252,7 @@ class Day:
         elif model.kind == "deadlines":
             timeout_us = int(dice * 300_000)
         elif isinstance(model.scheduler, SequenceScheduler):
-            context = self._next_of_sequence(model)
+            context = self._next_of_sequence(model, dice)
         else:
             batch_size = 1 + int(dice * 3)
         request = Request(RequestBody("", batch_size, inputs, [], {}, context), self.now_ns, self._answered)
@@ -257,21 +263,25 @@ class Day:
         except StatusError as error:
             del self._open[request]
             self.totals.answers[f"refused at once: {next(reason for reason in REFUSALS if reason in error.message)}"] += 1
-            model.sent_of_sequence = 0
+            if context is not None:
+                model.open_sequences.pop(context.correlation_id, None)
             return
         if dice < CANCELLED:
             self._at(self.now_ns + model.base_ns // 2, self._give_up, request)
 
-    def _next_of_sequence(self, model: Model) -> RequestContext:
-        flags = 0
-        if not model.sent_of_sequence:
-            model.sequence += 1
-            flags = 1
-        model.sent_of_sequence += 1
-        if model.sent_of_sequence == SEQUENCE_LENGTH:
-            model.sent_of_sequence = 0
-            flags |= 2
-        return RequestContext(model.sequence, flags)
+    def _next_of_sequence(self, model: Model, dice: float) -> RequestContext:
+        """The next request of one of the open sequences, or the first of another."""
+        sequences = model.open_sequences
+        if len(sequences) < OPEN_SEQUENCES:
+            sequence: int | str = next(self._sequence_numbers)
+            sequences[sequence] = 1
+            return RequestContext(sequence, 1)
+        sequence = list(sequences)[int(dice * OPEN_SEQUENCES)]
+        sequences[sequence] += 1
+        if sequences[sequence] < SEQUENCE_LENGTH:
+            return RequestContext(sequence, 0)
+        del sequences[sequence]
+        return RequestContext(sequence, 2)
 
     def _give_up(self, request: Request) -> None:
         model = self._open.get(request)
@@ -284,12 +294,12 @@ class Day:
         expect(model is not None, "a request was answered twice")
         assert model is not None
         error = response.error
-        self.totals.answers["ok" if error is None else error.message or "cancelled"] += 1
+        self.totals.answers["ok" if error is None else re.sub(r"'m\d+'|\d+", "…", error.message) or "cancelled"] += 1
         if error is not None and error.message == "Request timeout expired":
-            self.totals.latest_refusal_ns = max(self.totals.latest_refusal_ns, self.now_ns - request.deadline_ns)
-        if error is not None and isinstance(model.scheduler, SequenceScheduler):
+            expect(self.now_ns <= request.deadline_ns, model.name, model.kind, "refuses behind the deadline")
+        if error is not None and request.body.context is not None:
             # Its client begins anew.
-            model.sent_of_sequence = 0
+            model.open_sequences.pop(request.body.context.correlation_id, None)
 
     # workers
 
@@ -324,9 +334,8 @@ class Day:
         self._dispatcher.batch_done(Done(batch.number, results, begin_ns, begin_ns, self.now_ns, self.now_ns), MEMORY)
         self._soon.append(lambda: self._check_busy(batch.scheduler))
 
-    def _kill(self) -> None:
+    def _kill(self, model: Model) -> None:
         """A worker dies with all instances of a model, and is back two seconds later."""
-        model = self._random.choice(self.models)
         for instance in model.instances:
             if instance.live:
                 self._busy_until.pop(instance, None)
@@ -402,7 +411,6 @@ def _print(console: Console, days: list[tuple[str, int, Totals]]) -> None:
         ("events a second", lambda models, totals: f"{totals.events / totals.wall_secs:,.0f}"),
         ("us an event", lambda models, totals: f"{totals.wall_secs / totals.events * 1e6:.1f}"),
         ("longest wait, s", lambda models, totals: f"{totals.longest_wait_ns / 1e9:.2f}"),
-        ("latest refusal behind its deadline, ms", lambda models, totals: f"{totals.latest_refusal_ns / MS:.3f}"),
     ]
     for title, cell in rows:
         table.add_row(title, *[cell(models, totals) for _, models, totals in days])

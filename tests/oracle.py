@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -51,13 +51,13 @@ def require() -> None:
         pytest.skip(reason)
 
 
-def start(repository: Path, *flags: str, folder: Path) -> Server:
+def start(repository: Path, *flags: str, folder: Path, environment: Mapping[str, str] | None = None) -> Server:
     """Start the real server on free ports, without waiting for it."""
     require()
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [str(PROGRAM), f"--model-repository={repository}", *flags]
     ports = {"HTTP_PORT": str(http_port), "GRPC_PORT": str(grpc_port), "METRICS_PORT": str(metrics_port)}
-    return spawn(command, ports, http_port, metrics_port, folder)
+    return spawn(command, {**ports, **(environment or {})}, http_port, metrics_port, folder)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ from .contract.status import StatusError, internal
 from .ragged import Ragged
 from .states import States, StateSpec
 
-
 _NOTHING: dict[str, Span | None] = {"": None}
 """What is wanted where nobody waits for it: no output has this name."""
 

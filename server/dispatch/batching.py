@@ -138,7 +138,7 @@ class BatchScheduler(Scheduler):
 
     def _take_in(self, request: Request, now_ns: int) -> None:
         if self.stopping:
-            raise stopping_error(request)
+            raise stopping_error(request.label)
         self.queue.push(request, now_ns)
 
     def cancel(self, request: Request) -> bool:

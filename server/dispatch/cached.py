@@ -108,7 +108,7 @@ class Cached:
         Raises StatusError, and then nothing is called back.
         """
         if self.stopping:
-            raise stopping_error(request)
+            raise stopping_error(request.label)
         inputs = self._inputs(request)
         if inputs is None:
             self._enter_uncached(request)

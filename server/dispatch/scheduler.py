@@ -60,11 +60,6 @@ class Scheduler(ABC):
         """Nothing waits, nothing runs, and nothing that ran has responses to come."""
         return not self.in_flight and not self.outstanding
 
-    @property
-    def unfinished(self) -> int:
-        """How much the end of the server has to wait for."""
-        return self.in_flight
-
     # requests
 
     def submit(self, request: Request, now_ns: int) -> None:
@@ -203,6 +198,6 @@ class Scheduler(ABC):
         return waiting
 
 
-def stopping_error(request: Request) -> StatusError:
+def stopping_error(label: str = "") -> StatusError:
     """What a request is told that comes after the end of its version has begun."""
-    return unavailable(f"{request.label}Server is stopping, scheduler for model has stopped accepting new inference requests")
+    return unavailable(f"{label}Server is stopping, scheduler for model has stopped accepting new inference requests")

@@ -105,7 +105,7 @@ class SequenceScheduler(Scheduler):
             if not flags & START:
                 raise self._unknown(correlation_id)
             if self.stopping or self.draining:
-                raise stopping_error(request)
+                raise stopping_error()
             sequence = self._begin(correlation_id, now_ns)
         elif flags & START:
             self._warn(
@@ -352,11 +352,6 @@ class SequenceScheduler(Scheduler):
             sequence = self._of[request]
             sequence.running = None
             sequence.waiting.appendleft(request)
-
-    @property
-    def unfinished(self) -> int:
-        """As ``Scheduler`` says: a sequence that is open has requests to come."""
-        return max(self.in_flight, len(self._sequences))
 
     # decisions
 

@@ -78,8 +78,8 @@ class Generations:
         del self._loads[served.number]
 
     def in_flight(self) -> list[tuple[str, int, int]]:
-        """Name, version and number of requests, or of open sequences, of every one that has some."""
-        return [(load.name, load.version, count) for load in self._loads.values() if (count := load.unfinished)]
+        """Name, version and number of requests of every one that has some."""
+        return [(load.name, load.version, count) for load in self._loads.values() if (count := load.in_flight)]
 
     def drain(self) -> None:
         """The server is about to end: let nothing begin that needs further requests."""

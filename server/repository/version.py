@@ -112,11 +112,6 @@ class ModelVersion:
         return before + (self.scheduler.in_flight if self.ensemble is None else self.ensemble.in_flight)
 
     @property
-    def unfinished(self) -> int:
-        """As ``in_flight``, with sequences that are open between two requests."""
-        return max(self.in_flight, self.scheduler.unfinished)
-
-    @property
     def idle(self) -> bool:
         """Does it do nothing, not even for requests that have been answered?"""
         if self.cached is not None and self.cached.in_flight:

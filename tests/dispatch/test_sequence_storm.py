@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tensorfarm.server.dispatch.delay_hooks import DelayHooks
 from tensorfarm.server.dispatch.dispatcher import Dispatcher
 from tensorfarm.server.dispatch.instance import Instance, PlannedBatch
+from tensorfarm.server.dispatch.rate_limiter import Pool, RateLimiter
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.dispatch.scheduler import MAX_ATTEMPTS
 from tensorfarm.workers.contract.messages import Done, Fault, RequestContext, Respond, Result
@@ -26,7 +27,7 @@ from tensorfarm.workers.contract.status import Code, StatusError, unavailable
 from .sequence_bench import END, MS, START, SequenceBench, controls
 from .test_cancel_storm import reachable
 
-STEPS = int(os.environ.get("SEQUENCE_STORM_STEPS", "700"))
+STEPS = int(os.environ.get("SEQUENCE_STORM_STEPS", "3000"))
 IDLE_NS = 1000 * MS
 DIED = unavailable("the worker died")
 OUTAGE = unavailable("the worker does not come back")
@@ -37,7 +38,7 @@ LATE = "timeout of the corresponding sequence has been expired"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how its instances behave."""
+    """A model; where ``limited``, a rate limiter lets one of its instances run at a time."""
 
     direct: bool
     instances: int
@@ -46,6 +47,7 @@ class Case:
     iterative: bool = False
     hooks: DelayHooks = DelayHooks()
     candidates: int = 2
+    limited: bool = False
 
     @property
     def batching(self) -> str:
@@ -76,7 +78,8 @@ class Storm(SequenceBench):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
-        self.dispatcher = Dispatcher(self.take, self.soon.append, self._set_alarm, lambda: self.now_ns)
+        self.limiter = RateLimiter() if case.limited else None
+        self.dispatcher = Dispatcher(self.take, self.soon.append, self._set_alarm, lambda: self.now_ns, limiter=self.limiter)
         self.live: dict[int | str, Account] = {}
         self.of: dict[Request, Account] = {}
         self.open: dict[Request, None] = {}
@@ -86,12 +89,20 @@ class Storm(SequenceBench):
         self.finished: dict[Request, int] = {}
         self.heard: dict[Request, StatusError | None] = {}
         self.stopped = 0
+        self.late: set[Account] = set()
         self.gone: list[Instance] = []
         self.idled = 0
         self.accepted = 0
         self.outage = False
         batching, hooks = case.batching, case.hooks
         self.scheduler_ = self.model(batching, case.max_batch_size, case.instances, dims="-1", hooks=hooks)
+        self.scheduler_.limited = case.limited
+        for instance in self.instances:
+            self._register(instance)
+
+    def _register(self, instance: Instance) -> None:
+        if self.limiter is not None:
+            self.limiter.register(instance, {Pool(0, "one"): 1})
 
     # what comes from the core
 
@@ -152,6 +163,8 @@ class Storm(SequenceBench):
             if request in account.waiting:
                 assert response.error is not None
                 account.waiting.remove(request)
+                if response.error.message == LATE:
+                    self.late.add(account)
         response.release()
 
     def finish_one(self, request: Request) -> None:
@@ -229,6 +242,10 @@ class Storm(SequenceBench):
                 if not account.waiting and account.running is None:
                     self.end(account)
         self.turn()
+        for account in self.late:
+            assert not account.waiting, "one that has waited for too long takes its sequence with it"
+            self.end(account)
+        self.late.clear()
 
     def answer(self, pick: int, kinds: random.Random) -> None:
         """An instance has run its first batch."""
@@ -336,7 +353,6 @@ class Storm(SequenceBench):
             self._fall_asleep()
             self.dispatcher.alarm()
             self.look()
-            self._give_up()
         self.now_ns = end_ns
         self._fall_asleep()
 
@@ -345,13 +361,6 @@ class Storm(SequenceBench):
             if not account.waiting and account.running is None and account.last_ns + IDLE_NS <= self.now_ns:
                 self.end(account)
                 self.idled += 1
-
-    def _give_up(self) -> None:
-        """The sequences that have waited for too long are over."""
-        for account in [account for account in self.of.values() if not account.over and not account.waiting and account.running is None]:
-            errors = [error for request, error in self.heard.items() if self.of[request] is account and error is not None]
-            if any(error.message == LATE for error in errors):
-                self.end(account)
 
     def die(self, pick: int) -> None:
         """A worker ends: what it ran is lost, and the sequences of which it held state."""
@@ -423,11 +432,14 @@ class Storm(SequenceBench):
             return
         added = Instance(next(self._instance_numbers), "m")
         self.instances.append(added)
+        self._register(added)
         self.dispatcher.instance_up(self.scheduler_, added)
 
         def free() -> None:
             self.gone.append(instance)
             self.instances.remove(instance)
+            if self.limiter is not None:
+                self.limiter.forget(instance)
 
         self.dispatcher.when_free(self.scheduler_, instance, free)
         self.look()
@@ -491,15 +503,19 @@ class Storm(SequenceBench):
             (sequence in hosts) != (sequence in scheduler._backlog)
             for sequence in (*scheduler._sequences.values(), *scheduler._of.values())
         )
+        begun = [sequence.waiting[0].order for sequence in scheduler._backlog]
+        assert begun == sorted(begun), "who came first is placed first"
         for sequence in scheduler._backlog:
             for request in sequence.waiting:
                 assert not request.timeout_us or self.now_ns < request.queued_ns + request.timeout_us * 1000, "it has waited for too long"
         for instance in self.instances:
-            assert len(instance.batches) <= (1 if case.direct else 3)
+            assert len(instance.batches) <= (1 if case.direct or case.limited else 3)
+        assert not case.limited or sum(len(instance.batches) for instance in self.instances) <= 1
         assert len(scheduler._idle_deadlines) <= max(64, 2 * len(hosts) + 64)
 
     def _check_busy(self, instance: Instance, ready: list[Request], held: bool) -> None:
-        if not ready or not instance.live or instance.batches or held:
+        busy = self.instances if self.case.limited else (instance,)
+        if not ready or held or not instance.live or any(one.batches for one in busy):
             return
         delay_ns = self.case.delay_us * 1000
         oldest_ns = min(self.scheduler_._of[request].ready_ns if not self.case.direct else request.queued_ns for request in ready)
@@ -540,11 +556,11 @@ class Storm(SequenceBench):
 def blow(storm: Storm, seed: int, steps: int) -> None:
     """So many random things; at the end the version is unloaded."""
     pick = random.Random(seed)
-    often = {"ask": 40, "answer": 30, "respond": 6, "wait": 8, "cancel": 6, "revive": 3, "die": 2, "leave": 1, "drain": 1}
+    often = {"ask": 50, "answer": 22, "respond": 5, "wait": 4, "cancel": 2, "revive": 2, "die": 0.5, "leave": 0.2, "drain": 0.6}
     for number, thing in enumerate(pick.choices(list(often), list(often.values()), k=steps)):
         if thing == "ask" and len(storm.open) < 30:
-            correlation_id = pick.choice([*range(8), *range(1, 5), 2**64 - 1, "text", ""])
-            flags = pick.choice([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
+            correlation_id = pick.choice([*range(8), *range(1, 7), *range(1, 7), 2**64 - 1, "text"])
+            flags = pick.choice([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 3])
             batch_size = 2 if pick.random() < 0.02 and storm.case.max_batch_size else 1
             storm.ask(
                 correlation_id, flags, width=pick.choice([1, 1, 1, 2]), timeout_us=pick.choice([0, 0, 0, 300_000]), batch_size=batch_size
@@ -581,7 +597,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", [*CASES, Case(False, 2, 2, candidates=5), Case(False, 1, 4, 20_000, candidates=3)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *CASES,
+        Case(False, 2, 2, candidates=5),
+        Case(False, 1, 4, 20_000, candidates=3),
+        Case(True, 3, 2, limited=True),
+        Case(False, 2, 2, 30_000, True, limited=True),
+    ],
+    ids=str,
+)
 def test_a_storm(case: Case) -> None:
     for seed in range(2):
         storm = Storm(case)
@@ -601,11 +627,20 @@ class Machine(RuleBasedStateMachine):
         iterative=st.booleans(),
         hooks=st.sampled_from([DelayHooks(), DelayHooks(), DelayHooks(2), DelayHooks(2, 1)]),
         candidates=st.integers(1, 3),
+        limited=st.sampled_from([False, False, True]),
     )
     def begin(
-        self, direct: bool, instances: int, max_batch_size: int, delay_us: int, iterative: bool, hooks: DelayHooks, candidates: int
+        self,
+        direct: bool,
+        instances: int,
+        max_batch_size: int,
+        delay_us: int,
+        iterative: bool,
+        hooks: DelayHooks,
+        candidates: int,
+        limited: bool,
     ) -> None:
-        self.storm = Storm(Case(direct, instances, max_batch_size, delay_us, iterative, hooks, candidates))
+        self.storm = Storm(Case(direct, instances, max_batch_size, delay_us, iterative, hooks, candidates, limited))
 
     @rule(correlation_id=st.integers(0, 4), flags=st.integers(0, 3), width=st.sampled_from([1, 1, 2]), hasty=st.booleans())
     def ask(self, correlation_id: int, flags: int, width: int, hasty: bool) -> None:
@@ -662,7 +697,7 @@ class Machine(RuleBasedStateMachine):
             self.storm.settle()
 
 
-Machine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestMachine = Machine.TestCase
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tensorfarm.shm.datatypes import DATATYPES, iter_bytes
-from tensorfarm.shm.placement import Span
+from tensorfarm.shm.placement import Inline, Lease, Span
 from tensorfarm.workers.backends.backend import Runner
 from tensorfarm.workers.backends.onnxruntime import backend
 from tensorfarm.workers.batch import Batch
@@ -156,6 +156,17 @@ def test_large_ragged_tensors_lie_in_the_arena(tmp_path: Path) -> None:
         assert first == {"Y": (2 * large).tolist()} and second == {"Y": (2 * X1).tolist()}
 
 
+def test_shapes_that_numpy_does_not_take_are_no_matter_to_others(tmp_path: Path) -> None:
+    """They have no elements, whatever their other dims are."""
+    made = runner(tmp_path, told("INT32"), told_config("BATCH_ELEMENT_COUNT", "INT32", "-1, -1", "-1, -1"))
+    odd = ragged_request(X1)
+    odd.inputs[0] = Tensor("X", "FP32", (1, 0, 2**62), Inline(memoryview(b"")))
+    deep = np.ones((1, 2, 3), np.float32)
+    first, second = made.run(Execute(1, [odd, ragged_request(deep)])).results
+    assert first is not None and first.outputs[-1].shape == (1, 0, 2**62)
+    assert second is not None and array_of(second.outputs[-1]).tolist() == (2 * deep).tolist()
+
+
 def test_an_output_too_small_to_scatter(tmp_path: Path) -> None:
     # Y is as long as X, but is to be cut into rows of two.
     config = told_config("BATCH_ELEMENT_COUNT", "INT32", "-1", "-1, 2")
@@ -204,7 +215,7 @@ def sequences(inside: str) -> str:
 BATCHING = "max_batch_size: 4 "
 
 
-def step(number: int, slot: int, flags: int = 0, wanted: Sequence[str] = (), shape: tuple[int, ...] = (1, 1)) -> RequestBody:
+def step(number: int, slot: int, flags: int = 0, wanted: Sequence[str | WantedOutput] = (), shape: tuple[int, ...] = (1, 1)) -> RequestBody:
     body = request([tensor("IN", "INT32", np.full(shape, number, np.int32))], wanted)
     return RequestBody(body.id, 1, body.inputs, body.outputs, {}, RequestContext(slot + 1, flags, slot=slot))
 
@@ -214,7 +225,8 @@ def filler() -> RequestBody:
 
 
 def totals(done: Done) -> list[Any]:
-    return [made.get("error") or made["OUT"] for made in outputs(done)]
+    """OUT of each, or its error; None where nobody waits for it."""
+    return [made.get("error") or made.get("OUT") for made in outputs(done)]
 
 
 def play(made: Runner, *requests: RequestBody) -> list[Any]:
@@ -267,6 +279,63 @@ def test_state_that_clients_get_in_another_shape(tmp_path: Path) -> None:
     for expected in (1, 2, 3):
         (only,) = outputs(made.run(Execute(1, [step(1, 0, START if expected == 1 else 0)])))
         assert only == {"OUT": [[expected]], "ACC_OUT": [[[expected]]]}
+
+
+LARGE = 40_000
+
+
+def wide() -> onnx.ModelProto:
+    """OUT is the sum of the state, which has IN added to each element."""
+    nodes = [
+        helper.make_node("Add", ["IN", "ACC_IN"], ["ACC_OUT"]),
+        helper.make_node("ReduceMean", ["ACC_OUT"], ["OUT"], axes=[1]),
+    ]
+    return model(
+        nodes,
+        [value("IN", "INT32", ["b", 1]), value("ACC_IN", "INT32", ["b", LARGE])],
+        [value("OUT", "INT32", ["b", 1]), value("ACC_OUT", "INT32", ["b", LARGE])],
+    )
+
+
+class Busy(FakeMemory):
+    """What is given back is another instance's the moment after, and clients change their regions whenever it suits them."""
+
+    def free(self, lease: Lease) -> None:
+        if (block := self.blocks.get(lease.offset)) is not None:
+            block[:] = b"\x55" * len(block)
+
+
+def busy(folder: Path) -> tuple[Runner, FakeMemory]:
+    visible = VISIBLE.replace("dims: 1", f"dims: {LARGE}")
+    memory = Busy(bytes(8))
+    return runner(folder, wide(), BATCHING + IN + OUT + visible + sequences(state("", str(LARGE))), memory), memory
+
+
+@pytest.mark.parametrize("wanted", [["OUT"], ["OUT", "ACC_OUT"]])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_large_state_is_kept_whoever_wants_it(tmp_path: Path, wanted: Sequence[str], count: int) -> None:
+    """Also where the client did not ask for it: nothing is read where it has been given back."""
+    made, memory = busy(tmp_path)
+    for total, flags in ((1, START), (2, 0), (3, 0)):
+        requests = [step(slot + 1, slot, flags, wanted if slot == 0 else ["OUT"]) for slot in range(count)]
+        found = outputs(made.run(Execute(1, requests)), memory)
+        assert [one["OUT"] for one in found] == [[[(slot + 1) * total]] for slot in range(count)]
+        assert list(found[0]) == wanted and ("ACC_OUT" not in wanted or found[0]["ACC_OUT"] == [[total] * LARGE])
+
+
+def test_a_large_state_that_its_client_has_no_room_for(tmp_path: Path) -> None:
+    made, _ = busy(tmp_path)
+    assert play(made, step(1, 0, START, ["OUT"]), step(2, 1, START, ["OUT"])) == [[[1]], [[2]]]
+    failed, other = play(made, step(1, 0, 0, [WantedOutput("ACC_OUT", Span(3, 0, 8))]), step(2, 1, 0, ["OUT"]))
+    assert "shared memory size specified with the request for output 'ACC_OUT'" in failed and other == [[4]]
+    assert play(made, step(1, 0, 0, ["OUT"]), step(2, 1, 0, ["OUT"])) == [[[2]], [[6]]]
+
+
+def test_nothing_is_stored_for_an_empty_place(tmp_path: Path) -> None:
+    made, memory = busy(tmp_path)
+    empty, real = made.run(Execute(1, [filler(), step(1, 1, START)])).results
+    assert empty is not None and empty.outputs == [] and empty.fault is None
+    assert real is not None and [output.name for output in real.outputs] == ["OUT", "ACC_OUT"] and len(memory.blocks) == 1
 
 
 def test_strings_as_state(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def test_batch_inputs(case: str, datatype: str) -> None:
 def test_an_output_is_cut_by_the_shapes_of_an_input() -> None:
     flat = np.arange(3 * 2 + 2 * 5 * 2)
     parts = list(ScatteredOutput("X", (-1, -1, 2)).parts("Y", flat, [(1, 3), (2, 5)]))
-    assert [part.shape for part in parts] == [(1, 3, 2), (2, 5, 2)]
-    assert np.array_equal(np.concatenate([part.ravel() for part in parts]), flat)
+    assert [shape for shape, _ in parts] == [(1, 3, 2), (2, 5, 2)]
+    assert np.array_equal(np.concatenate([part for _, part in parts]), flat)
 
 
 def test_an_output_that_is_too_small_is_an_error() -> None:

@@ -94,6 +94,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "no datatype": ([state(data_type="TYPE_INVALID")], "sequence batching state 'SI' must specify 'input_name' and 'data_type'"),
     "no input": ([state(input_name="")], "sequence batching state '' must specify 'input_name' and 'data_type'"),
+    "zero byte": ([state([start(data_file="a\0b")])], "data_file 'a\0b' leaves the folder 'initial_state' of model 'm'"),
     "outside": ([state([start(data_file="../secret")])], "data_file '../secret' leaves the folder 'initial_state' of model 'm'"),
     "no file": ([state([start(data_file="pipe")])], "data_file 'pipe' of model 'm' is not a regular file"),
 }
@@ -116,6 +117,13 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         states_of(config(state([start(data_file="none")])), str(tmp_path))
     assert caught.value.code is Code.INTERNAL
     assert caught.value.message == "failed to open text file for read m/initial_state/none: No such file or directory"
+
+
+def test_of_a_large_file_no_more_is_read_than_is_used(tmp_path: Path) -> None:
+    file(tmp_path, np.array([7, 8], np.int32).tobytes())
+    os.truncate(tmp_path / "initial_state" / "init", 1 << 40)
+    (array,) = first(tmp_path, state([start(data_file="init")]))
+    assert array.tolist() == [[7, 8]]
 
 
 def test_a_model_without_states(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from .errors import TritonModelException
 from .failure import failure_text, sayable
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
 from .module import PythonModel, Unimplemented
-from .places import Places, unreadable
+from .places import Places, stands_empty, without_shared
 from .request import InferenceRequest
 from .response import InferenceResponse
 
@@ -164,6 +164,9 @@ class Execution:
                 if type(tensor.place) is not Inline:
                     inputs = SharedInputs(self._model_memory)
                     break
+            if inputs is not INLINE and places is not None and stands_empty(body):
+                # What it shares with another request may go as soon as that one has its answer.
+                body, inputs = without_shared(body), INLINE
             open_request = OpenRequest(self, number, index, body, inputs)
             if inputs is not INLINE:
                 try:
@@ -173,7 +176,7 @@ class Execution:
                     failed.append(index)
                     if places is None or not places.needs(body):
                         continue
-                    body, inputs = unreadable(body), INLINE
+                    body, inputs = without_shared(body), INLINE
                     open_request = AnsweredRequest(self, number, index, body)
             opened.append(open_request)
             requests.append(InferenceRequest.received(body, inputs, open_request, names))

@@ -73,7 +73,7 @@ class Places:
                 request.give([Tensor.holding(spec.input_name, spec.datatype, array.copy()) for spec, array in found])
 
     def needs(self, body: RequestBody) -> bool:
-        """Must the model see a request even if its inputs cannot be read? It may have state of its own, which begins, ends, or has a row."""
+        """Must the model see a request whose inputs cannot be read? It may have state of its own, which begins, ends, or has a row."""
         return self._rows or (body.context is not None and bool(body.context.flags & (START | END)))
 
     def keep(self, request: OpenRequest, response: InferenceResponse) -> None:
@@ -114,7 +114,12 @@ class Places:
                     self._newest.pop(place, None)
 
 
-def unreadable(body: RequestBody) -> RequestBody:
+def stands_empty(body: RequestBody) -> bool:
+    """Does a request of a sequence model only stand in an empty place?"""
+    return body.context is not None and body.context.slot < 0
+
+
+def without_shared(body: RequestBody) -> RequestBody:
     """A request with nothing in the place of its inputs that lie in shared memory: zeros, or strings without content."""
     inputs = [tensor if type(tensor.place) is Inline else _nothing(tensor) for tensor in body.inputs]
     return RequestBody(body.id, body.batch_size, inputs, body.outputs, body.parameters, body.context)
@@ -123,7 +128,7 @@ def unreadable(body: RequestBody) -> RequestBody:
 def _nothing(tensor: messages.Tensor) -> messages.Tensor:
     shape = tensor.shape
     element_byte_size = DATATYPES[tensor.datatype].byte_size or STRING_LENGTH_BYTE_SIZE
-    # Nobody has checked yet whether there is room for so many strings.
+    # Whether there is room for so many strings nobody may have checked.
     if prod(shape) * element_byte_size > min(tensor.place.byte_size, LARGEST_NOTHING_BYTE_SIZE):
         shape = tuple([min(dim, 1) for dim in shape])
     content = memoryview(bytes(prod(shape) * element_byte_size))

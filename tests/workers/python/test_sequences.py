@@ -39,7 +39,7 @@ def show(
 ) -> None:
     """A sequence model whose ``execute`` this is, with ``rows`` as its largest batch."""
     config = {"name": "m", "max_batch_size": rows, "sequence_batching": {"state": list(states), "iterative_sequence": iterative}}
-    stage.show(work, decoupled, Places(states_of(config, "/models/m"), rows > 0), iterative)
+    stage.show(work, decoupled, Places(states_of(config, "/models/m"), rows > 0, rows > 0), iterative)
 
 
 def body(value: int, slot: int = 0, flags: int = 0, *outputs: str | WantedOutput, place: Any = None, id: int | str = 7) -> RequestBody:
@@ -100,7 +100,7 @@ def test_only_listed_states_are_delivered(stage: Stage) -> None:
         assert result is not None and [tensor.name for tensor in result.outputs] == names
 
 
-def test_what_the_model_sees_beside_its_inputs(stage: Stage) -> None:
+def test_what_the_model_sees_beside_itsunchanged(stage: Stage) -> None:
     seen: list[Any] = []
 
     def work(requests: list[Any]) -> Any:
@@ -217,7 +217,7 @@ def test_a_state_that_cannot_be_kept_is_an_error(stage: Stage) -> None:
         (failed,) = results(stage, stage.run(body(value)))
         assert failed == f"state 'MORE_OUT' is INT32 of shape [1], but the model has answered with {text}"
         assert stage.world.outputs.used_byte_size == 0
-        assert [tensor.as_numpy().tolist() for tensor in _inputs(stage, body(0))[1:]] == [[1], [1]], "not the one without the other"
+        assert [tensor.as_numpy().tolist() for tensor in unchanged(stage, body(0))[1:]] == [[1], [1]], "not the one without the other"
         stage.model.work = work
 
 
@@ -250,7 +250,7 @@ def test_inputs_in_shared_memory_beside_a_state(stage: Stage) -> None:
     assert results(stage, stage.run(body(0, 0, 0, place=place))) == [[10]]
 
 
-def _inputs(stage: Stage, *bodies: RequestBody) -> list[Any]:
+def unchanged(stage: Stage, *bodies: RequestBody) -> list[Any]:
     """What a model finds that changes nothing."""
     found: list[Any] = []
 
@@ -315,7 +315,7 @@ def test_a_late_sender_changes_nothing_of_a_sequence_that_began_badly(stage: Sta
     assert results(stage, stage.run(RequestBody("", 1, [*begin.inputs, bad], [], {}, begin.context))) != [None]
     kept[0].send(out(1, number(5)), FINAL)
     stage.model.decoupled = False
-    assert [tensor.as_numpy().tolist() for tensor in _inputs(stage, body(0))] == [[0], [0]]
+    assert [tensor.as_numpy().tolist() for tensor in unchanged(stage, body(0))] == [[0], [0]]
 
 
 # rows without a request
