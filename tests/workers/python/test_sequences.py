@@ -100,7 +100,7 @@ def test_only_listed_states_are_delivered(stage: Stage) -> None:
         assert result is not None and [tensor.name for tensor in result.outputs] == names
 
 
-def test_what_the_model_sees_beside_itsunchanged(stage: Stage) -> None:
+def test_what_the_model_sees_beside_its_inputs(stage: Stage) -> None:
     seen: list[Any] = []
 
     def work(requests: list[Any]) -> Any:
