@@ -134,9 +134,12 @@ class Admission:
             self._check_all(version.name)
 
     def check_body(self, version: Entered, byte_size: int) -> None:
-        """As ``check``, for a request whose body is to be read: ``byte_size`` is what it was announced with. Raises Overloaded."""
+        """As ``check``, for a request whose body is to be read: ``byte_size`` is what it was announced with. Raises Overloaded.
+
+        A body that could never be held is none to come again with: that is told by whoever reads it.
+        """
         self.check(version)
-        if self.byte_size + byte_size > self.most_bytes:
+        if self.byte_size + byte_size > self.most_bytes >= byte_size:
             raise self._too_many_bytes(version.name)
 
     def _check_all(self, model: str) -> None:

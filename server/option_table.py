@@ -245,7 +245,7 @@ def _parts() -> Iterator[Group]:
         STRING,
         read.string,
         "/opt/tritonserver/backends",
-        "Accepted for tritonserver's sake: backends are Python modules here, found without a folder.",
+        "Where backends written in Python lie: NAME/model.py or NAME/backend.py. onnxruntime and python are built in.",
     )
     g.add(
         "backend-config",

@@ -19,7 +19,7 @@ import msgspec
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, ConnectionError, InvalidResponse, RedisError, ResponseError
 
 from ..shm.datatypes import DATATYPES
 from ..shm.placement import Inline
@@ -43,6 +43,9 @@ WRITES_BYTE_SIZE = 64 << 20
 
 PROBE_SECS = (1.0, 2.0, 4.0, 5.0)
 """How long a Redis that has failed is left alone; the last one again and again."""
+
+FAILURES = (RedisError, OSError, ValueError)
+"""What comes of a Redis that is down, slow (asyncio's TimeoutError is an OSError), or none: numbers in replies that are none."""
 
 USERNAME_VARIABLE = "TRITONCACHE_REDIS_USERNAME"
 PASSWORD_VARIABLE = "TRITONCACHE_REDIS_PASSWORD"  # noqa: S105  # its name
@@ -157,7 +160,9 @@ class RedisCache:
         self._settings = settings
         self._log = log
         self._loop = asyncio.get_running_loop()
+        # With when each has waited long enough, and who looks at that while any waits.
         self._lookups: deque[tuple[bytes, Found, float]] = deque()
+        self._patience: asyncio.TimerHandle | None = None
         self._writes: deque[tuple[bytes, Entry, Inserted]] = deque()
         self._writes_byte_size = 0
         self._work = asyncio.Event()
@@ -177,7 +182,7 @@ class RedisCache:
             await self._ping()
         except (AuthenticationError, ResponseError) as error:
             raise internal(f"Failed to initialize RedisCache: {error}") from None
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
             self._fail(error)
         else:
             self._log.info(f"responses are kept in the Redis at {self._address}")
@@ -186,6 +191,8 @@ class RedisCache:
 
     async def close(self) -> None:
         """End; what waits gets no answer."""
+        if self._patience is not None:
+            self._patience.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -195,7 +202,10 @@ class RedisCache:
         if not self._up.is_set():
             found(None)
             return
-        self._lookups.append((key, found, self._loop.time()))
+        until = self._loop.time() + self._settings.wait_timeout_ms / 1000
+        self._lookups.append((key, found, until))
+        if self._patience is None:
+            self._patience = self._loop.call_at(until, self._pass_over)
         self._work.set()
 
     def insert(self, key: bytes, entry: Entry, inserted: Inserted) -> None:
@@ -206,6 +216,14 @@ class RedisCache:
         self._writes_byte_size += entry.byte_size
         self._writes.append((key, entry, inserted))
         self._work.set()
+
+    def _pass_over(self) -> None:
+        """Answer the lookups that have waited long enough: every connection may be at an answer that takes long to be kept."""
+        now = self._loop.time()
+        while self._lookups and self._lookups[0][2] <= now:
+            _, found, _ = self._lookups.popleft()
+            self._loop.call_soon(found, None)
+        self._patience = self._loop.call_at(self._lookups[0][2], self._pass_over) if self._lookups else None
 
     # connections
 
@@ -239,7 +257,7 @@ class RedisCache:
         )
 
     async def _ping(self, client: redis.asyncio.Redis | None = None) -> None:
-        """Raises RedisError or OSError, as asyncio's TimeoutError is one."""
+        """Raises one of FAILURES."""
         own = client or self._client()
         try:
             async with asyncio.timeout((self._settings.connect_timeout_ms + self._settings.socket_timeout_ms) / 1000):
@@ -257,7 +275,7 @@ class RedisCache:
                 await self._ping(client)
                 while self._up.is_set():
                     await self._next(client)
-            except (RedisError, OSError) as error:
+            except FAILURES as error:
                 self._fail(error)
             finally:
                 await _closed(client)
@@ -272,26 +290,23 @@ class RedisCache:
             await self._work.wait()
 
     async def _read(self, client: redis.asyncio.Redis) -> None:
-        latest = self._loop.time() - self._settings.wait_timeout_ms / 1000
         batch: list[tuple[bytes, Found]] = []
         while self._lookups and len(batch) < READ_COUNT:
-            key, found, since = self._lookups.popleft()
-            if since < latest:
-                self._loop.call_soon(found, None)
-            else:
-                batch.append((KEY_PREFIX + key, found))
-        if not batch:
-            return
-        values: list[Any] = [None] * len(batch)
+            key, found, _ = self._lookups.popleft()
+            batch.append((KEY_PREFIX + key, found))
+        values: list[bytes | None] = [None] * len(batch)
         try:
             async with asyncio.timeout(self._settings.socket_timeout_ms / 1000):
-                values = await client.mget([key for key, _ in batch])
+                got: Any = await client.mget([key for key, _ in batch])
+            if type(got) is not list or len(got) != len(batch) or not {bytes, type(None)}.issuperset(map(type, got)):
+                raise InvalidResponse("it does not answer what it is asked")
+            values = got
         finally:
             for (_, found), value in zip(batch, values, strict=True):
                 # Not from here: what it leads to has nothing to do with this connection.
                 self._loop.call_soon(found, self._entry(value))
 
-    def _entry(self, value: Any) -> Entry | None:
+    def _entry(self, value: bytes | None) -> Entry | None:
         if value is None:
             return None
         try:
@@ -339,7 +354,7 @@ class RedisCache:
         pauses = list(reversed(PROBE_SECS))
         while not self._up.is_set():
             await asyncio.sleep(pauses.pop() if len(pauses) > 1 else pauses[0])
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(*FAILURES):
                 await self._ping()
                 self._up.set()
         self._log.info(f"the Redis at {self._address} is back")

@@ -7,7 +7,9 @@ PROTOCOL_VERSION = "2.73.0"
 
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
     "system_shared_memory",

@@ -247,7 +247,7 @@ class Server:
             check_creation(self._options)
             self._cache = await open_cache(self._options, self._log)
             if self._cache is not None:
-                self._creation.caching = Caching(self._cache, self.service.view, self._cache_threads)
+                self._creation.caching = Caching(self._cache, self.service.view, self._cache_threads, self._dispatcher)
             if self._options.allow_http:
                 self._tls = tls_of(self._options, self._log)
             self._sources += [source_of(name, self._say_later) for name in self._options.model_repository]

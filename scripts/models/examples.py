@@ -96,6 +96,7 @@ EXAMPLES = (
     Example("text_recognizer", (RAPIDOCR,), _text_recognizer),
     Example("page_to_lines", (RAPIDOCR,), _page_to_lines),
     Example("voice_activity", (SILERO_VAD,), _voice_activity),
+    Example("voice_stream", (SILERO_VAD,), _voice_activity),
     Example("sound_to_speech"),
     Example("sentence_encoder", (MINILM,), _sentence_encoder, large=True),
 )

@@ -30,6 +30,9 @@ _MEMBER = re.compile(
     r"not available or ambiguous: (.*)$|\bdepends on '([^']*)'|it contains model (\S+) which|circular dependency .*-> (\S+) -> "
 )
 
+_CONTROL = re.compile(r"CONTROL_SEQUENCE_\w+")
+_STATE_FILE = re.compile(r"/initial_state/(.+): No such file")
+
 _WARMUP = re.compile("warmup|input_data_file|for model '|^expected ")
 _WARMUP_FILE = re.compile(r"provided from (.+)only has|input_data_file '([^']+)'|/warmup/(.+): ")
 
@@ -74,7 +77,7 @@ def place_of(message: str, config: Any, lines: ConfigLines) -> Position | None:
 
 def _paths(message: str, config: Any, lines: ConfigLines) -> list[str]:
     """The fields that the message may be about, the likeliest first."""
-    for find in (_warmup, _parameter, _instance_group, _nameless, _ensemble, _tensor):
+    for find in (_warmup, _parameter, _instance_group, _control, _state_file, _nameless, _ensemble, _tensor):
         paths = find(message, config, lines)
         if paths:
             return paths
@@ -113,6 +116,24 @@ def _instance_group(message: str, config: Any, lines: ConfigLines) -> list[str]:
             member = "profile" if "profile" in message else "gpus" if "GPU" in message and lines.has(f"{path}.gpus") else "kind"
             return [f"{path}.{member}"]
     return []
+
+
+def _control(message: str, config: Any, lines: ConfigLines) -> list[str]:
+    """Texts about the controls of a kind: the first that has it, or the last where there must not be several."""
+    match = _CONTROL.search(message)
+    kind = match[0] if match else ""
+    paths = [
+        f"sequence_batching.control_input[{number}]"
+        for number, tensor in enumerate(config.sequence_batching.control_input)
+        if any(type(control).Kind.Name(control.kind) == kind for control in tensor.control)
+    ]
+    return paths[-1:] if " multiple " in message else paths
+
+
+def _state_file(message: str, config: Any, lines: ConfigLines) -> list[str]:
+    """Texts about a file that an initial state is to come from."""
+    match = _STATE_FILE.search(message)
+    return [entry.path for entry in lines.with_value(match[1]) if ".initial_state" in entry.path] if match else []
 
 
 def _nameless(message: str, config: Any, lines: ConfigLines) -> list[str]:

@@ -23,6 +23,10 @@ def _renamed(match: re.Match[str]) -> str:
     return f"rename the folder to '{match[2]}', or write name: \"{match[1]}\""
 
 
+def _state_file(match: re.Match[str]) -> str:
+    return f"put the file into the model's folder initial_state as {match[1]}, or write zero_data: true"
+
+
 _FIXED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ("^unexpected directory name '(.*)' for model '(.*)', directory", _renamed),
     ("must specify 'data_type'", "e.g. data_type: TYPE_FP32"),
@@ -39,6 +43,7 @@ _FIXED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ("preferred (?:batch )?size must be <= max batch size", "raise max_batch_size, or leave the larger sizes out"),
     ("must stay within the model directory", "copy the file into the model's folder"),
     ("protobuf parsing failed", "the file is no ONNX model, or only part of one"),
+    ("failed to open text file for read .*/initial_state/(.*): No such file", _state_file),
     ("failed to open text file for read .*: No such file", "write one, or leave --disable-auto-complete-config out"),
     ("unable to find '.*' for model instance", "copy the model file there, or name it with default_model_filename"),
     ("not available or ambiguous", "put the model into the repository, or mend the step's model_name"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -42,17 +42,19 @@ class Cut(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """When pending requests become a batch. ``max_batch_size`` 1 means that requests are never joined."""
+    """When pending requests become a batch. ``max_batch_size`` 1 means that requests are never joined.
+
+    A batch of the ``largest_preferred`` size does not wait for more.
+    """
 
     max_batch_size: int = 1
     preferred_sizes: frozenset[int] = frozenset()
     max_queue_delay_ns: int = 0
     preserve_ordering: bool = False
+    largest_preferred: int = field(init=False)
 
-    @property
-    def largest_preferred(self) -> int:
-        """A batch of this size does not wait for more."""
-        return max(self.preferred_sizes, default=self.max_batch_size)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "largest_preferred", max(self.preferred_sizes, default=self.max_batch_size))
 
 
 Formed = tuple[list[Request], Cut, int | None]
@@ -74,9 +76,13 @@ def form(
     cut: Cut | None = None
     max_batch_size = policy.max_batch_size
     preferred_sizes = policy.preferred_sizes
+    largest = policy.largest_preferred
     for request in waiting:
         size = request.body.batch_size
         if taken:
+            if not preferred_count and total + size > largest:
+                # Past the largest preferred size with none met, what there is counts as one.
+                preferred_count = len(taken)
             if total + size > max_batch_size:
                 cut = Cut.FULL
                 break
@@ -104,7 +110,7 @@ def form(
             cut = Cut.DELAY
         elif not delay_ns:
             cut = Cut.END
-        elif total >= policy.largest_preferred:
+        elif total >= largest:
             cut = Cut.PREFERRED
         else:
             return [], Cut.DELAY, end_ns

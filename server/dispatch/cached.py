@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -32,24 +32,43 @@ class Beside(Protocol):
     def __call__(self, work: Callable[[], Any], done: Callable[[Any], None]) -> object: ...
 
 
+@dataclass(slots=True)
+class Flow:
+    """Counts requests that wait or run."""
+
+    in_flight: int = 0
+
+
+class Counting(Protocol):
+    """Whoever counts all requests in flight, so that doors know how many there are."""
+
+    in_flight: int
+
+
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """What all cached versions share. ``view`` gives the bytes of a lease, and raises StatusError where they are gone."""
+    """What all cached versions share.
+
+    ``view`` gives the bytes of a lease, and raises StatusError where they are gone. ``flow`` is told of the requests that are here,
+    and not, or no more, with what lies behind.
+    """
 
     store: Store
     view: Callable[[Lease], memoryview]
     beside: Beside
+    flow: Counting = field(default_factory=Flow)
 
 
 class _Visit:
     """A request on its way. ``waiting``: it has not reached what lies behind, and ``over``: it never will.
 
     ``deliver`` and ``tell`` are what its sender gave as ``on_response`` and ``on_execution``. ``executed``: a model has run it.
-    ``entry`` is its answer, to be kept; ``spoilt``: there is none that could be.
+    ``entry`` is its answer, to be kept; ``spoilt``: there is none that could be. ``behind`` are what came behind a response while that
+    is being copied, None where none is.
     """
 
     __slots__ = (
-        *("deliver", "entry", "executed", "found", "insert_start_ns", "key", "lookup_ns", "lookup_start_ns"),
+        *("behind", "deliver", "entry", "executed", "found", "insert_start_ns", "key", "lookup_ns", "lookup_start_ns"),
         *("over", "request", "spoilt", "tell", "waiting"),
     )
 
@@ -60,6 +79,7 @@ class _Visit:
         self.key = b""
         self.lookup_start_ns = self.lookup_ns = self.insert_start_ns = 0
         self.entry: Entry | None = None
+        self.behind: list[Response] | None = None
         self.executed = self.spoilt = self.found = self.waiting = self.over = False
 
 
@@ -88,6 +108,7 @@ class Cached:
         self._store = caching.store
         self._view = caching.view
         self._beside = caching.beside
+        self._flow = caching.flow
         self._enter = enter
         self._withdraw = withdraw
         self._statistics = statistics
@@ -163,11 +184,13 @@ class Cached:
         self._open[visit.request] = visit
         visit.waiting = True
         self._waiting += 1
+        self._flow.in_flight += 1
         self._statistics.pending_count += 1
 
     def _go_on(self, visit: _Visit) -> None:
         visit.waiting = False
         self._waiting -= 1
+        self._flow.in_flight -= 1
         self._statistics.pending_count -= 1
         if self._order is None:
             del self._open[visit.request]
@@ -190,21 +213,23 @@ class Cached:
         waited = visit.waiting
         if waited:
             self._go_on(visit)
-        if entry is not None:
-            if not waited:
-                self._arrive(visit)
-            self._statistics.cache_hit(visit.request.start_ns, visit.request.queued_ns, visit.lookup_start_ns, now_ns)
-            self._answer(visit, Response(visit.request, list(entry.outputs)))
-        elif not waited:
-            self._pass_on(visit)
-            self._arrive(visit)
-        else:
-            try:
+        try:
+            if entry is not None:
+                if not waited:
+                    self._arrive(visit)
+                self._statistics.cache_hit(visit.request.start_ns, visit.request.queued_ns, visit.lookup_start_ns, now_ns)
+                self._answer(visit, Response(visit.request, list(entry.outputs)))
+            elif not waited:
                 self._pass_on(visit)
-            except StatusError as error:
-                self._refuse(visit, error, FailureReason.REJECTED)
-        if waited:
-            self._rest()
+                self._arrive(visit)
+            else:
+                try:
+                    self._pass_on(visit)
+                except StatusError as error:
+                    self._refuse(visit, error, FailureReason.REJECTED)
+        finally:
+            if waited:
+                self._rest()
 
     def _pass_on(self, visit: _Visit) -> None:
         """What was not found is answered by what lies behind. Raises StatusError, and then the request is as it was."""
@@ -261,7 +286,9 @@ class Cached:
         """What lies behind has answered. No request may be part of a circle of objects once it is over: the collector runs rarely."""
         if response.final:
             visit.request.on_response, visit.request.on_execution = visit.deliver, visit.tell
-        if type(response) is EndMark:
+        if visit.behind is not None:
+            visit.behind.append(response)
+        elif type(response) is EndMark:
             self._settle(visit, response)
         elif response.error is not None or visit.spoilt or visit.entry is not None or self.stopping:
             # Also a second response: what is given out by the cache is one.
@@ -285,6 +312,8 @@ class Cached:
             self._settle(visit, response)
         elif sum(sizes) > SHORT_BYTE_SIZE:
             self._copying += 1
+            self._flow.in_flight += 1
+            visit.behind = []
             self._beside(partial(_copies, views), partial(self._copied, visit, response, byte_size))
         else:
             visit.entry = _entry(outputs, [memoryview(bytes(view)) for view in views], byte_size)
@@ -292,12 +321,17 @@ class Cached:
 
     def _copied(self, visit: _Visit, response: Response, byte_size: int, copies: list[memoryview] | None) -> None:
         self._copying -= 1
+        self._flow.in_flight -= 1
         if copies is None:
             visit.spoilt = True
         else:
             visit.entry = _entry(response.outputs, copies, byte_size)
-        self._settle(visit, response)
-        self._rest()
+        behind, visit.behind = visit.behind or [], None
+        with ExitStack() as stack:  # calls all of them, whichever fails
+            stack.callback(self._rest)
+            for later in reversed(behind):
+                stack.callback(self._answered, visit, later)
+            stack.callback(self._settle, visit, response)
 
     def _settle(self, visit: _Visit, response: Response) -> None:
         """Keep and count what is over; hand a response on."""

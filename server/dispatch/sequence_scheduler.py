@@ -326,11 +326,11 @@ class SequenceScheduler(Scheduler):
                 self._fall(sequence_there)
             else:
                 moved.append(sequence_there)
-        moved.sort(key=lambda sequence: sequence.waiting[0].order)
         for sequence in moved:
             for request in sequence.waiting:
                 self._limit(request)
-        self._backlog = dict.fromkeys([*moved, *self._backlog])
+        # None of them has begun: who came first is placed first.
+        self._backlog = dict.fromkeys(sorted([*moved, *self._backlog], key=lambda sequence: sequence.waiting[0].order))
         self._assign()
         return lost
 

@@ -230,7 +230,12 @@ class Growing:
 
     def _grow(self, needed: int) -> Block:
         """Get memory twice as large, or as large as there can be."""
-        byte_size = max(needed, min(most_byte_size(self._arena, self._admission), 2 * needed))
+        most = most_byte_size(self._arena, self._admission)
+        if needed > most:
+            raise Malformed(413, "request body is too large")
+        # With what others hold there may be room for less than that.
+        held = 0 if self._block is None else self._block.byte_size
+        byte_size = max(needed, min(most, 2 * needed, held + self._admission.most_bytes - self._admission.byte_size))
         if self._block is not None:
             block = _enlarged(self._arena, self._block, self._filled, byte_size, self._admission)
         else:

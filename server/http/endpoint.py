@@ -99,8 +99,8 @@ class Disconnected(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_body(receive: Receive, byte_size_limit: int, admission: Admission) -> bytes:
-    """A request's whole body, which counts as held until the caller lets go of it.
+async def read_body(receive: Receive, byte_size_limit: int, admission: Admission, admitted: bool = False) -> bytes:
+    """A request's whole body, which counts as held until the caller lets go of it. ``admitted``: it is here, and has been let in.
 
     Raises Disconnected, and StatusError where it is larger than the limit or there is no room for it now.
     """
@@ -118,7 +118,8 @@ async def read_body(receive: Receive, byte_size_limit: int, admission: Admission
                     "Use --http-max-input-size to increase the limit."
                 )
             if piece:
-                admission.check_bytes(len(piece))
+                if not admitted:
+                    admission.check_bytes(len(piece))
                 admission.hold(len(piece))
                 byte_size += len(piece)
                 pieces.append(piece)
@@ -213,7 +214,9 @@ class Endpoint:
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
         admission = self._service.admission
-        body = await read_body(receive, self._service.options.http_max_input_size, admission)
+        # A connection of our own has received all of it, and counts it until the last piece has been taken.
+        admitted = scope["http_version"] == "1.1"
+        body = await read_body(receive, self._service.options.http_max_input_size, admission, admitted)
         try:
             return await self._answer(Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"]), scope, receive)
         finally:

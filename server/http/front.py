@@ -58,11 +58,11 @@ class Front:
         return HttpDoor(self.handle, service.arena, http2, self.limits, self._calls.close, stay_awake, service.admission, before)
 
     def _before_body(self, head: Head) -> None:
-        """Refuse an inference before its large body is read, where it would be refused after that too. Raises Malformed."""
+        """Refuse an inference before its large body is read, where it would be refused for the same after that too. Raises Malformed."""
         if head.method != "POST":
             return
         target = infer_target(head.path) or generate_target(head.path)
-        if target is None:
+        if target is None or self._restrictions.refusal("inference", head.headers) is not None:
             return
         refusal = early_refusal(self._service, target[0], target[1], head.content_length)
         if refusal is not None:

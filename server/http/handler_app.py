@@ -105,10 +105,13 @@ class HandlerApp:
         start_ns = time.monotonic_ns()
         headers = scope["headers"]
         params = scope["path_params"]
-        refusal = early_refusal(self._service, params["model"], params.get("version", ""), _announced_byte_size(headers))
+        announced = _announced_byte_size(headers)
+        refusal = early_refusal(self._service, params["model"], params.get("version", ""), announced)
         if refusal is not None:
             raise refusal
-        body = await _received(receive, Growing(self._service.arena, self._limits, self._admission))
+        growing = Growing(self._service.arena, self._limits, self._admission)
+        growing.expect(announced)
+        body = await _received(receive, growing)
         head = Head(scope["method"], scope["path"], headers, [name for name, _ in headers], scope["query_string"].decode("latin-1"))
         unsent_limit = self._limits.stream_unsent_byte_size
         request = _AsgiRequest(head, body, start_ns, scope_peer_is_local(scope), unsent_limit, self._admission)

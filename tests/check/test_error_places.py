@@ -48,6 +48,9 @@ RULES = {
     "delay": BACKEND + "dynamic_batching {\npreserve_ordering: true\n"
     "default_queue_policy {  # here\ntimeout_action: DELAY\ndefault_timeout_microseconds: 1\n}\n}\n",
     "control": BACKEND + 'sequence_batching {\ncontrol_input {  # here\nname: "c"\n' + CORRELATION + "data_type: TYPE_FP32\n}\n}\n}\n",
+    "one of several controls": BACKEND
+    + 'sequence_batching {\ncontrol_input {\nname: "s"\ncontrol {\nkind: CONTROL_SEQUENCE_START\nfp32_false_true: [ 0, 1 ]\n}\n}\n'
+    + 'control_input {  # here\nname: "c"\n' + CORRELATION + "data_type: TYPE_FP32\n}\n}\n}\n",
     "utilization": BACKEND + "sequence_batching {\ndirect {\nminimum_slot_utilization: 2  # here\n}\n}\n",
     "cache": BACKEND + "model_transaction_policy { decoupled: true }\nresponse_cache { enable: true }  # here\n",
     "metrics": BACKEND + "model_metrics {\nmetric_control {  # here\n}\n}\n",

@@ -64,7 +64,11 @@ def test_nothing_waits() -> None:
         (BatchPolicy(8, frozenset({2, 4})), [1, 1], [1, 1], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({2, 4})), [1, 1, 1], [1, 1], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({2, 4})), [1] * 7, [1] * 4, Cut.PREFERRED),
-        (BatchPolicy(8, frozenset({4})), [1, 2, 3, 4], [1, 2, 3], Cut.FULL),
+        (BatchPolicy(8, frozenset({4})), [1, 2, 3, 4], [1, 2], Cut.PREFERRED),
+        (BatchPolicy(8, frozenset({3})), [2, 2, 3, 6], [2], Cut.PREFERRED),
+        (BatchPolicy(8, frozenset({2, 4})), [3, 2, 1], [3], Cut.PREFERRED),
+        (BatchPolicy(8, frozenset({2, 4})), [3, 1, 2], [3, 1], Cut.PREFERRED),
+        (BatchPolicy(8, frozenset({4})), [5, 4], [5], Cut.FULL),
         (BatchPolicy(8, frozenset({8})), [4, 4, 1], [4, 4], Cut.FULL),
         (BatchPolicy(8, frozenset({4})), [4, 5], [4], Cut.FULL),
     ],
@@ -98,7 +102,9 @@ def test_a_preferred_size_ends_the_wait_and_the_delay_ends_the_preference() -> N
     assert formed(policy, [1, 1, 1], 0) == ([1, 1], Cut.PREFERRED, None)
     assert formed(policy, [1] * 5, 99 * US) == ([1] * 4, Cut.PREFERRED, None)
     assert formed(policy, [1] * 5, 100 * US) == ([1] * 5, Cut.DELAY, None)
-    assert formed(policy, [3, 2], 0) == ([3, 2], Cut.PREFERRED, None), "larger than any that is preferred: no use to wait"
+    assert formed(policy, [3, 2], 0) == ([3], Cut.PREFERRED, None), "past the largest that is preferred"
+    assert formed(policy, [3, 2], 100 * US) == ([3, 2], Cut.DELAY, None)
+    assert formed(policy, [5], 0) == ([5], Cut.PREFERRED, None), "larger than any that is preferred: no use to wait"
 
 
 def test_what_requests_wait_from_can_be_given() -> None:

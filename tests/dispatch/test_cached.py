@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tensorfarm.server.dispatch.cached import SHORT_BYTE_SIZE, Cached, Caching
+from tensorfarm.server.dispatch.cached import SHORT_BYTE_SIZE, Cached, Caching, Flow
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
 from tensorfarm.server.dispatch.response_cache import Entry, Found, Inserted, LocalCache
 from tensorfarm.server.latency import Summary
@@ -45,6 +45,7 @@ class Bench:
         self.now_ns = 1_000
         self.store = LocalCache(1 << 30) if store is None else store
         self.statistics = VersionStatistics(summaries=LatencySummaries())
+        self.flow = Flow()
         self.behind: list[Request] = []
         self.withdrawn: list[Request] = []
         self.work: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
@@ -55,7 +56,7 @@ class Bench:
         self.cached = self.front(b"1", **fields)
 
     def front(self, identity: bytes, **fields: Any) -> Cached:
-        caching = Caching(self.store, self._view, lambda work, done: self.work.append((work, done)))
+        caching = Caching(self.store, self._view, lambda work, done: self.work.append((work, done)), self.flow)
         return Cached(
             identity, caching, self._enter, self.withdrawn.append, self.statistics, output_count=2, clock_ns=lambda: self.now_ns, **fields
         )
@@ -349,6 +350,83 @@ def test_a_large_answer_is_copied_in_a_thread_before_it_goes_out() -> None:
     assert said(first) == said(second) == [("Y", (1, len(large)), large), ("Z", (1, 0), b"")]
     assert second.read(second.outputs[0]).readonly
     assert bench.cached.in_flight == 0
+
+
+def test_the_end_of_an_answer_does_not_overtake_it_while_it_is_copied() -> None:
+    bench = Bench()
+    large = bytes(range(256)) * 2048
+    bench.submit()
+    request = bench.answer(output(large), final=False)
+    bench.behind.clear()
+    request.on_response(EndMark(request, []))
+    assert (bench.responses, bench.cached.in_flight) == ([], 1)
+    bench.do_work()
+    assert [type(response) for response in bench.responses] == [Response, EndMark]
+    bench.submit()
+    assert said(bench.responses[2]) == [("Y", (1, len(large)), large)]
+    assert bench.counts() == (1, 1)
+
+
+def test_a_second_response_does_not_take_the_place_of_one_that_is_copied() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.answer(output(bytes(SHORT_BYTE_SIZE + 1)), final=False)
+    bench.answer(output(b"second"))
+    bench.do_work()
+    assert [said(response)[0][1] for response in bench.responses] == [(1, SHORT_BYTE_SIZE + 1), (1, 6)]
+    assert len(bench.store) == 0
+    assert bench.cached.in_flight == 0
+
+
+def test_the_end_comes_though_a_receiver_fails() -> None:
+    for found in (True, False):
+        bench = Bench(LateStore())
+        request = bench.request()
+        request.on_response = _fail
+        if found:
+            bench.submit()
+            bench.store.waiting.pop()()
+            bench.answer(output())
+            bench.store.waiting.pop()()
+        bench.cached.submit(request)
+        told: list[str] = []
+        bench.cached.stop(lambda told=told: told.append("stop"))  # type: ignore[misc]
+        bench.cached.when_idle(lambda told=told: told.append("idle"))  # type: ignore[misc]
+        if found:
+            with pytest.raises(ZeroDivisionError):
+                bench.store.waiting.pop()()
+        else:
+            bench.refusal = unavailable("full")
+            with pytest.raises(ZeroDivisionError):
+                bench.store.waiting.pop()()
+        assert told == ["stop", "idle"]
+    bench = Bench()
+    request = bench.request()
+    request.on_response = _fail
+    bench.cached.submit(request)
+    bench.answer(output(bytes(SHORT_BYTE_SIZE + 1)))
+    bench.cached.when_idle(lambda: told.append("copied"))
+    with pytest.raises(ZeroDivisionError):
+        bench.do_work()
+    assert told[2:] == ["copied"]
+
+
+def test_doors_know_how_many_wait_here() -> None:
+    """What has not reached the model yet, or has left it, is in flight all the same: counted once, by whoever has it."""
+    bench = Bench(LateStore())
+    first, second = bench.submit(), bench.submit(b"2")
+    bench.submit(bytes(SHORT_BYTE_SIZE + 1))
+    assert bench.flow.in_flight == 3
+    bench.cached.cancel(second)
+    bench.store.waiting.pop(0)()
+    assert bench.behind == [first]
+    assert bench.flow.in_flight == 1
+    bench.answer(output(bytes(SHORT_BYTE_SIZE + 1)))
+    assert bench.flow.in_flight == 2
+    bench.do_work()
+    assert bench.flow.in_flight == 1
+    bench.cached.abandon(unavailable("Server is stopping"))
+    assert bench.flow.in_flight == 0
 
 
 @pytest.mark.parametrize("size", [8, SHORT_BYTE_SIZE + 1])

@@ -78,16 +78,48 @@ def test_a_client_that_sends_on_sees_why() -> None:
     run(scenario)
 
 
-def test_what_can_never_be_held_is_too_large() -> None:
+@pytest.mark.parametrize("kind", ["nothing", *KINDS])
+def test_what_can_never_be_held_is_too_large(kind: str) -> None:
     """To come again would not help."""
 
     async def scenario() -> None:
         with an_arena() as arena:
             service = bounded(MIB, arena=arena)
             async with a_front(service) as door, a_client(door) as client:
-                await client.send(head(MIB + 1, "nothing"))
+                await client.send(head(MIB + 1, kind))
                 status, headers, _ = await client.reply()
                 assert status == 413 and "retry-after" not in headers
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_can_never_be_held_is_too_large_over_http2_too(kind: str) -> None:
+    async def scenario() -> None:
+        with an_arena() as arena:
+            service = bounded(MIB, arena=arena)
+            async with a_front(service) as door, http2_client(door.port) as client:
+                reply = await client.post(f"/v2/models/m/{kind}", content=bytes(MIB + 1))
+                assert reply.status_code == 413 and "retry-after" not in reply.headers
+            await until(lambda: service.admission.byte_size == 0)
+
+    run(scenario)
+
+
+def test_those_who_may_not_ask_are_told_that_first() -> None:
+    """However much there is to do: it says something of the models that they are not to know."""
+
+    class Flow:
+        in_flight = 5
+
+    async def scenario() -> None:
+        with an_arena() as arena:
+            service = generating(arena=arena)
+            service.admission = Admission(AdmissionLimits(requests=5), Flow())
+            async with a_front(service, inference=("key", "word")) as door, a_client(door) as client:
+                await client.send(head(100 * KIB, "infer") + bytes(100 * KIB))
+                assert (await client.reply())[0] == 403
+            assert service.admission.refused == {}
 
     run(scenario)
 
@@ -223,6 +255,25 @@ def test_a_stream_over_http2_counts_what_waits(times: int) -> None:
             await until(lambda: service.admission.held_byte_size >= by_itself + times * MIB)
             client.abort()
             await until(lambda: service.admission.held_byte_size == 0)
+
+    run(scenario)
+
+
+def test_bodies_of_other_requests_are_let_in_once() -> None:
+    """What a connection has read may be handled, though it is there twice for a moment."""
+
+    async def scenario() -> None:
+        with an_arena() as arena:
+            service = bounded(MIB, arena=arena)
+            async with a_front(service) as door, a_client(door) as client:
+                path = b"/v2/repository/r/models/m/load"
+                await client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path, MIB * 3 // 4) + bytes(MIB * 3 // 4))
+                assert (await client.reply())[0] == 501, "a repository is named"
+                assert service.admission.byte_size == 0
+                service.admission.hold(2 * MIB)
+                await client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n?" % path)
+                assert (await client.reply())[0] == 501
+                service.admission.let_go(2 * MIB)
 
     run(scenario)
 

@@ -23,7 +23,7 @@ PIPELINES = {
     "page_to_lines": "python",
     "sound_to_speech": "python",
 }
-NETWORKS = ["add_sub", "image_classifier", "text_detector", "text_recognizer", "voice_activity"]
+NETWORKS = ["add_sub", "image_classifier", "text_detector", "text_recognizer", "voice_activity", "voice_stream"]
 
 
 def test_configurations_fit_their_models(repository: Path, load: Import) -> None:
@@ -39,8 +39,13 @@ def test_configurations_fit_their_models(repository: Path, load: Import) -> None
         config = configs[name]
         model = load("demo.reference").session(repository, name)
         assert config.name == name
-        assert [tensor.name for tensor in config.input] == [tensor.name for tensor in model.get_inputs()]
-        assert {tensor.name for tensor in config.output} == {tensor.name for tensor in model.get_outputs()}
+        kept = config.sequence_batching.state
+        assert {tensor.name for tensor in config.input} | {state.input_name for state in kept} == {
+            tensor.name for tensor in model.get_inputs()
+        }
+        assert {tensor.name for tensor in config.output} | {state.output_name for state in kept} == {
+            tensor.name for tensor in model.get_outputs()
+        }
     for name in ("image_classifier", "class_ranking"):
         assert (repository / name / "labels.txt").read_text().splitlines()[967] == "espresso"
     (steps,) = load("demo.reference").session(repository, "text_recognizer").get_outputs()

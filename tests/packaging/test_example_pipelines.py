@@ -9,6 +9,7 @@ import struct
 import wave
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,31 @@ def test_wav_files_of_any_rate(server: Server, load: Import) -> None:
         file.setframerate(48_000)
         file.writeframes(np.repeat(np.frombuffer(sound.pcm(samples), "<i2"), 6).tobytes())
     np.testing.assert_allclose(stretches(server, content.getvalue()), [plain], atol=0.1)
+
+
+def test_sounds_that_are_still_coming(server: Server, repository: Path, load: Import) -> None:
+    """Five sounds at once, one more than there are instances: that one waits until another has ended."""
+    sound, reference = load("demo.sound"), load("demo.reference")
+    sounds = [sound.speech(), sound.silence(0.5), sound.noise(0.6), sound.speech("oia"), sound.noise(0.4)]
+
+    def listened(number: int) -> list[float]:
+        pieces, chances = list(sound.windows(sounds[number])), []
+        for index, piece in enumerate(pieces):
+            inputs = [
+                {"name": "input", "datatype": "FP32", "shape": piece.shape, "data": piece.ravel().tolist()},
+                {"name": "sr", "datatype": "INT64", "shape": [1], "data": [sound.RATE_HZ]},
+            ]
+            place = {"sequence_id": number + 1, "sequence_start": index == 0, "sequence_end": index == len(pieces) - 1}
+            reply = server.ask("POST", "/v2/models/voice_stream/infer", {"inputs": inputs, "parameters": place})
+            chances.append(found(reply)["output"].item())
+        return chances
+
+    with ThreadPoolExecutor(len(sounds)) as threads:
+        said = list(threads.map(listened, range(len(sounds))))
+    detector = reference.session(repository, "voice_activity")
+    for samples, chances in zip(sounds, said, strict=True):
+        np.testing.assert_allclose(chances, reference.chances_of_speech(detector, samples), atol=1e-4)
+    assert max(said[0]) > 0.5 > max(said[1])
 
 
 def test_sounds_without_speech(server: Server, load: Import) -> None:

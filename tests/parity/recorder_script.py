@@ -21,7 +21,7 @@ from typing import Any
 from .. import oracle as real
 from ..servers import Server, metric, start_tensorfarm, stopping, wait_until
 from ..wire import Connection, compact, exchange, request_bytes
-from .control_script import Differs, Seen, compare
+from .control_script import NEWER, Differs, Seen, compare
 
 MODEL = Path(__file__).resolve().parent.parent / "python_models" / "recorder"
 
@@ -31,8 +31,6 @@ PATIENCE_S = 15.0
 SETTLE_S = 5.0
 
 FLAGS = ("--disable-auto-complete-config", "--metrics-interval-ms=100")
-OURS = re.compile(rb',"max_inflight_requests":0')
-"""What of a configuration release 24.10 does not have yet."""
 
 
 def recorder(text: str, max_batch_size: int = 4, instances: int = 1, inputs: str = INPUT) -> str:
@@ -54,11 +52,16 @@ def write(repository: Path, folder: Path, models: Mapping[str, str]) -> None:
         config.write_text("\n".join([config.read_text().replace('"recorder"', f'"{name}"'), text, parameter]))
 
 
+Play = Callable[["Run"], None]
+"""A script: it is run once for each server."""
+
+
 @dataclass
 class Run:
-    """One server under a script. ``models`` are those that the script asks, whose counts are compared at its end.
+    """One server under a script. ``models`` are those that the script asks, with their counters before; these are compared at its end.
 
-    ``ours``: this is tensorfarm, for scripts with steps that the real server does not come through.
+    ``ours``: this is tensorfarm, for steps that the real server does not come through. ``counted`` are counters that the two do not
+    count alike, by model and name, and by how much this one's are to grow.
     """
 
     server: Server
@@ -66,8 +69,25 @@ class Run:
     ours: bool
     seen: list[Seen] = field(default_factory=list)
     models: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    _open: dict[str, Connection] = field(default_factory=dict)
+    counted: dict[tuple[str, str], int] = field(default_factory=dict)
+    problem: str = ""
+    _open: dict[str, tuple[str, Connection]] = field(default_factory=dict)
     _skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def whose(self) -> str:
+        """Which server this is."""
+        return "tensorfarm" if self.ours else "the real server"
+
+    def play(self, script: Play) -> None:
+        """Run a script; a failure is kept as ``problem``, says on whose side, and leaves no request waiting."""
+        try:
+            script(self)
+        except Exception as error:  # noqa: BLE001 # told by whoever compares
+            step = self.seen[-1].step if self.seen else "the start"
+            self.problem = f"{self.whose} after {step}: {type(error).__name__}: {error}"
+        finally:
+            self._finish()
 
     def note(self, step: str, content: Any, why: str = "", theirs: Any = None, ours: Any = None) -> None:
         """One thing that is compared. With ``why``, the two servers are to show ``theirs`` and ``ours``."""
@@ -99,8 +119,9 @@ class Run:
             content: dict[str, Any] = {"id": id, **({"parameters": parameters} if parameters else {}), "inputs": tensors}
         else:
             content = {"id": id, "X": x, **parameters}
-        self._open[id] = Connection(self.server.http_port)
-        self._open[id].send(request_bytes("POST", f"/v2/models/{model}/{path}", compact(content)))
+        connection = Connection(self.server.http_port)
+        self._open[id] = model, connection
+        connection.send(request_bytes("POST", f"/v2/models/{model}/{path}", compact(content)))
 
     def _shape(self, model: str) -> Sequence[int]:
         return (1, 1) if self.configuration(model)["max_batch_size"] else (1,)
@@ -115,10 +136,12 @@ class Run:
         self.note(f"the reply to {id}", self._receive(id), why, theirs, ours)
 
     def _receive(self, id: str) -> dict[str, Any]:
-        with self._open.pop(id) as connection:
+        model, connection = self._open.pop(id)
+        with connection:
             reply = connection.receive()
-        (self.folder / id).unlink(missing_ok=True)
-        return {"status": reply.status, "type": reply.header("content-type"), "body": reply.body.decode()}
+        self._gate(model, id).unlink(missing_ok=True)
+        body = reply.body.decode().replace(str(self.folder.parent), "ROOT")
+        return {"status": reply.status, "type": reply.header("content-type"), "body": body}
 
     def queue(self, model: str, id: str, **more: Any) -> None:
         """Send a request that has to wait."""
@@ -144,7 +167,11 @@ class Run:
     def release(self, *ids: str) -> None:
         """Let requests go on."""
         for id in ids:
-            (self.folder / id).touch()
+            model, _ = self._open[id]
+            self._gate(model, id).touch()
+
+    def _gate(self, model: str, id: str) -> Path:
+        return self.folder / f"{model} {id}"
 
     def let_pass(self, duration_s: float) -> None:
         """Let a time limit of a model run out."""
@@ -152,8 +179,8 @@ class Run:
 
     def answered(self) -> None:
         """Note whose reply has come, of those that have not been taken."""
-        came, _, _ = select.select(list(self._open.values()), [], [], 0)
-        self.note("who has been answered", sorted(id for id, connection in self._open.items() if connection in came))
+        came, _, _ = select.select([connection for _, connection in self._open.values()], [], [], 0)
+        self.note("who has been answered", sorted(id for id, (_, connection) in self._open.items() if connection in came))
 
     def wait_answered(self, *ids: str) -> None:
         """Wait until these have a reply, and note it."""
@@ -217,17 +244,28 @@ class Run:
                 found[f"{match[1]} {match[2]}"] = int(float(match[3]))
         return found
 
+    def counts_otherwise(self, model: str, name: str, why: str, theirs: int, ours: int) -> None:
+        """A counter that is to grow by ``theirs`` at the real server, by ``ours`` at tensorfarm."""
+        assert why and theirs != ours
+        self.counted[model, name] = ours if self.ours else theirs
+
+    def fails_otherwise(self, model: str, reason: str, why: str, theirs: int, ours: int) -> None:
+        """The same of all counters of failures with a reason."""
+        for name in ("fail", f'nv_inference_request_failure reason="{reason}",version="1"'):
+            self.counts_otherwise(model, name, why, theirs, ours)
+
     def moved(self, model: str) -> dict[str, int]:
         """By how much each counter has grown since the script began to ask a model."""
         before = self.models[model]
         after = self.counts(model)
         return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
 
-    def finish(self) -> None:
-        """After a failure: let all go."""
+    def _finish(self) -> None:
+        """Let all go that a failure has left."""
         self.release(*self._open)
-        for connection in self._open.values():
-            connection.close()
+        for id in list(self._open):
+            with contextlib.suppress(OSError):
+                self._receive(id)
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -248,8 +286,40 @@ def _without_filling(request: Mapping[str, Any]) -> Any:
 
 CONTROL_NAMES = ("START", "END", "READY", "CORRID")
 
-Play = Callable[[Run], None]
-"""A script: it is run once for each server."""
+@dataclass(frozen=True)
+class Outcomes:
+    """Scripts that have been run on both servers."""
+
+    runs: Mapping[Play, tuple[Run, Run]]
+
+    def check(self, script: Play) -> None:
+        """Compare step by step what a script has noted, then the counters of the models that it asked."""
+        theirs, ours = self.runs[script]
+        compare(theirs.seen, ours.seen)
+        problems = [run.problem for run in (theirs, ours) if run.problem]
+        assert not problems, problems
+        assert len(theirs.seen) == len(ours.seen), "the script is not the same for both"
+        for model in theirs.models:
+            _compare_counts(model, theirs, ours)
+
+
+def _compare_counts(model: str, theirs: Run, ours: Run) -> None:
+    """Counters are the same soon after the replies, but for those that are said to differ."""
+
+    def split(run: Run) -> tuple[dict[str, int], dict[str, int]]:
+        moved = run.moved(model)
+        return {name: moved.pop(name, 0) for listed, name in run.counted if listed == model}, moved
+
+    def agree() -> bool:
+        said, rest = zip(split(theirs), split(ours), strict=True)
+        return rest[0] == rest[1] and all(said[at][name] == run.counted[model, name] for at, run in enumerate((theirs, ours)) for name in said[at])
+
+    with contextlib.suppress(AssertionError):
+        wait_until(agree, "", SETTLE_S)
+    (their_said, their_rest), (our_said, our_rest) = split(theirs), split(ours)
+    assert our_rest == their_rest, f"counters of {model}"
+    for run, said in ((theirs, their_said), (ours, our_said)):
+        assert said == {name: run.counted[model, name] for name in said}, f"counters of {model} at {run.whose}"
 
 
 @dataclass(frozen=True)
@@ -259,49 +329,27 @@ class Pair:
     servers: tuple[Server, Server]
     folders: tuple[Path, Path]
 
-    def play(self, script: Play, moved: Mapping[str, Mapping[str, tuple[int, int]]] | None = None) -> None:
-        """Run a script on both at the same time, then compare step by step what it has noted, and the counters.
+    def play_all(self, scripts: Sequence[Play], together: int = 4) -> Outcomes:
+        """Run scripts, ``together`` at the same time, each on both servers. Each has the models that it asks to itself."""
+        with ThreadPoolExecutor(together) as executor:
+            runs = dict(zip(scripts, executor.map(self._run, scripts), strict=True))
+        asked = [model for run, _ in runs.values() for model in run.models]
+        assert len(asked) == len(set(asked)), "two scripts ask the same model"
+        return Outcomes(runs)
 
-        ``moved`` holds, by model, counters that do not grow by the same, and by how much they do: the real server's and ours.
-        """
-        runs = [Run(self.servers[at], self.folders[at], bool(at)) for at in (0, 1)]
+    def _run(self, script: Play) -> tuple[Run, Run]:
+        theirs, ours = (Run(self.servers[at], self.folders[at], bool(at)) for at in (0, 1))
         with ThreadPoolExecutor(2) as executor:
-            played = [executor.submit(script, run) for run in runs]
-        problems = []
-        for run, one in zip(runs, played, strict=True):
-            run.finish()
-            error = one.exception()
-            if error is not None:
-                whose = "tensorfarm" if run.ours else "the real server"
-                problems.append(f"{whose} after {run.seen[-1].step if run.seen else 'the start'}: {type(error).__name__}: {error}")
-        theirs, ours = runs
-        assert not problems or theirs.seen and ours.seen, problems
-        compare(theirs.seen, ours.seen)
-        assert not problems, problems
-        assert len(theirs.seen) == len(ours.seen), "the script is not the same for both"
-        for model in theirs.models:
-            wanted = [dict.fromkeys((moved or {}).get(model, {}), 0)] * 2
-            _compare_counts(model, theirs, ours, (moved or {}).get(model, {}))
+            for one in [executor.submit(run.play, script) for run in (theirs, ours)]:
+                one.result()
+        return theirs, ours
 
-
-def _compare_counts(model: str, theirs: Run, ours: Run, listed: Mapping[str, tuple[int, int]]) -> None:
-    """Counters are the same soon after the replies, but for those that are ``listed``."""
-
-    def split(run: Run, at: int) -> tuple[dict[str, int], dict[str, int]]:
-        moved = run.moved(model)
-        return {name: moved.pop(name, 0) for name in listed}, moved
-
-    def agree() -> bool:
-        (their_listed, their_rest), (our_listed, our_rest) = split(theirs, 0), split(ours, 1)
-        named = [{name: pair[at] for name, pair in listed.items()} for at in (0, 1)]
-        return their_rest == our_rest and [their_listed, our_listed] == named
-
-    with contextlib.suppress(AssertionError):
-        wait_until(agree, "", SETTLE_S)
-    (their_listed, their_rest), (our_listed, our_rest) = split(theirs, 0), split(ours, 1)
-    assert our_rest == their_rest, f"counters of {model}"
-    for name, (their_growth, our_growth) in listed.items():
-        assert (their_listed[name], our_listed[name]) == (their_growth, our_growth), f"{name} of {model}"
+    def compare_configurations(self, model: str) -> None:
+        """What the servers say a model's configuration is."""
+        texts = [exchange(server.http_port, "GET", f"/v2/models/{model}/config").body.decode() for server in self.servers]
+        texts = [text.replace(NEWER, "").replace(str(folder), "") for text, folder in zip(texts, self.folders, strict=True)]
+        theirs, ours = map(json.loads, texts)  # the members of a map come in any order
+        assert ours == theirs
 
 
 @contextlib.contextmanager
@@ -314,8 +362,8 @@ def recording(root: Path, models: Mapping[str, str], environment: Mapping[str, s
         folder.mkdir(parents=True)
         write(home / "models", folder, models)
     started = [
-        real.start(homes[0] / "models", *FLAGS, *flags, folder=homes[0] / "run", environment=environment),
-        start_tensorfarm(homes[1] / "models", *FLAGS, *flags, folder=homes[1] / "run", environment=environment, wait=False),
+        real.start(homes[0] / "models", *FLAGS, folder=homes[0] / "run", environment=environment),
+        start_tensorfarm(homes[1] / "models", *FLAGS, folder=homes[1] / "run", environment=environment, wait=False),
     ]
     with stopping(*started) as (theirs, ours):
         for server in (theirs, ours):

@@ -203,7 +203,7 @@ LOOKUP = [
     for path in ("nosuch", "nosuch/versions/1", "simple/versions/2", "simple/versions/99999999999999999999")
 ]
 
-NOT_BUILT = ("sequence", "model_repository(unload_dependents)", "cuda_shared_memory", "trace")
+NOT_BUILT = ("cuda_shared_memory", "trace")
 """Extensions of release 24.10 that tensorfarm does not have yet, and does not claim to have."""
 
 DIFFERENCES: dict[str, Difference] = {}

@@ -223,6 +223,63 @@ def test_a_redis_that_is_slow_costs_one_time_out_and_no_more(log_path: Path) -> 
     run(work)
 
 
+@asynccontextmanager
+async def stand_in(replies: dict[bytes, bytes]) -> AsyncIterator[int]:
+    """The port of something that answers each command with the bytes that ``replies`` has for it then; otherwise with PONG."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            words = []
+            for _ in range(int(line[1:])):
+                words.append((await reader.readexactly(int((await reader.readline())[1:]) + 2))[:-2])
+            writer.write(replies.get(words[0], b"+PONG\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(b"+OK\r\n", b":2\r\n", b"$-1\r\n", b"*1\r\n$-1\r\n", b"*4\r\n$-1\r\n$-1\r\n$-1\r\n$-1\r\n", b"*3\r\n:1\r\n:2\r\n:3\r\n"),
+        *(b"*3\r\n-ERR one\r\n$-1\r\n$-1\r\n", b"$many\r\n", b"*3\r\n$x\r\n", b"!\r\n", b"-CROSSSLOT no\r\n"),
+    ],
+)
+def test_what_is_no_redis_costs_no_request_its_answer(reply: bytes, log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every lookup is a miss, those behind the first as well, and what is asked later finds it at work again."""
+    monkeypatch.setattr(redis_cache, "PROBE_SECS", (0.02,))
+
+    async def work() -> None:
+        replies = {b"MGET": reply}
+        async with stand_in(replies) as port, opened(str(port), log_path, socket_timeout="1000") as client:  # type: ignore[arg-type]
+            assert await asyncio.gather(*[client.get(b"%d" % number) for number in range(3)]) == [None] * 3
+            assert not client.cache.up
+            replies[b"MGET"] = b"*1\r\n$%d\r\n%b\r\n" % (len(encoded(entry())), encoded(entry()))
+            await client.until(lambda: client.cache.up)
+            assert said(await client.get(b"a")) == said(entry())
+
+    run(work)
+
+
+def test_answers_that_take_long_to_be_kept_hold_up_no_lookup(log_path: Path) -> None:
+    """Every connection is at one; a lookup waits for as long as it may, and no longer."""
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        async with stand_in({b"SET": b""}) as port, opened(str(port), log_path, pool_size="2", wait_timeout="50") as client:  # type: ignore[arg-type]
+            kept: list[bool] = []
+            for _ in range(2):
+                client.cache.insert(b"a", entry(), kept.append)
+            await client.until(lambda: not client.cache._writes)
+            began = loop.time()
+            assert await asyncio.gather(*[client.get(b"b") for _ in range(20)]) == [None] * 20
+            assert loop.time() - began < 1.0
+            assert client.cache.up and kept == []
+
+    run(work)
+
+
 @needs_redis
 def test_one_that_is_not_there_yet_is_waited_for(log_path: Path) -> None:
     async def work() -> None:

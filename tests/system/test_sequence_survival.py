@@ -145,24 +145,27 @@ def test_a_model_with_open_sequences_is_unloaded_at_once(server: Server) -> None
 
 
 class Held:
-    """A request whose last byte is kept back: until it comes, its connection is not idle."""
+    """A request of which the server has the head, and gets the body later: until then its connection is not idle."""
 
     def __init__(self, server: Server, content: bytes) -> None:
         self._connection = Connection(server.http_port)
-        message = request_bytes("POST", PATH.format("drained"), content)
-        self._last = message[-1:]
-        self._connection.send(message[:-1])
+        self._content = content
+        message = request_bytes("POST", PATH.format("drained"), content, {"Expect": "100-continue"})
+        self._connection.send(message.removesuffix(content))
+        self._connection.wait_for(b"100 Continue\r\n\r\n")
 
     def finish(self) -> Reply:
         with self._connection as connection:
-            connection.send(self._last)
+            connection.send(self._content)
             return connection.receive()
 
 
-def test_a_server_that_ends_lets_open_sequences_end(tmp_path: Path) -> None:
+def test_a_server_that_ends_lets_open_sequences_go_on(tmp_path: Path) -> None:
+    """As long as anybody has a connection to it: what begins anew is refused, and what stays open does not hold it up."""
     with stopping(start(tmp_path, "drained")) as (server,):
         record(ask(server, "drained", 1, 1, first=True))
         record(ask(server, "drained", 1, 2, first=True, last=True))
+        record(ask(server, "drained", 1, 5, first=True))
         middle, other, single, unknown, last = [
             Held(server, content)
             for content in (
@@ -174,13 +177,12 @@ def test_a_server_that_ends_lets_open_sequences_end(tmp_path: Path) -> None:
             )
         ]
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "Model 'drained' (version 1) has 1 in-flight inferences" in server.stdout, "the server to wait")
+        wait_until(lambda: "Found 5 HTTP service connections" in server.stdout, "the server to wait")
         assert record(middle.finish())[0] == [1, 2]
-        refusals = [held.finish() for held in (other, single)]
-        assert [reply.status for reply in refusals] == [503, 503]
-        assert {reply.error for reply in refusals} == {
-            "Server is stopping, scheduler for model has stopped accepting new inference requests"
-        }
+        for held in (other, single):
+            reply = held.finish()
+            assert reply.status == 503
+            assert reply.error == "Server is stopping, scheduler for model has stopped accepting new inference requests"
         reply = unknown.finish()
         assert (reply.status, reply.error) == (400, NO_START.format(2, "drained"))
         assert record(last.finish())[0] == [1, 2, 5]

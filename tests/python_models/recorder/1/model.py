@@ -1,6 +1,6 @@
 """Writes down what every execution is given, in a file with the model's name in the folder that its parameter FOLDER names.
 
-The words of a request's id say what becomes of it: `hold` waits until there is a file of the id's name there, `again` asks for it once
+The words of a request's id say what becomes of it: `hold` waits until there is a file there, named after the model and the id, `again` asks for it once
 more, `fault` raises, `refuse` is answered with an error; all else is answered with X. Iterative models come to a request X times, and
 answer in each round where they are decoupled. `kept` returns a response where none belongs; `late` raises in the second round. A state S
 grows by X, where there is one.
@@ -32,7 +32,8 @@ class TritonPythonModel:
         self.folder = config["parameters"]["FOLDER"]["string_value"]
         self.instance = int(args["model_instance_name"].rsplit("_", 1)[1])
         self.rounds = {}
-        self.notes = open(os.path.join(self.folder, config["name"]), "ab", buffering=0)
+        self.name = config["name"]
+        self.notes = open(os.path.join(self.folder, self.name), "ab", buffering=0)
 
     def execute(self, requests):
         seen = [
@@ -56,7 +57,7 @@ class TritonPythonModel:
 
     def wait(self, name):
         end = time.monotonic() + PATIENCE_S
-        while "hold" in name and not os.path.exists(os.path.join(self.folder, name)):
+        while "hold" in name and not os.path.exists(os.path.join(self.folder, f"{self.name} {name}")):
             if time.monotonic() > end:
                 raise TimeoutError
             time.sleep(0.002)
