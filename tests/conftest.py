@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"tests.{name}" for name in ("leaks", "oracle", "servers", "wire", "parity.case", "parity.scenario")))
+REWRITTEN = ("leaks", "oracle", "servers", "wire", "parity.case", "parity.recorder_script", "parity.scenario")
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in REWRITTEN))
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reads it when it is imported; else it sends usage data and leaves files behind
 
 from .leaks import no_leaks  # noqa: E402

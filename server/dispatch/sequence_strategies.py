@@ -61,17 +61,19 @@ class DirectScheduler(SequenceScheduler):
 
     def _bound(self, lane: Lane, formed: tuple[list[Slot], Cut]) -> PlannedBatch:
         rows = [slot.index for slot in formed[0]]
+        # One whose request is of another shape has its row all the same.
+        count = 1 + max(slot.index for slot in lane.slots if slot.sequence is not None and slot.sequence.ready)
         batch = super()._bound(lane, formed)
         assert batch.bodies is not None
-        if rows[-1] < len(rows):
+        if count == len(rows):
             return batch
         placed = dict(zip(rows, zip(batch.requests, batch.bodies, strict=True), strict=True))
         empty = self._filler(batch.requests[0].body)
-        fillers = [row for row in range(rows[-1] + 1) if row not in placed]
+        fillers = [row for row in range(count) if row not in placed]
         for row in fillers:
             placed[row] = (Request(empty, 0, _nobody), empty)
-        batch.requests = [placed[row][0] for row in range(rows[-1] + 1)]
-        batch.bodies = [placed[row][1] for row in range(rows[-1] + 1)]
+        batch.requests = [placed[row][0] for row in range(count)]
+        batch.bodies = [placed[row][1] for row in range(count)]
         batch.fillers = frozenset(fillers)
         batch.answered.update(fillers)
         return batch

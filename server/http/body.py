@@ -161,6 +161,8 @@ class KnownLength:
             count = min(end - start, self.byte_size - self._filled)
             self._content += view[start : start + count]
             self._filled += count
+            if self.byte_size > SMALL_BYTE_SIZE:
+                self._admission.hold(count)
             return start + count
         count = min(end - start, len(room))
         room[:count] = view[start : start + count]
@@ -172,12 +174,20 @@ class KnownLength:
         if self.room is not None:
             self.room.release()
         if self._block is None:
-            return InlineBody(self._content) if self.byte_size <= SMALL_BYTE_SIZE else HeldBody(self._content, self._admission)
+            content = self._empty()
+            return InlineBody(content) if self.byte_size <= SMALL_BYTE_SIZE else HeldBody(content, self._admission)
         block, self._block = self._block, None
         return ArenaBody(block, self.byte_size, self._lead)
 
+    def _empty(self) -> bytearray:
+        content, self._content = self._content, bytearray()
+        if self.byte_size > SMALL_BYTE_SIZE:
+            self._admission.let_go(len(content))
+        return content
+
     def abandon(self) -> None:
         """Give the memory of an incomplete body back."""
+        self._empty()
         if self.room is not None:
             self.room.release()
         if self._block is not None:

@@ -12,16 +12,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from .body import SMALL_BYTE_SIZE, Chunked, HeldBody, KnownLength
+from .crowded import CROWDED, answer_probe, crowded_reply
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, retry_after
-from .exchange import Answer, Body, Cancel, Head, Headers, HttpRequest, InlineBody, Reply, StreamingRequest
+from .exchange import Answer, Body, Cancel, Head, Headers, HttpRequest, InlineBody, Reply
 from .head import HeadReader, Malformed, announced_json_byte_size
 from .peer import peer_is_local
 from .pipelined import PipelinedRequest
 from .reply_head import CLOSE, KEEP_ALIVE, kept_reply_head, reply_head, stream_head
 from .reply_stream import ReplyStream
+from .unsent import Unsent
 
 if TYPE_CHECKING:
     from .listener import HttpDoor
@@ -31,8 +34,6 @@ _logger = logging.getLogger(__name__)
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTE_SIZE = 64 * 1024
-_PROBES = ("/v2/health/", "/metrics")
-_CROWDED = "too many connections"
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -61,8 +62,8 @@ class Connection(asyncio.BufferedProtocol):
         self._on_sent: Callable[[], None] | None = None
         self._heard = door.now
         self._head_since = 0.0
-        self._unsent = 0
-        self._handle = door.handle
+        self._unsent = Unsent(door.admission)
+        self._handle: Callable[[PipelinedRequest, Answer], Cancel | None] = door.handle
         self._spare = False
         self._ended = False
         self._begun = False
@@ -104,11 +105,7 @@ class Connection(asyncio.BufferedProtocol):
         busy = self._failure is not None or self._active is not None or bool(self._waiting)
         if self._write_paused:
             self._hold_clocks(now)
-            unsent = self._transport.get_write_buffer_size()
-            if self._unsent < 0 or self._unsent - unsent >= limits.progress_byte_size:
-                self._let_unsent_go()
-                self._door.admission.hold(unsent)
-                self._unsent = unsent
+            if self._unsent.moves(self._transport.get_write_buffer_size(), limits.progress_byte_size):
                 self._heard = now
             elif limits.stalled_reply_s and now - self._heard > limits.stalled_reply_s:
                 self._transport.abort()
@@ -152,11 +149,11 @@ class Connection(asyncio.BufferedProtocol):
             if door.full:
                 # No lingering: that would let those who are refused pile up.
                 self._last = True
-                self._write(Reply(503, (PLAIN_TYPE,), (error_body(_CROWDED),)), True, None)
+                self._write(crowded_reply(), True, None)
                 self._transport.close()
                 return
             self._spare = True
-            self._handle = self._answer_probe
+            self._handle = partial(answer_probe, door.handle)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self._room
@@ -226,8 +223,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
-        if self._write_paused:
-            self._let_unsent_go()
+        self._unsent.end()
         self._door.forget(self)
         self._drop_rest()
         self._handle = self._door.handle
@@ -240,19 +236,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        unsent = self._transport.get_write_buffer_size()
-        # Below zero: the sweep has not looked yet.
-        self._unsent = ~unsent
-        self._door.admission.hold(unsent)
-
-    def _let_unsent_go(self) -> None:
-        """What the client had not taken when somebody looked last is no longer counted."""
-        unsent = self._unsent
-        self._door.admission.let_go(unsent if unsent >= 0 else ~unsent)
+        self._unsent.begin(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._let_unsent_go()
+        self._unsent.end()
         if self._linger_since is not None:
             self._heard = self._linger_since = self._door.now
         self._sent()
@@ -345,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_body(self, head: Head) -> None:
         door = self._door
         if self._spare:
-            raise Malformed(503, _CROWDED)
+            raise Malformed(503, CROWDED)
         if head.content_length > door.limits.inline_byte_size:
             door.before_body(head)
         self._body_mark = 0
@@ -433,17 +421,6 @@ class Connection(asyncio.BufferedProtocol):
         elif cancel is not None and self._gone:
             cancel()
 
-    def _answer_probe(self, request: StreamingRequest, answer: Answer) -> Cancel | None:
-        """Handle a request of a connection that is one too many: probes are answered, everything else is refused."""
-        if self._active is not None:
-            self._active.keep_alive = False
-        head = request.head
-        if head.method == "GET" and (head.path.startswith(_PROBES) or head.path.endswith("/ready")):
-            return self._door.handle(request, answer)
-        request.body.release()
-        answer(Reply(503, (PLAIN_TYPE,), (error_body(_CROWDED),)))
-        return None
-
     # replies
 
     def answer(self, exchange: PipelinedRequest, reply: Reply) -> None:
@@ -482,8 +459,7 @@ class Connection(asyncio.BufferedProtocol):
                 transport.abort()
                 return
             # What has left since the door last looked is told by what is unsent, which has just grown.
-            self._unsent += byte_size if self._unsent >= 0 else -byte_size
-            self._door.admission.hold(byte_size)
+            self._unsent.add(byte_size)
         if byte_size <= _JOIN_BYTE_SIZE:
             transport.write(b"".join(parts))
         else:

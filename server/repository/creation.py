@@ -145,7 +145,8 @@ class Creation:
         """What other servers call the same load of the same files; what none does, where the files cannot be read or change meanwhile."""
         if not served.fingerprint:
             try:
-                own = await asyncio.to_thread(fingerprint, served.files.directory, served.version, served.config)
+                backend_file = "" if served.load is None else served.load.backend_file
+                own = await asyncio.to_thread(fingerprint, served.files.directory, served.version, served.config, backend_file)
                 if await asyncio.to_thread(served.files.files.changed, served.version):
                     own = os.urandom(32)
             except (OSError, StatusError) as error:

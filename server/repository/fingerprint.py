@@ -15,9 +15,10 @@ CONFIGURATIONS = frozenset(("config.pbtxt", "configs"))
 """What the final configuration already says."""
 
 
-def fingerprint(directory: Path, version: int, config: Any) -> bytes:
+def fingerprint(directory: Path, version: int, config: Any, backend_file: str = "") -> bytes:
     """A digest of a final configuration and of every file that a version may be made of.
 
+    ``backend_file`` is that of a backend which is itself written in Python, and so as much of the model as the rest.
     Neither the other versions count, nor where instances run. Raises OSError where a file cannot be read. Blocks: it reads all of it.
     """
     placed = copied(config)
@@ -30,11 +31,16 @@ def fingerprint(directory: Path, version: int, config: Any) -> bytes:
         if name not in CONFIGURATIONS and not other:
             _collect(str(directory), name, paths, frozenset())
     for path in sorted(paths):
-        with open(directory / path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
         # The digest of a path has a fixed length, so nothing runs into what follows.
-        made.update(hashlib.sha256(os.fsencode(path), usedforsecurity=False).digest() + content)
+        made.update(hashlib.sha256(os.fsencode(path), usedforsecurity=False).digest() + _digest(directory / path))
+    if backend_file:
+        made.update(_digest(Path(backend_file)))
     return made.digest()
+
+
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _collect(root: str, path: str, paths: list[str], above: frozenset[tuple[int, int]]) -> None:

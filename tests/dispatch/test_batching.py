@@ -64,6 +64,8 @@ def test_nothing_waits() -> None:
         (BatchPolicy(8, frozenset({2, 4})), [1, 1], [1, 1], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({2, 4})), [1, 1, 1], [1, 1], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({2, 4})), [1] * 7, [1] * 4, Cut.PREFERRED),
+        (BatchPolicy(8, frozenset({2, 4})), [1] * 9, [1] * 4, Cut.PREFERRED),
+        (BatchPolicy(8, frozenset({2})), [1, 1, 4, 4], [1, 1], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({4})), [1, 2, 3, 4], [1, 2], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({3})), [2, 2, 3, 6], [2], Cut.PREFERRED),
         (BatchPolicy(8, frozenset({2, 4})), [3, 2, 1], [3], Cut.PREFERRED),
@@ -81,6 +83,7 @@ def test_another_shape_ends_a_batch() -> None:
     policy = BatchPolicy(8)
     assert formed(policy, [1, 1, 1], widths=[1, 1, 2]) == ([1, 1], Cut.SHAPE, None)
     assert formed(policy, [1, 1, 1], widths=[1, 2, 1]) == ([1], Cut.SHAPE, None)
+    assert formed(BatchPolicy(8, frozenset({2})), [1] * 4, widths=[1, 1, 1, 2]) == ([1, 1], Cut.PREFERRED, None)
     assert formed(policy, [8, 1], widths=[1, 2]) == ([8], Cut.FULL, None)
     assert formed(policy, [7, 2], widths=[1, 2])[1] == Cut.FULL, "there was no room for it either"
     result = form(policy, None, requests_of([1, 1], [1, 2]), 0)
@@ -156,7 +159,9 @@ def test_whatever_waits(
     elif cut == Cut.SHAPE:
         assert behind is not None and width_of(behind) != width_of(taken[0])
     elif cut == Cut.PREFERRED:
-        assert total in policy.preferred_sizes or (delay_ns and total >= policy.largest_preferred and behind is None)
+        largest = policy.largest_preferred
+        past = total >= largest if behind is None else total + behind.body.batch_size > largest
+        assert total in policy.preferred_sizes or past
     elif cut == Cut.DELAY:
         assert overdue and behind is None
     else:

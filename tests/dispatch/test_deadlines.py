@@ -107,12 +107,27 @@ def test_it_grows_with_what_counts_and_shrinks_again() -> None:
     for number in range(10_000):
         book.add(10**6 - number, str(number))
     assert len(book.deadlines) == 10_000
+    assert book.asked < 2 * 10_000, "all are looked at only when they have doubled"
     for number in range(9_900):
         del book.times[str(number)]
     for number in range(10_001):
         book.add(2 * 10**6 + number, "one")
     assert len(book.deadlines) <= 2 * 101 + FEW
     assert len(book.deadlines.due(10**9)) == 101
+
+
+def test_what_is_left_is_still_in_order() -> None:
+    """Also right after those that do not count have been dropped."""
+    pick = random.Random(1)
+    book = Book()
+    for number in range(5_000):
+        book.add(pick.randrange(10**6), str(number % 700))
+        if pick.random() < 0.3:
+            book.times.pop(str(pick.randrange(700)), None)
+        if number % 3 == 0:
+            assert book.deadlines.next_ns() == min(book.times.values())
+    left = sorted(book.times.items(), key=lambda item: item[1])
+    assert [book.times[item] for item in book.deadlines.due(10**6)] == [at_ns for _, at_ns in left]
 
 
 def test_what_is_just_being_added_is_never_dropped() -> None:

@@ -113,6 +113,9 @@ def test_rows_whose_shapes_differ_go_one_after_the_other() -> None:
     bench.ask(2, START, "b", width=2)
     bench.ask(3, START, "c", width=1)
     assert bench.run() == [["first"], ["-", "a", "-", "c"], ["-", "-", "b"]]
+    for number, width in ((1, 1), (2, 2), (3, 1), (4, 2)):
+        bench.ask(number, 0 if number < 4 else START, str(number), width=width)
+    assert bench.run() == [["-", "1"], ["4", "-", "2", "-"], ["-", "-", "-", "3"]]
 
 
 @pytest.mark.parametrize("strategy", ["direct { }", OLDEST])

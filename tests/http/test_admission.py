@@ -106,6 +106,25 @@ def test_what_can_never_be_held_is_too_large_over_http2_too(kind: str) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("ends", ["whole", "gone"])
+def test_half_a_body_in_ordinary_memory_counts(ends: str) -> None:
+    """Many clients that never send the other half are not to take memory that nobody knows of."""
+
+    async def scenario() -> None:
+        with an_arena() as arena:
+            service = bounded(MIB, arena=arena)
+            async with a_front(service) as door:
+                async with a_client(door) as client:
+                    await client.send(head(60 * KIB, "nothing") + bytes(30 * KIB))
+                    await until(lambda: service.admission.held_byte_size == 30 * KIB)
+                    if ends == "whole":
+                        await client.send(bytes(30 * KIB))
+                        assert (await client.reply())[0] == 404
+                await until(lambda: service.admission.held_byte_size == 0)
+
+    run(scenario)
+
+
 def test_those_who_may_not_ask_are_told_that_first() -> None:
     """However much there is to do: it says something of the models that they are not to know."""
 

@@ -324,7 +324,8 @@ async def call(app: Endpoint, gone: asyncio.Event) -> list[dict[str, Any]]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/v2/models/m", "headers": [], "path_params": {"model": "m"}, "state": {}}
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/v2/models/m", "headers": [], "state": {}}
+    scope["path_params"] = {"model": "m"}
     await app(scope, receive, send)
     return sent
 

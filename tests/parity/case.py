@@ -12,6 +12,9 @@ from ..wire import Reply, compact, exchange
 COMPARED_HEADERS = ("content-type", "inference-header-content-length", "content-encoding", "accept-encoding", "allow", "transfer-encoding")
 """Reply headers that must be the same; Content-Length follows from the body."""
 
+OURS = ("batch_cuts",)
+"""Members of statistics that the real server has not."""
+
 Rewrite = Callable[[Any], Any]
 """Replaces, in a reply's JSON, what must differ between the two servers."""
 

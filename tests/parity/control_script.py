@@ -95,12 +95,9 @@ class Seen:
 
 
 class Script:
-    """One server under a script. What it shows is collected in ``seen``.
+    """One server under a script. What it shows is collected in ``seen``."""
 
-    ``with_instance`` is how many requests an instance is given at a time, which do not count as pending any more.
-    """
-
-    def __init__(self, whose: str, server: Server, repository: Path, executor: ThreadPoolExecutor, with_instance: int) -> None:
+    def __init__(self, whose: str, server: Server, repository: Path, executor: ThreadPoolExecutor) -> None:
         self.whose = whose
         self.server = server
         self.repository = repository
@@ -108,7 +105,6 @@ class Script:
         self.problem: AssertionError | None = None
         self._gates: set[Path] = set()
         self._executor = executor
-        self._with_instance = with_instance
         self._names: set[str] = set()
         self._listed: dict[str, Differs] = {}
 
@@ -262,12 +258,15 @@ class Script:
         wait_until(lambda: counts() == versions, f"the counters of {name} to be {versions}", SETTLE_S)
 
     def wait_taken(self, name: str, count: int) -> None:
-        """Wait until so many requests of version 1 of a model, the first of which is at a gate, have been taken."""
+        """Wait until so many requests of version 1 of a model, the first of which is at a gate, have been taken.
+
+        No instance of it has run anything before: it is given one request.
+        """
         labels = {"model": name, "version": "1"}
 
         def pending() -> bool:
             text = exchange(self.server.metrics_port, "GET", "/metrics").body.decode()
-            return metric(text, "nv_inference_pending_request_count", **labels) == count - self._with_instance
+            return metric(text, "nv_inference_pending_request_count", **labels) == count - 1
 
         wait_until(pending, f"{count} requests of {name} to be taken", SETTLE_S)
 
@@ -420,8 +419,8 @@ class Pair:
     def _run(self, script: Play) -> list[Script]:
         with ThreadPoolExecutor(16) as executor:
             runs = [
-                Script("the real server", self.theirs, self.their_repository, executor, 1),
-                Script("tensorfarm", self.ours, self.our_repository, executor, 3),
+                Script("the real server", self.theirs, self.their_repository, executor),
+                Script("tensorfarm", self.ours, self.our_repository, executor),
             ]
             for one in [executor.submit(run.play, script) for run in runs]:
                 one.result()

@@ -70,6 +70,7 @@ class Run:
     seen: list[Seen] = field(default_factory=list)
     models: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     counted: dict[tuple[str, str], int] = field(default_factory=dict)
+    uncounted: set[str] = field(default_factory=set)
     problem: str = ""
     _open: dict[str, tuple[str, Connection]] = field(default_factory=dict)
     _skipped: dict[str, int] = field(default_factory=dict)
@@ -130,8 +131,11 @@ class Run:
         """A model's configuration, as the server has it."""
         return exchange(self.server.http_port, "GET", f"/v2/models/{model}/config").json
 
-    def ask(self, model: str, id: str, why: str = "", theirs: Any = None, ours: Any = None, **more: Any) -> None:
-        """Send a request and note its reply."""
+    def ask(self, model: str, id: str, why: str = "", theirs: Any = None, ours: Any = None, fatal: bool = False, **more: Any) -> None:
+        """Send a request and note its reply. ``fatal``: the real server never answers it, so it is not asked."""
+        if fatal and not self.ours:
+            self.note(f"the reply to {id}", theirs, why, theirs, ours)
+            return
         self.send(model, id, **more)
         self.note(f"the reply to {id}", self._receive(id), why, theirs, ours)
 
@@ -143,12 +147,13 @@ class Run:
         body = reply.body.decode().replace(str(self.folder.parent), "ROOT")
         return {"status": reply.status, "type": reply.header("content-type"), "body": body}
 
-    def queue(self, model: str, id: str, **more: Any) -> None:
-        """Send a request that has to wait."""
+    def queue(self, model: str, id: str, member: str = "", **more: Any) -> None:
+        """Send a request that has to wait; where the model is an ensemble, at a ``member``."""
         self._meet(model)
-        before = self._pending(model)
+        waits_at = member or model
+        before = self._pending(waits_at)
         self.send(model, id, **more)
-        wait_until(lambda: self._pending(model) == before + 1, f"{id} to wait", PATIENCE_S)
+        wait_until(lambda: self._pending(waits_at) == before + 1, f"{id} to wait", PATIENCE_S)
 
     def hold(self, model: str, id: str, **more: Any) -> None:
         """Send a request that runs until it is released."""
@@ -249,10 +254,15 @@ class Run:
         assert why and theirs != ours
         self.counted[model, name] = ours if self.ours else theirs
 
-    def fails_otherwise(self, model: str, reason: str, why: str, theirs: int, ours: int) -> None:
-        """The same of all counters of failures with a reason."""
-        for name in ("fail", f'nv_inference_request_failure reason="{reason}",version="1"'):
-            self.counts_otherwise(model, name, why, theirs, ours)
+    def fails_otherwise(self, model: str, reason: str, why: str, theirs: int, ours: int, besides: int = 0) -> None:
+        """The same of what failed for a reason; ``besides`` are the failures for others."""
+        self.counts_otherwise(model, "fail", why, theirs + besides, ours + besides)
+        self.counts_otherwise(model, f'nv_inference_request_failure reason="{reason}",version="1"', why, theirs, ours)
+
+    def leave_counters(self, model: str, why: str) -> None:
+        """A model's counters are not compared."""
+        assert why
+        self.uncounted.add(model)
 
     def moved(self, model: str) -> dict[str, int]:
         """By how much each counter has grown since the script began to ask a model."""
@@ -286,6 +296,7 @@ def _without_filling(request: Mapping[str, Any]) -> Any:
 
 CONTROL_NAMES = ("START", "END", "READY", "CORRID")
 
+
 @dataclass(frozen=True)
 class Outcomes:
     """Scripts that have been run on both servers."""
@@ -299,7 +310,7 @@ class Outcomes:
         problems = [run.problem for run in (theirs, ours) if run.problem]
         assert not problems, problems
         assert len(theirs.seen) == len(ours.seen), "the script is not the same for both"
-        for model in theirs.models:
+        for model in theirs.models.keys() - theirs.uncounted:
             _compare_counts(model, theirs, ours)
 
 
@@ -312,7 +323,9 @@ def _compare_counts(model: str, theirs: Run, ours: Run) -> None:
 
     def agree() -> bool:
         said, rest = zip(split(theirs), split(ours), strict=True)
-        return rest[0] == rest[1] and all(said[at][name] == run.counted[model, name] for at, run in enumerate((theirs, ours)) for name in said[at])
+        return rest[0] == rest[1] and all(
+            said[at][name] == run.counted[model, name] for at, run in enumerate((theirs, ours)) for name in said[at]
+        )
 
     with contextlib.suppress(AssertionError):
         wait_until(agree, "", SETTLE_S)
@@ -344,12 +357,13 @@ class Pair:
                 one.result()
         return theirs, ours
 
-    def compare_configurations(self, model: str) -> None:
-        """What the servers say a model's configuration is."""
-        texts = [exchange(server.http_port, "GET", f"/v2/models/{model}/config").body.decode() for server in self.servers]
-        texts = [text.replace(NEWER, "").replace(str(folder), "") for text, folder in zip(texts, self.folders, strict=True)]
-        theirs, ours = map(json.loads, texts)  # the members of a map come in any order
-        assert ours == theirs
+    def compare_descriptions(self, model: str) -> None:
+        """What the servers say a model is, and what its configuration is."""
+        for what in ("", "/config"):
+            texts = [exchange(server.http_port, "GET", f"/v2/models/{model}{what}").body.decode() for server in self.servers]
+            texts = [text.replace(NEWER, "").replace(str(folder), "") for text, folder in zip(texts, self.folders, strict=True)]
+            theirs, ours = map(json.loads, texts)  # the members of a map come in any order
+            assert ours == theirs
 
 
 @contextlib.contextmanager

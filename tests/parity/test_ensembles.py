@@ -18,7 +18,7 @@ from ..ensembles import Member, Step, TestEnsemble, write_ensembles, write_membe
 from ..model_repository import TestTensor
 from ..servers import Server, metric, start_tensorfarm, stopping, wait_until
 from ..wire import compact, exchange
-from .case import Case, check, infer, tensor
+from .case import OURS, Case, check, infer, tensor
 
 DECOUPLED = "model_transaction_policy { decoupled: true }"
 
@@ -271,7 +271,7 @@ def test_a_stream_that_fails(pair: tuple[Server, Server]) -> None:
 def _entry(port: int, model: str) -> Any:
     def plain(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
-            return {key: plain(member, key) for key, member in value.items()}
+            return {key: plain(member, key) for key, member in value.items() if key not in OURS}
         if isinstance(value, list):
             return [plain(member) for member in value]
         return bool(value) if name in ("ns", "last_inference") else value

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .recorder_script import Outcomes, Pair, Play, Run, recorder, recording
+from .recorder_script import INPUT, Outcomes, Pair, Play, Run, recorder, recording
 
 ROOMY = "max_queue_size: 100"
 """A policy that changes nothing but that the real server forms its batches when an instance is free."""
@@ -25,17 +25,22 @@ def _batching(text: str = "", policy: str = ROOMY) -> str:
 
 
 DELAY_S = 0.7
-LEVEL_LIMITS = """priority_queue_policy { key: 1 value { max_queue_size: 2 } } priority_queue_policy { key: 2 value { max_queue_size: 3 } }"""
+TWICE = "the real server counts an ensemble's failed request twice"
+LEVEL_LIMITS = (
+    """priority_queue_policy { key: 1 value { max_queue_size: 2 } } priority_queue_policy { key: 2 value { max_queue_size: 3 } }"""
+)
 DELAYED = f"timeout_action: DELAY {LONG} allow_timeout_override: true"
 RAGGED = """input [ { name: "X", data_type: TYPE_INT32, dims: [ -1 ] },
   { name: "A", data_type: TYPE_INT32, dims: [ -1 ], allow_ragged_batch: true } ]"""
 OPTIONAL = """input [ { name: "X", data_type: TYPE_INT32, dims: [ -1 ] }, { name: "A", data_type: TYPE_INT32, dims: [ -1 ], optional: true },
   { name: "B", data_type: TYPE_INT32, dims: [ -1 ], optional: true } ]"""
-ENSEMBLE = """platform: "ensemble" max_batch_size: 1
-input [ { name: "X", data_type: TYPE_INT32, dims: [ 1 ] } ]
-output [ { name: "Y", data_type: TYPE_INT32, dims: [ -1 ] } ]
-ensemble_scheduling { step [ { model_name: "small" model_version: -1
-  input_map { key: "X" value: "X" } output_map { key: "Y" value: "Y" } } ] }"""
+
+
+def _ensemble(member: str, max_batch_size: int) -> str:
+    step = f'model_name: "{member}" model_version: -1 input_map {{ key: "X" value: "X" }} output_map {{ key: "Y" value: "Y" }}'
+    return f"""platform: "ensemble" max_batch_size: {max_batch_size} {INPUT}
+output [ {{ name: "Y", data_type: TYPE_INT32, dims: [ -1 ] }} ] ensemble_scheduling {{ step [ {{ {step} }} ] }}"""
+
 
 MODELS = {
     "plain": recorder(""),
@@ -55,7 +60,8 @@ MODELS = {
     "ordered": recorder(_batching("preserve_ordering: true", "max_queue_size: 1"), 1, instances=2),
     "ragged": recorder(_batching(), inputs=RAGGED),
     "optional": recorder(_batching(policy=LONG), inputs=OPTIONAL),
-    "over": ENSEMBLE,
+    "over_small": _ensemble("small", 1),
+    "over_unbatched": _ensemble("unbatched", 0),
 }
 
 
@@ -130,6 +136,15 @@ def delay(run: Run) -> None:
     since("a preferred size")
     run.wait_answered("s5")
     since("what is left")
+
+    # Nothing is preferred any more once the oldest has waited for so long.
+    run.queue("delayed", "t1")
+    run.hold("delayed", "hold again")
+    for at in range(2, 8):
+        run.queue("delayed", f"t{at}")
+    run.let_pass(DELAY_S + 0.1)
+    run.release("hold again")
+    run.replies()
     run.batches("delayed")
 
 
@@ -158,8 +173,8 @@ def full_queue(run: Run) -> None:
         run.queue("small", id, shape=(3, 1))
     run.ask("small", "r3")
     run.ask("small", "")
-    run.ask("over", "r4")
-    run.fails_otherwise("over", "OTHER", "the real server counts an ensemble's failed request twice", 2, 1)
+    run.ask("over_small", "r4")
+    run.fails_otherwise("over_small", "OTHER", TWICE, 2, 1)
     run.release("hold")
     run.replies()
     run.batches("small")
@@ -170,9 +185,10 @@ def time_limit(run: Run) -> None:
     """Who has waited for too long is told so while the instance is busy, and counted; the request has no say. Here without batches."""
     run.hold("unbatched", "hold")
     run.queue("unbatched", "r1")
-    run.queue("unbatched", "r2", timeout=60_000_000)
+    run.queue("over_unbatched", "r2", member="unbatched", timeout=60_000_000)
     run.ask("unbatched", "r3")
     run.wait_answered("r1", "r2")
+    run.fails_otherwise("over_unbatched", "OTHER", TWICE, 2, 1)
     run.release("hold")
     run.replies()
     run.batches("unbatched")
@@ -248,8 +264,8 @@ SCRIPTS: tuple[Play, ...] = (
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_configuration(model: str, pair: Pair) -> None:
-    pair.compare_configurations(model)
+def test_description(model: str, pair: Pair) -> None:
+    pair.compare_descriptions(model)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

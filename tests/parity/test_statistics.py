@@ -7,6 +7,7 @@ from typing import Any
 
 from ..model_repository import COUNTED
 from ..wire import compact, exchange
+from .case import OURS
 
 PATH = f"/v2/models/{COUNTED.name}"
 REQUESTS: tuple[tuple[int, dict[str, Any]], ...] = (
@@ -19,10 +20,6 @@ REQUESTS: tuple[tuple[int, dict[str, Any]], ...] = (
     (1, {"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 2}}]}),
 )
 """Batch size and more members of each request, in order; some are refused."""
-
-
-OURS = ("batch_cuts",)
-"""Members that the real server has not."""
 
 
 def _plain(value: Any) -> Any:

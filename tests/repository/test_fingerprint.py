@@ -76,6 +76,16 @@ def test_configurations_count_but_for_where_instances_run(model: Path) -> None:
     assert fingerprint(model, 2, config()) != plain
 
 
+def test_a_backend_in_python_counts(model: Path, tmp_path: Path) -> None:
+    backend, copy = tmp_path / "backend.py", tmp_path / "copy.py"
+    backend.write_text("one")
+    copy.write_text("one")
+    found = fingerprint(model, 1, config(), str(backend))
+    assert found == fingerprint(model, 1, config(), str(copy)) != fingerprint(model, 1, config())
+    backend.write_text("two")
+    assert fingerprint(model, 1, config(), str(backend)) != found
+
+
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         fingerprint(tmp_path / "none", 1, config())

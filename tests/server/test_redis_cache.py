@@ -252,7 +252,7 @@ def test_what_is_no_redis_costs_no_request_its_answer(reply: bytes, log_path: Pa
 
     async def work() -> None:
         replies = {b"MGET": reply}
-        async with stand_in(replies) as port, opened(str(port), log_path, socket_timeout="1000") as client:  # type: ignore[arg-type]
+        async with stand_in(replies) as port, opened(port, log_path, socket_timeout="1000") as client:
             assert await asyncio.gather(*[client.get(b"%d" % number) for number in range(3)]) == [None] * 3
             assert not client.cache.up
             replies[b"MGET"] = b"*1\r\n$%d\r\n%b\r\n" % (len(encoded(entry())), encoded(entry()))
@@ -267,7 +267,7 @@ def test_answers_that_take_long_to_be_kept_hold_up_no_lookup(log_path: Path) -> 
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
-        async with stand_in({b"SET": b""}) as port, opened(str(port), log_path, pool_size="2", wait_timeout="50") as client:  # type: ignore[arg-type]
+        async with stand_in({b"SET": b""}) as port, opened(port, log_path, pool_size="2", wait_timeout="50") as client:
             kept: list[bool] = []
             for _ in range(2):
                 client.cache.insert(b"a", entry(), kept.append)

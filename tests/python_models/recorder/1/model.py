@@ -1,9 +1,9 @@
 """Writes down what every execution is given, in a file with the model's name in the folder that its parameter FOLDER names.
 
-The words of a request's id say what becomes of it: `hold` waits until there is a file there, named after the model and the id, `again` asks for it once
-more, `fault` raises, `refuse` is answered with an error; all else is answered with X. Iterative models come to a request X times, and
-answer in each round where they are decoupled. `kept` returns a response where none belongs; `late` raises in the second round. A state S
-grows by X, where there is one.
+The words of a request's id say what becomes of it: `hold` waits until there is a file there, named after the model and the id,
+`reschedule` asks for the request once more, `fault` raises, `refuse` is answered with an error; all else is answered with X. Iterative
+models come to a request X times, and answer in each round where they are decoupled; `late` raises in the second round, `kept` returns a
+response where none belongs. A state S grows by X, where there is one.
 """
 
 import json
@@ -72,7 +72,7 @@ class TritonPythonModel:
             return self.respond(request, pb_utils.InferenceResponse(error=pb_utils.TritonError("refused as asked")))
         if self.iterative:
             return self.round(request, name, x)
-        if "again" in name:
+        if "reschedule" in name:
             request.set_release_flags(AGAIN)
             return None
         outputs = [pb_utils.Tensor("Y", x)]
