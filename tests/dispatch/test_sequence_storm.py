@@ -27,7 +27,7 @@ from tensorfarm.workers.contract.status import Code, StatusError, unavailable
 from .sequence_bench import END, MS, START, SequenceBench, controls
 from .test_cancel_storm import reachable
 
-STEPS = int(os.environ.get("SEQUENCE_STORM_STEPS", "3000"))
+STEPS = int(os.environ.get("SEQUENCE_STORM_STEPS", "2400"))
 IDLE_NS = 1000 * MS
 DIED = unavailable("the worker died")
 OUTAGE = unavailable("the worker does not come back")
@@ -700,7 +700,7 @@ class Machine(RuleBasedStateMachine):
             self.storm.settle()
 
 
-Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMachine = Machine.TestCase
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .recorder_script import INPUT, Outcomes, Pair, Play, Run, recorder, recording
+from .recorder_script import Outcomes, Pair, Play, Run, recorder, recording
 
 CONTROLS = """
   control_input { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }

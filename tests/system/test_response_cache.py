@@ -202,7 +202,8 @@ def test_servers_share_a_redis(tmp_path: Path) -> None:
             for model in ("cached", "whole"):
                 run_of(two, model, [0])  # so that its count is another
                 answer = ask(one, model, [5, 5])
-                wait_until(lambda model=model: counts(one, model)["cache_miss"] == 1, "the answer to be kept")
+                for server in started:
+                    wait_until(lambda server=server, model=model: counts(server, model)["cache_miss"] == 1, "the answer to be kept")
                 before = counts(two, model)
                 assert ask(two, model, [5, 5]) == answer
                 assert change(before, counts(two, model)) == HIT
