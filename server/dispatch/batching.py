@@ -210,7 +210,7 @@ class BatchScheduler(Scheduler):
 
     def _held(self) -> bool:
         """Is it too early for the first batch?"""
-        if len(self.queue) >= self._held_count:
+        if self.stopping or len(self.queue) >= self._held_count:
             self._held_count = 0
         return self._held_count > 0
 

@@ -88,14 +88,12 @@ class SequenceScheduler(Scheduler):
         model = self.policy.model
         if request.body.batch_size > 1:
             raise invalid(f"inference request to model '{model}' must specify batch-size 1 due to requirements of sequence batcher")
-        if not correlation_id:
+        nameless = not correlation_id
+        if nameless:
             if not self.policy.iterative:
                 raise invalid(f"inference request to model '{model}' must specify a non-zero or non-empty correlation ID")
             correlation_id = self._own_id()
             flags = START
-            request.body = msgspec.structs.replace(
-                request.body, context=msgspec.structs.replace(context, correlation_id=correlation_id, flags=flags)
-            )
         control = self.policy.controls.correlation
         mismatch = None if control is None else control.mismatch(correlation_id, model)
         if mismatch is not None:
@@ -111,15 +109,20 @@ class SequenceScheduler(Scheduler):
             self._warn(
                 f"sequence {correlation_id} of model '{model}' was begun again before its end had come; its state is as at a beginning"
             )
+        if nameless:
+            context = msgspec.structs.replace(context, correlation_id=correlation_id, flags=flags)
+            request.body = msgspec.structs.replace(request.body, context=context)
         self._add(sequence, request, now_ns)
         if flags & END:
             # From here on the id is free for a new sequence, even before this one has run.
             sequence.ended = True
             del self._sequences[correlation_id]
 
-    def _own_id(self) -> int:
-        """An id for a request that is a sequence of its own."""
-        return next(number for number in self._own_ids if number not in self._sequences)
+    def _own_id(self) -> int | str:
+        """An id for a request that is a sequence of its own, of the kind that the model is told."""
+        control = self.policy.controls.correlation
+        kind = str if control is not None and control.datatype == "BYTES" else int
+        return next(name for number in self._own_ids if (name := kind(number)) not in self._sequences)
 
     def _unknown(self, correlation_id: int | str) -> StatusError:
         if correlation_id in self._fallen:
@@ -480,7 +483,7 @@ class SequenceScheduler(Scheduler):
 
     def _held(self, lane: Lane) -> bool:
         """Is it too early for an instance's first batch?"""
-        if lane.held and self._enough(lane):
+        if lane.held and (self.stopping or self._enough(lane)):
             lane.held = False
             self._begun.add(lane.instance)
         return lane.held

@@ -38,11 +38,17 @@ class SequenceBench(Bench):
         self._instance_numbers = itertools.count()
 
     def model(
-        self, batching: str = "", max_batch_size: int = 4, instances: int = 1, dims: str = "1", hooks: DelayHooks = NO_HOOKS
+        self,
+        batching: str = "",
+        max_batch_size: int = 4,
+        instances: int = 1,
+        dims: str = "1",
+        hooks: DelayHooks = NO_HOOKS,
+        controls: str = CONTROLS,
     ) -> SequenceScheduler:
         config = parse_text(
             f'name: "m" max_batch_size: {max_batch_size} input {{ name: "X" data_type: TYPE_INT8 dims: [ {dims} ] }}'
-            f" sequence_batching {{ max_sequence_idle_microseconds: 1000000 {CONTROLS} {batching} }}",
+            f" sequence_batching {{ max_sequence_idle_microseconds: 1000000 {controls} {batching} }}",
             "config.pbtxt",
         )
         scheduler = scheduler_of(config, signature_of(config), itertools.count(1), VersionStatistics(), self.warnings.append, hooks)

@@ -142,18 +142,18 @@ class Storm(SequenceBench):
             assert body.inputs[0] is request.body.inputs[0] and len(body.inputs) == 5
         assert places and places == sorted(set(places)) or not self.case.direct
         assert len(set(places)) == len(places), "two sequences in a place"
-        last = len(batch.requests) - 1
-        assert last not in batch.fillers or self._check_filled(instance, last, shapes), "a batch ends with a request"
+        if self.case.direct:
+            slots = self.scheduler_._lanes[instance].slots
+            pending = [slot.index for slot in slots if slot.sequence is not None and slot.sequence.ready]
+            assert len(batch.requests) == 1 + max([*places, *pending]), "rows reach up to the last that has a request, of whatever shape"
 
-    def _check_filled(self, instance: Instance, row: int, shapes: set[tuple[int, ...]]) -> bool:
-        """A filler stands for no request, or for one of another shape; is it the latter?"""
+    def _check_filled(self, instance: Instance, row: int, shapes: set[tuple[int, ...]]) -> None:
+        """A filler stands for no request, or for one of another shape."""
         for account in set(self.of.values()):
             sequence = next((self.scheduler_._of[one] for one in account.waiting if one in self.scheduler_._of), None)
             slot = None if sequence is None else sequence.slot
             if slot is not None and slot.lane.instance is instance and slot.index == row and account.running is None:
                 assert account.waiting[0].body.inputs[0].shape not in shapes, "a filler in the place of a request"
-                return True
-        return False
 
     def hear(self, response: Response) -> None:
         """A response."""

@@ -397,6 +397,17 @@ def test_an_iterative_request_comes_again_until_it_is_answered() -> None:
     assert scheduler.in_flight == 0 == statistics.pending_count
 
 
+def test_an_iterative_request_without_an_id_gets_one_of_the_kind_that_the_model_is_told() -> None:
+    bench = SequenceBench()
+    text = 'control_input { name: "NAME" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_STRING } }'
+    bench.model(f"iterative_sequence: true {text}", max_batch_size=1, controls="")
+    bench.ask(0)
+    (batch,) = bench.sent
+    assert batch.bodies is not None
+    (tensor,) = [tensor for tensor in batch.bodies[0].inputs if tensor.name == "NAME"]
+    assert bytes(tensor.place.content) == b"\1\0\0\0001"  # type: ignore[union-attr]
+
+
 def test_an_iterative_request_whose_client_has_gone_does_not_come_again() -> None:
     bench = SequenceBench()
     scheduler = bench.model("iterative_sequence: true", max_batch_size=1)
@@ -423,6 +434,16 @@ def test_delay_hooks_hold_the_first_batch() -> None:
         assert not oldest.sent
     oldest.ask(3, START, "3")
     assert oldest.rows() == ["1", "2", "3"]
+
+
+def test_delay_hooks_do_not_hold_up_an_end() -> None:
+    bench = SequenceBench()
+    scheduler = bench.model(max_batch_size=1, hooks=DelayHooks(2, 0))
+    bench.ask(1, START, "a")
+    scheduler.stopping = True
+    bench.dispatcher.when_idle(scheduler, lambda: None)
+    bench.turn()
+    assert bench.run() == [["a"]]
 
 
 def test_delay_hooks_come_from_the_environment() -> None:

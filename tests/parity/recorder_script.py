@@ -28,6 +28,9 @@ MODEL = Path(__file__).resolve().parent.parent / "python_models" / "recorder"
 INPUT = 'input [ { name: "X", data_type: TYPE_INT32, dims: [ 1 ] } ]'
 VARIABLE = 'input [ { name: "X", data_type: TYPE_INT32, dims: [ -1 ] } ]'
 PATIENCE_S = 15.0
+FREED_S = 0.1
+"""The real server has freed a sequence's place a moment after it has answered, not before."""
+
 SETTLE_S = 5.0
 
 FLAGS = ("--disable-auto-complete-config", "--metrics-interval-ms=100")
@@ -138,6 +141,8 @@ class Run:
             return
         self.send(model, id, **more)
         self.note(f"the reply to {id}", self._receive(id), why, theirs, ours)
+        if more.get("sequence_end"):
+            self.let_pass(FREED_S)
 
     def _receive(self, id: str) -> dict[str, Any]:
         model, connection = self._open.pop(id)

@@ -99,7 +99,7 @@ def without_batching(run: Run) -> None:
 
 def batching(run: Run) -> None:
     """Once, while our server does not know how fast the model is: later it gives it work ahead of time, as the other does."""
-    _behind(run, "growing", _sizes(*[1] * 13))
+    _behind(run, "growing", _sizes(*[1] * 5))
 
 
 def batching_behind_a_policy(run: Run) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .recorder_script import Outcomes, Pair, Play, Run, recorder, recording
+from .recorder_script import FREED_S, Outcomes, Pair, Play, Run, recorder, recording
 
 CONTROLS = """
   control_input { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }
@@ -340,15 +340,19 @@ CANCELED = "the original counts the end that it makes up for each sequence of ro
 
 def rounds(run: Run) -> None:
     """A request that the model wants again comes again, as a sequence of its own."""
-    run.ask("rounds", "a", x=3)
-    run.ask("rounds", "b", x=1, sequence_id=0)
-    run.ask("rounds", "c", x=2, **END)
-    run.ask("rounds", "d", x=2, sequence_id=77, **BEGIN)
-    run.ask("rounds", "no begin", x=2, sequence_id=77)
-    run.ask("rounds", "late", x=3)
-    run.ask("rounds", "kept", x=2)
-    run.ask("rounds", "refuse", x=2)
-    run.ask("rounds", "e", x=2, path="generate", sequence_id=5, sequence_start=True)
+    for id, more in (
+        ("a", {"x": 3}),
+        ("b", {"x": 1, "sequence_id": 0}),
+        ("c", {"x": 2, **END}),
+        ("d", {"x": 2, "sequence_id": 77, **BEGIN}),
+        ("no begin", {"x": 2, "sequence_id": 77}),
+        ("late", {"x": 3}),
+        ("kept", {"x": 2}),
+        ("refuse", {"x": 2}),
+        ("e", {"x": 2, "path": "generate", "sequence_id": 5, "sequence_start": True}),
+    ):
+        run.ask("rounds", id, **more)
+        run.let_pass(FREED_S)
     run.hold("rounds", "hold f", x=1)
     run.queue("rounds", "g", x=1)
     run.queue("rounds", "h", x=1)
