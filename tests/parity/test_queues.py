@@ -125,9 +125,11 @@ def delay(run: Run) -> None:
 
     start_s = time.monotonic()
     run.queue("delayed", "r1")
+    run.let_pass(DELAY_S / 2)
     run.queue("delayed", "hold")
     run.wait_running("delayed", "hold")
     since("two")
+    run.note("and not after that of the second", time.monotonic() - start_s < 1.5 * DELAY_S)
     start_s = time.monotonic()
     for at in range(1, 6):
         run.queue("delayed", f"s{at}")
