@@ -224,7 +224,7 @@ def test_two_instances_in_parallel(server: Server, folder: Path) -> None:
 
 def test_what_a_model_says(server: Server) -> None:
     assert verb(server, "speak").status == 200
-    wait_until(lambda: "err: three" in server.log and "log: four" in server.log, "the model's lines")
+    wait_until(lambda: "err: three" in server.log and "log: four" in server.log and "log: odd" in server.log, "the model's lines")
     for line in ("out: one", "out: two", "err: three"):
         assert re.search(rf'^I\d{{4}} .*\] "\[worker system_tool:1@?[^\]]*\] {line}"$', server.stdout, re.M), server.log
     assert re.search(r'^W\d{4} .* \d+ model\.py:\d+\] "log: four"$', server.stderr, re.M), server.log
