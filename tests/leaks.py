@@ -100,6 +100,8 @@ def _settle_libraries() -> None:
     if tracker is not None:
         tracker._resource_tracker._stop()  # it has no public end
     gc.collect()
+    # What is still there after a module is there to stay: it is not looked through again at the end of each of the others.
+    gc.freeze()
 
 
 def leaks(before: Snapshot) -> list[str]:
