@@ -53,3 +53,8 @@ class Lane:
     slots: list[Slot] = field(default_factory=list)
     ready: dict[Sequence, None] = field(default_factory=dict)
     held: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Has it no sequence?"""
+        return not any(slot.sequence for slot in self.slots)

@@ -115,8 +115,7 @@ class SequenceScheduler(Scheduler):
         self._add(sequence, request, now_ns)
         if flags & END:
             # From here on the id is free for a new sequence, even before this one has run.
-            sequence.ended = True
-            del self._sequences[correlation_id]
+            self._close(sequence)
 
     def _own_id(self) -> int | str:
         """An id for a request that is a sequence of its own, of the kind that the model is told."""
@@ -126,13 +125,18 @@ class SequenceScheduler(Scheduler):
 
     def _unknown(self, correlation_id: int | str) -> StatusError:
         if correlation_id in self._fallen:
-            return unavailable(
-                f"the state of sequence {correlation_id} of model '{self.policy.model}' was lost when its worker ended; "
-                "begin the sequence again with the START flag"
-            )
+            lost = self._state_lost(correlation_id)
+            return StatusError(lost.code, f"{lost.message} with the START flag")
         return invalid(
             f"inference request for sequence {correlation_id} to model '{self.policy.model}' must specify the START flag on "
             "the first request of the sequence"
+        )
+
+    def _state_lost(self, correlation_id: int | str) -> StatusError:
+        """What everything of a sequence is told whose worker has ended."""
+        return unavailable(
+            f"the state of sequence {correlation_id} of model '{self.policy.model}' was lost when its worker ended; "
+            "begin the sequence again"
         )
 
     def _begin(self, correlation_id: int | str, now_ns: int) -> Sequence:
@@ -198,10 +202,7 @@ class SequenceScheduler(Scheduler):
             self._leaving.append((last, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED))
             self._drop(last)
         self._drop(request)
-        if sequence.running is None and not sequence.waiting:
-            self._end(sequence)
-        else:
-            self._close(sequence)
+        self._finish(sequence)
         return True
 
     def refuse_waiting(self) -> list[Request]:
@@ -213,10 +214,7 @@ class SequenceScheduler(Scheduler):
                 continue
             refused += sequence.waiting
             self._forget(sequence)
-            if sequence.running is None:
-                self._end(sequence)
-            else:
-                self._close(sequence)
+            self._finish(sequence)
         return refused
 
     def _refuse_rest(self, sequence: Sequence, error: StatusError, reason: FailureReason) -> None:
@@ -253,6 +251,13 @@ class SequenceScheduler(Scheduler):
         sequence.ended = True
         if self._sequences.get(sequence.correlation_id) is sequence:
             del self._sequences[sequence.correlation_id]
+
+    def _finish(self, sequence: Sequence) -> None:
+        """End a sequence once what is left of it has run."""
+        if sequence.running is None and not sequence.waiting:
+            self._end(sequence)
+        else:
+            self._close(sequence)
 
     def _end(self, sequence: Sequence) -> None:
         """A sequence is over: its place is free for the next."""
@@ -297,13 +302,13 @@ class SequenceScheduler(Scheduler):
 
     def _retire(self, lane: Lane) -> None:
         """Forget an instance that leaves once it has no sequences."""
-        if not any(slot.sequence for slot in lane.slots):
+        if lane.empty:
             self._lanes.pop(lane.instance, None)
 
     def free(self, instance: Instance) -> bool:
         """As ``Scheduler`` says. An instance that has sequences is not free of them before they end."""
         lane = self._lanes.get(instance)
-        return super().free(instance) and (lane is None or not any(slot.sequence for slot in lane.slots))
+        return super().free(instance) and (lane is None or lane.empty)
 
     def instance_down(self, instance: Instance) -> list[Request]:
         """As ``Scheduler`` says. Sequences of which it held state are over; the others get a place elsewhere."""
@@ -343,11 +348,7 @@ class SequenceScheduler(Scheduler):
             self._fallen[sequence.correlation_id] = None
             if len(self._fallen) > FALLEN_COUNT:
                 del self._fallen[next(iter(self._fallen))]
-        error = unavailable(
-            f"the state of sequence {sequence.correlation_id} of model '{self.policy.model}' was lost when its worker ended; "
-            "begin the sequence again"
-        )
-        self._refuse_rest(sequence, error, FailureReason.BACKEND)
+        self._refuse_rest(sequence, self._state_lost(sequence.correlation_id), FailureReason.BACKEND)
         self._close(sequence)
 
     def _put_back(self, requests: list[Request]) -> None:
