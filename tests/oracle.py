@@ -52,12 +52,14 @@ def require() -> None:
 
 
 def start(repository: Path, *flags: str, folder: Path, environment: Mapping[str, str] | None = None) -> Server:
-    """Start the real server on free ports, without waiting for it."""
+    """Start the real server on free ports, without waiting for it. It is started again should it crash while it loads (seen: SIGSEGV)."""
     require()
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [str(PROGRAM), f"--model-repository={repository}", *flags]
     ports = {"HTTP_PORT": str(http_port), "GRPC_PORT": str(grpc_port), "METRICS_PORT": str(metrics_port)}
-    return spawn(command, {**ports, **(environment or {})}, http_port, metrics_port, folder)
+    server = spawn(command, {**ports, **(environment or {})}, http_port, metrics_port, folder)
+    server.restarts = 2
+    return server
 
 
 @contextlib.contextmanager

@@ -108,7 +108,10 @@ class Server:
     folder: Path
     temporary: Path
     mark: str
+    launch: Callable[[], subprocess.Popen[bytes]]
     stopped: bool = field(default=False)
+    restarts: int = 0
+    """How often a start that ends by a signal may be tried again: never for our own server, a crash of which is a failed test."""
 
     @property
     def pid(self) -> int:
@@ -160,7 +163,11 @@ class Server:
         """Wait for the liveness probe; fail with the log where the process ends first."""
 
         def live() -> bool:
-            assert self.process.poll() is None, f"the server ended with {self.process.returncode} at start\n{self.log}"
+            code = self.process.poll()
+            if code is not None and code < 0 and self.restarts:
+                self._launch_again()
+                return False
+            assert code is None, f"the server ended with {code} at start\n{self.log}"
             return self.live()
 
         try:
@@ -189,18 +196,28 @@ class Server:
     def kill(self) -> None:
         """End the server and whatever it started by SIGKILL, after a failure.
 
-        Shared-memory objects that they had mapped are unlinked: the real server's models leave theirs when they are killed.
+        Shared-memory objects of the real server's models that nobody has mapped are unlinked: they are left when it is killed, or dies.
         """
-        pids = {self.pid, *marked(self.mark)}
-        objects = {name for pid in pids for name in mapped_objects(pid)}
-        for pid in pids:
+        self._kill_all()
+        self._forget()
+
+    def _launch_again(self) -> None:
+        self.restarts -= 1
+        self._kill_all()
+        for left in self.temporary.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self.process = self.launch()
+
+    def _kill_all(self) -> None:
+        for pid in {self.pid, *marked(self.mark)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        for name in objects:
-            if name.startswith("triton_python_backend_shm_region_"):
-                (SHM / name).unlink(missing_ok=True)
-        self._forget()
+        wait_until(lambda: not marked(self.mark), "killed processes to be gone")
+        mapped = {name for entry in os.listdir("/proc") if entry.isdigit() for name in mapped_objects(int(entry))}
+        for path in SHM.glob("triton_python_backend_shm_region_*"):
+            if path.name not in mapped:
+                path.unlink(missing_ok=True)
 
     def _forget(self) -> None:
         self.stopped = True
@@ -217,17 +234,20 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], http_port: int
     temporary = Path(tempfile.mkdtemp(prefix="tf-"))
     mark = uuid.uuid4().hex
     inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}  # the server's own business
-    with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
-        process = subprocess.Popen(  # noqa: S603  # our own program, arguments as a list
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=folder,
-            env={**inherited, "TMPDIR": str(temporary), "XDG_RUNTIME_DIR": str(temporary), MARK: mark, **environment},
-            start_new_session=True,
-        )
-    server = Server(process, http_port, metrics_port, folder, temporary, mark)
+
+    def launch() -> subprocess.Popen[bytes]:
+        with open(folder / "stdout", "wb") as stdout, open(folder / "stderr", "wb") as stderr:
+            return subprocess.Popen(  # noqa: S603  # our own program, arguments as a list
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=folder,
+                env={**inherited, "TMPDIR": str(temporary), "XDG_RUNTIME_DIR": str(temporary), MARK: mark, **environment},
+                start_new_session=True,
+            )
+
+    server = Server(launch(), http_port, metrics_port, folder, temporary, mark, launch)
     RUNNING.add(server)
     return server
 
