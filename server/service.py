@@ -8,14 +8,14 @@ from functools import partial
 
 from ..shm.arena import Arena
 from ..shm.placement import Lease, Span
-from ..workers.contract.status import StatusError, unavailable
+from ..workers.contract.status import StatusError, invalid, unavailable, unsupported
 from ..workers.contract.validation import validate
 from .admission import Admission
 from .dispatch.request import Request
 from .log import LogSettings
 from .options import Options
 from .prometheus_text import Family
-from .regions import RegionRegistry
+from .regions import NO_REGIONS, RegionRegistry
 from .release import EXTENSIONS, PROTOCOL_VERSION
 from .repository.catalogue import Catalogue, IndexEntry
 from .repository.demand import Awaited, NotResident, OnReady
@@ -115,6 +115,20 @@ class Service:
         """Every ready version, by name, then version."""
         return self._catalogue.versions()
 
+    def reported(self, name: str = "", version: str = "") -> list[ModelVersion]:
+        """The ready versions that statistics are asked of: all, those of a model, or one. Raises StatusError INVALID_ARG."""
+        versions = self.versions()
+        if not name:
+            return versions
+        versions = [one for one in versions if one.name == name]
+        if not versions:
+            raise invalid(f"requested model '{name}' is not available")
+        if version:
+            versions = [one for one in versions if one.version == int(version)]
+            if not versions:
+                raise invalid(f"requested model version is not available for model '{name}'")
+        return versions
+
     def counted(self) -> list[ModelVersion]:
         """As ``versions``, with those that are on their way out."""
         return self._catalogue.counted()
@@ -135,6 +149,15 @@ class Service:
         """May this peer register shared memory? Where no flag says so: if it shares our memory at all."""
         allowed = self.options.allow_client_shm
         return peer_is_local if allowed is None else allowed
+
+    def check_shm_allowed(self, peer_is_local: bool) -> None:
+        """Raises StatusError UNSUPPORTED where a client may not register shared memory."""
+        if not self.client_shm_allowed(peer_is_local):
+            raise unsupported("Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable.")
+
+    def regions_for(self, peer_is_local: bool) -> RegionRegistry:
+        """The regions that a client may know of: their names are all it takes to read and write them."""
+        return self.regions if self.client_shm_allowed(peer_is_local) else NO_REGIONS
 
     def view(self, lease: Lease) -> memoryview:
         """The bytes of a lease, in the server's arena or a worker's. Raises StatusError where that worker has gone."""

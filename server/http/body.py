@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...shm.arena import ArenaFull
 from ..admission import UNLIMITED, Overloaded
-from .errors import NO_MEMORY
+from ..door.scratch import NO_MEMORY
 from .exchange import ArenaBody, Body, InlineBody
 from .head import Malformed
 from .limits import Limits

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from ..door.peer import peer_is_local
 from .body import SMALL_BYTE_SIZE, Chunked, HeldBody, KnownLength
 from .crowded import CROWDED, answer_probe, crowded_reply
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, retry_after
 from .exchange import Answer, Body, Cancel, Head, Headers, HttpRequest, InlineBody, Reply
 from .head import HeadReader, Malformed, announced_json_byte_size
-from .peer import peer_is_local
 from .pipelined import PipelinedRequest
 from .reply_head import CLOSE, KEEP_ALIVE, kept_reply_head, reply_head, stream_head
 from .reply_stream import ReplyStream

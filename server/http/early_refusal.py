@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ...workers.contract.status import StatusError
 from ..admission import Overloaded
+from ..door.version_text import version_text
 from ..repository.demand import NotResident
-from .endpoint import version_text
 
 if TYPE_CHECKING:
     from ..service import Service

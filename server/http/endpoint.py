@@ -15,12 +15,13 @@ from starlette.types import Receive, Scope, Send
 from ...workers.contract.json_writing import write
 from ...workers.contract.status import StatusError, invalid
 from ..admission import Admission
+from ..door.bringing import bring
+from ..door.peer import peer_is_local
+from ..door.version_text import version_text
 from ..repository.demand import NotResident
 from .asgi_stream import disconnect
-from .bringing import bring
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, error_reply, plain_error_reply
 from .exchange import Reply
-from .peer import peer_is_local
 from .restriction import Restrictions
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
-_MAX_INT64 = 2**63 - 1
 _PIECE_BYTE_SIZE = 256 * 1024
 
 
@@ -53,16 +53,6 @@ class Call:
 
 
 Handler = Callable[["Service", Call], Reply | Awaitable[Reply]]
-
-
-def version_text(text: str) -> str:
-    """The digits of a version in a path. Raises INVALID_ARG where they make no 64-bit number."""
-    digits = text.lstrip("0")
-    if len(digits) > 19 or (len(digits) == 19 and int(digits) > _MAX_INT64):
-        raise invalid(
-            f"failed to get model version from specified version string '{text}' (details: stol), version should be an integral value > 0"
-        )
-    return text
 
 
 def json_reply(document: object) -> Reply:

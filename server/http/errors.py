@@ -10,11 +10,6 @@ from .exchange import Headers, Reply
 JSON_TYPE = (b"Content-Type", b"application/json")
 PLAIN_TYPE = (b"Content-Type", b"text/plain")
 
-NO_MEMORY = (
-    "no memory left for the request body: requests in flight hold the server's arena; use --pinned-memory-pool-byte-size to enlarge it"
-)
-"""What a request is told that the arena has no room for, status 503."""
-
 _HTTP_STATUS = {
     Code.UNKNOWN: 400,
     Code.INTERNAL: 500,

@@ -16,15 +16,15 @@ from starlette.routing import Route
 
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import EndMark, Request, Response
+from ..door.bringing import Bringing
+from ..door.scratch import Scratch
+from ..door.version_text import version_text
 from ..repository.demand import NotResident
-from .bringing import Bringing
-from .endpoint import version_text
 from .errors import JSON_TYPE, error_body, error_reply
 from .exchange import Answer, Cancel, Head, Headers, Stream, StreamingRequest
 from .generate_request import GenerateCall, read_generate, read_long_generate
 from .generate_response import EXPECTS_ONE, response_steps
 from .handler_app import HandlerApp
-from .infer_call import Scratch
 from .limits import Limits
 from .load_metrics import load_metrics_headers
 from .long_request import LONG_BYTE_SIZE

@@ -20,7 +20,7 @@ from ...workers.contract.json_writing import quote
 from ...workers.contract.messages import Parameters, RequestBody, Tensor
 from ...workers.contract.signature import Signature, TensorSpec
 from ...workers.contract.status import StatusError, internal, invalid, label
-from .infer_call import Scratch
+from ..door.scratch import Scratch
 from .infer_request import UNDECODABLE, check_datatype, clean, custom_parameter, numbers_byte_size, too_large
 from .json_cutting import KEPT_BYTE_SIZE, measured
 from .json_elements import Elements, read_elements

@@ -12,9 +12,11 @@ from ...shm.arena import Arena
 from ...workers.contract.status import StatusError, internal, unsupported
 from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
+from ..door.bringing import Bringing
+from ..door.scratch import Scratch, block_with
+from ..door.single_response import SingleResponse
 from ..regions import NO_REGIONS
 from ..repository.demand import NotResident
-from .bringing import Bringing
 from .content_encoding import (
     ACCEPTED,
     SHORT_BYTE_SIZE,
@@ -26,7 +28,7 @@ from .content_encoding import (
     is_compressed,
 )
 from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
-from .infer_call import InferCall, Regions, Scratch, block_with, infer_settings
+from .infer_call import InferCall, infer_settings
 from .infer_head import InferHead
 from .infer_plan import known_plan
 from .infer_request import read_request
@@ -123,11 +125,11 @@ def _begin(service: Service, version: ModelVersion, head: InferHead, request: Ht
                 return _LongReading(service, version, head, request, json_size, answer).cancel
             scratch = Scratch(service.arena)
             settings = infer_settings(options.http_max_input_size, options.http_header_forward_pattern)
-            call = read_request(request, json_size, signature, _regions(service, request), scratch, settings)
+            call = read_request(request, json_size, signature, service.regions_for(request.peer_is_local), scratch, settings)
             body = call.body
         else:
             call = plan.terms
-            body = plan.request_body(content, signature, _regions(service, request) if plan.uses_regions else NO_REGIONS)
+            body = plan.request_body(content, signature, service.regions_for(request.peer_is_local) if plan.uses_regions else NO_REGIONS)
         exchange = _Exchange(version, call, answer)
         on_finish = content.release if scratch is None else partial(_let_go, request, scratch)
         queued = Request(body, request.start_ns, exchange.on_response, on_finish, call.priority, call.timeout_us)
@@ -149,10 +151,6 @@ def _current(service: Service, version: ModelVersion, head: InferHead) -> ModelV
     if current.signature.decoupled:
         raise unsupported(NO_DECOUPLED)
     return current
-
-
-def _regions(service: Service, request: HttpRequest) -> Regions:
-    return service.regions if service.client_shm_allowed(request.peer_is_local) else NO_REGIONS
 
 
 def _refuse(request: HttpRequest, error: StatusError, plain: bool, answer: Answer) -> None:
@@ -284,7 +282,9 @@ class _LongReading:
         self._scratch = LongScratch(service.arena)
         options = service.options
         settings = infer_settings(options.http_max_input_size, options.http_header_forward_pattern)
-        steps = read_long_request(request, json_size, version.signature, _regions(service, request), self._scratch, settings)
+        steps = read_long_request(
+            request, json_size, version.signature, service.regions_for(request.peer_is_local), self._scratch, settings
+        )
         self._drop: Cancel | None = in_turns(steps, self._done)
 
     def _done(self, outcome: asyncio.Future[InferCall]) -> None:
@@ -333,32 +333,19 @@ class _LongReading:
             self._cancel()
 
 
-class _Exchange:
+class _Exchange(SingleResponse):
     """Waits for the one response of a request, and answers with it."""
 
-    __slots__ = ("_answer", "_call", "_count", "_kept", "_version")
+    __slots__ = ("_answer", "_call", "_version")
 
     def __init__(self, version: ModelVersion, call: InferCall, answer: Answer) -> None:
+        super().__init__()
         self._version = version
         self._call = call
         self._answer = answer
-        self._kept: Response | None = None
-        self._count = 0
 
-    def on_response(self, response: Response) -> None:
-        """Take a response; the final one brings the answer, unless it is only the end mark of an earlier one."""
-        kept = self._kept
-        if kept is None or response.outputs or response.error is not None or not response.final:
-            self._count += 1
-            if kept is not None:
-                kept.release()
-            if not response.final:
-                self._kept = response
-                return
-        else:
-            response.release()
-            response = kept
-        refusal = response.error if self._count == 1 else internal(f"expected a single response, got {self._count}")
+    def settle(self, response: Response, refusal: StatusError | None) -> None:
+        """As the base class says."""
         if refusal is not None:
             # Raised, it would keep this frame, and with it itself and the request's body, for the collector.
             response.release()

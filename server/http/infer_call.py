@@ -6,22 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
-from ...shm.arena import Arena, ArenaFull, Block
-from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody
-from ...workers.contract.status import unavailable
-from .errors import NO_MEMORY
-from .limits import INLINE_BYTE_SIZE
-
-
-class Regions(Protocol):
-    """Registered shared memory, as far as requests refer to it."""
-
-    def span(self, name: str, offset: int, byte_size: int) -> Span:
-        """A part of a region. Raises StatusError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +52,3 @@ class InferSettings:
 def infer_settings(max_input_size: int, forward_pattern: str) -> InferSettings:
     """The settings that two options make. Raises ``re.error`` where the pattern is none."""
     return InferSettings(max_input_size, re.compile(forward_pattern, re.IGNORECASE) if forward_pattern else None)
-
-
-def block_with(arena: Arena | None, content: bytes) -> Block | None:
-    """A block of the arena with a copy of ``content``; None where that is small enough to ride inside a message.
-
-    Raises StatusError UNAVAILABLE where the arena is full.
-    """
-    if arena is None or len(content) <= INLINE_BYTE_SIZE:
-        return None
-    try:
-        block = arena.reserve(len(content))
-    except ArenaFull:
-        raise unavailable(NO_MEMORY) from None
-    block.view[: len(content)] = content
-    return block
-
-
-class Scratch:
-    """Memory for what had to be decoded: small pieces in messages, larger ones in the arena, given back together."""
-
-    __slots__ = ("_arena", "_blocks")
-
-    def __init__(self, arena: Arena | None = None) -> None:
-        self._arena = arena
-        self._blocks: list[Block] = []
-
-    def place(self, content: bytes) -> Placement:
-        """A placement with a copy of ``content`` or ``content`` itself. Raises StatusError UNAVAILABLE where the arena is full."""
-        block = block_with(self._arena, content)
-        if block is None:
-            return Inline(memoryview(content))
-        self._blocks.append(block)
-        return block.place(0, len(content))
-
-    def release(self) -> None:
-        """Give everything back; nobody reads it any more."""
-        for block in self._blocks:
-            block.release()
-        self._blocks.clear()

@@ -9,9 +9,10 @@ from msgspec import UNSET
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
-from ...workers.contract.validation import plain_batch_size
+from ...workers.contract.validation import batch_size_of, plain_batch_size
+from ..door.scratch import Regions
 from .exchange import Body
-from .infer_call import InferCall, Regions
+from .infer_call import InferCall
 from .infer_envelope import Envelope, InputParameters, OutputParameters
 
 _NOTHING = memoryview(b"")
@@ -130,8 +131,3 @@ def _region_part(parameters: InputParameters | OutputParameters) -> tuple[str, i
         int(parameters.shared_memory_offset or 0),
         int(parameters.shared_memory_byte_size or 0),
     )
-
-
-def batch_size_of(tensors: list[Tensor], signature: Signature) -> int:
-    """The batch size that the first input's shape tells, 1 where the model does not batch."""
-    return tensors[0].shape[0] if signature.batching and tensors and tensors[0].shape else 1

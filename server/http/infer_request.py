@@ -23,10 +23,12 @@ from ...workers.contract.json_writing import quote
 from ...workers.contract.messages import Parameters, RequestBody, RequestContext, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
+from ...workers.contract.validation import batch_size_of
+from ..door.scratch import Regions, Scratch
 from .exchange import ArenaBody, HttpRequest
-from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm, Regions, Scratch
+from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm
 from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
-from .infer_plan import PLANNED_BYTE_SIZE, batch_size_of, keep_plan
+from .infer_plan import PLANNED_BYTE_SIZE, keep_plan
 from .json_tensor import NUMBERS, REFUSED, flat_numbers, flat_strings, string_tensor_bytes, tensor_bytes
 from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, depth_error, no_member, parse, wrong_type
 from .raw_request import read_raw

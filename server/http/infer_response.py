@@ -12,7 +12,7 @@ from ...workers.contract.json_writing import quote, write
 from ...workers.contract.messages import Tensor
 from ...workers.contract.status import StatusError, internal, invalid
 from ..dispatch.request import Response
-from .classification import classify
+from ..door.classification import classify
 from .errors import JSON_TYPE, error_reply
 from .exchange import Reply
 from .infer_call import InferCall

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from ...workers.contract.status import StatusError
-from .endpoint import version_text
+from ..door.version_text import version_text
 from .errors import error_reply
 from .exchange import Answer, Cancel, HttpRequest
 from .handler_app import HandlerApp

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-INLINE_BYTE_SIZE = 64 * 1024
-"""Bodies, and tensors that came as JSON, ride inside messages up to this size, and lie in the arena above it."""
+from ..door.scratch import INLINE_BYTE_SIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from ...shm.datatypes import DATATYPES
 from ...shm.placement import Inline, Placement
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import Code, StatusError, invalid, unavailable
-from .errors import NO_MEMORY
+from ..door.scratch import INLINE_BYTE_SIZE, NO_MEMORY, Regions, Scratch
 from .exchange import HttpRequest
-from .infer_call import InferCall, InferSettings, Regions, Scratch
+from .infer_call import InferCall, InferSettings
 from .infer_envelope import DECODER, Envelope, Input
 from .infer_request import (
     OWN_DEPTH,
@@ -34,7 +34,6 @@ from .json_cutting import CutArray, CutDocument, cut_document
 from .json_elements import Elements, Numbers, Strings, Unread, read_elements
 from .json_tensor import NUMBERS
 from .json_text import BAD_SURROGATE, MAX_DEPTH, NotJson, check_containers, parse_long
-from .limits import INLINE_BYTE_SIZE
 from .turns import Steps
 
 LONG_BYTE_SIZE = 64 * 1024

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Mapping
 
+from ..door.restriction import restrictions
 from .errors import plain_error_reply
 from .exchange import Reply
 
@@ -13,18 +13,15 @@ class Restrictions:
     """Which API categories need which header. ``rules``: category → (header name, value)."""
 
     def __init__(self, rules: Mapping[str, tuple[str, str]]) -> None:
-        self._rules = {
-            category: (header, header.lower().encode("latin-1"), value.encode("utf-8", "surrogateescape"))
-            for category, (header, value) in rules.items()
-        }
+        found = restrictions(rules)
+        self._rules = {category: (rule, rule.header.lower().encode("latin-1")) for category, rule in found.items()}
 
     def refusal(self, category: str, headers: Iterable[tuple[bytes, bytes]]) -> Reply | None:
         """The 403 for a request with these headers (names lower-case), or None where it may pass."""
-        rule = self._rules.get(category)
-        if rule is None:
+        found = self._rules.get(category)
+        if found is None:
             return None
-        header, key, expected = rule
-        given = next((value for name, value in headers if name == key), None)
-        if given is not None and hmac.compare_digest(given, expected):
+        rule, key = found
+        if rule.met_by(next((value for name, value in headers if name == key), None)):
             return None
-        return plain_error_reply(403, f"This API is restricted, expecting header '{header}'")
+        return plain_error_reply(403, f"This API is restricted, expecting header '{rule.header}'")

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from ...workers.contract.status import invalid, unsupported
-from ..regions import NO_REGIONS, RegionRegistry
+from ...workers.contract.status import invalid
 from . import json_text
 from .endpoint import Call, EndpointOf, empty_json_reply, json_reply
 from .exchange import Reply
@@ -20,19 +19,9 @@ if TYPE_CHECKING:
 _CUDA_HANDLE_BYTE_SIZE = 64
 
 
-def _check_allowed(service: Service, call: Call) -> None:
-    if not service.client_shm_allowed(call.peer_is_local):
-        raise unsupported("Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable.")
-
-
-def _regions(service: Service, call: Call) -> RegionRegistry:
-    """The regions that a client may know of: their names are all it takes to read and write them."""
-    return service.regions if service.client_shm_allowed(call.peer_is_local) else NO_REGIONS
-
-
 def _registration(service: Service, call: Call, kind: str) -> tuple[str, dict[str, object]]:
     """The region's name and the request's members. Raises StatusError."""
-    _check_allowed(service, call)
+    service.check_shm_allowed(call.peer_is_local)
     if "region" not in call.params:
         raise invalid(f"'region name' is necessary to register {kind} shared memory region")
     document = json_text.parse(call.body)
@@ -46,7 +35,7 @@ def _needed(members: dict[str, object], name: str) -> object:
 
 
 def _system_status(service: Service, call: Call) -> Reply:
-    regions = _regions(service, call).system_status(call.params.get("region"))
+    regions = service.regions_for(call.peer_is_local).system_status(call.params.get("region"))
     return json_reply(
         [{"name": region.name, "key": region.key, "offset": region.offset, "byte_size": region.byte_size} for region in regions]
     )
@@ -62,13 +51,13 @@ def _system_register(service: Service, call: Call) -> Reply:
 
 
 def _system_unregister(service: Service, call: Call) -> Reply:
-    _check_allowed(service, call)
+    service.check_shm_allowed(call.peer_is_local)
     service.regions.unregister_system(call.params.get("region"))
     return empty_json_reply()
 
 
 def _cuda_status(service: Service, call: Call) -> Reply:
-    regions = _regions(service, call).cuda_status(call.params.get("region"))
+    regions = service.regions_for(call.peer_is_local).cuda_status(call.params.get("region"))
     return json_reply([{"name": region.name, "device_id": region.device_id, "byte_size": region.byte_size} for region in regions])
 
 
@@ -85,7 +74,7 @@ def _cuda_register(service: Service, call: Call) -> Reply:
 
 
 def _cuda_unregister(service: Service, call: Call) -> Reply:
-    _check_allowed(service, call)
+    service.check_shm_allowed(call.peer_is_local)
     service.regions.unregister_cuda(call.params.get("region"))
     return empty_json_reply()
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from ...workers.contract.status import invalid
 from ..dispatch.batching import Cut
 from .endpoint import Call, EndpointOf, json_reply
 from .exchange import Reply
@@ -28,19 +27,11 @@ def _document(versions: list[ModelVersion]) -> Reply:
 
 
 def _all(service: Service, call: Call) -> Reply:
-    return _document(service.versions())
+    return _document(service.reported())
 
 
 def _one(service: Service, call: Call) -> Reply:
-    wanted = call.version
-    versions = [version for version in service.versions() if version.name == call.model]
-    if not versions:
-        raise invalid(f"requested model '{call.model}' is not available")
-    if wanted:
-        versions = [version for version in versions if version.version == int(wanted)]
-        if not versions:
-            raise invalid(f"requested model version is not available for model '{call.model}'")
-    return _document(versions)
+    return _document(service.reported(call.model, call.version))
 
 
 def routes(endpoint: EndpointOf) -> list[Route]:

@@ -12,6 +12,7 @@ from tensorfarm.server.admission import Admission
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.http.exchange import Body, Head, HttpRequest, InlineBody, Reply
 from tensorfarm.server.http.inference import infer_guarded
+from tensorfarm.server.service import Service
 from tensorfarm.shm.arena import Arena, create_memory
 from tensorfarm.shm.datatypes import DATATYPES, element_count
 from tensorfarm.shm.placement import Inline, Lease, Span
@@ -92,6 +93,8 @@ class EchoService:
         if name not in self.regions_by_name:
             raise not_found(f"Unable to find shared memory region: '{name}'")
         return Span(self.regions_by_name[name], offset, byte_size)
+
+    regions_for = Service.regions_for
 
     def client_shm_allowed(self, peer_is_local: bool) -> bool:
         return peer_is_local or self.remote_shm

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from tensorfarm.server.http.infer_call import InferCall, Scratch, infer_settings
+from tensorfarm.server.door.scratch import Scratch
+from tensorfarm.server.http.infer_call import InferCall, infer_settings
 from tensorfarm.server.http.infer_plan import known_plan
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.shm.datatypes import DATATYPES

@@ -9,6 +9,7 @@ from tensorfarm.server.admission import Admission
 from tensorfarm.server.log import LogSettings
 from tensorfarm.server.regions import CudaRegion, RegionRegistry
 from tensorfarm.server.repository.lifecycle import IndexEntry
+from tensorfarm.server.service import Service
 from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.workers.contract.configuration import parse_text
 from tensorfarm.workers.contract.signature import signature_of
@@ -122,6 +123,10 @@ class SmallService:
         if not self.explicit:
             raise unavailable("explicit model load / unload is not allowed if polling is enabled")
         self.calls.append((verb, name, parameters))
+
+    reported = Service.reported
+    check_shm_allowed = Service.check_shm_allowed
+    regions_for = Service.regions_for
 
     def client_shm_allowed(self, peer_is_local: bool) -> bool:
         return self.shm_allowed and peer_is_local

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
+from tensorfarm.server.door.bringing import Bringing
 from tensorfarm.server.http import turns
-from tensorfarm.server.http.bringing import Bringing
 from tensorfarm.server.http.endpoint import Call, Endpoint, json_reply
 from tensorfarm.server.http.exchange import Cancel, Head, Reply, StreamingRequest
 from tensorfarm.server.http.generate import generate

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tensorfarm.server.door.scratch import INLINE_BYTE_SIZE, Scratch
 from tensorfarm.server.http import generate_request, json_cutting
 from tensorfarm.server.http.generate_request import GenerateCall, inferred_shape, read_generate, read_long_generate
-from tensorfarm.server.http.infer_call import Scratch
-from tensorfarm.server.http.limits import INLINE_BYTE_SIZE
 from tensorfarm.shm.datatypes import DATATYPES, iter_bytes
 from tensorfarm.shm.placement import Inline, Lease
 from tensorfarm.workers.contract.configuration import parse_text

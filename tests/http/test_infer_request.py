@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tensorfarm.server.http.errors import NO_MEMORY
+from tensorfarm.server.door.scratch import NO_MEMORY, Scratch
 from tensorfarm.server.http.exchange import ArenaBody
-from tensorfarm.server.http.infer_call import IN_BINARY, IN_JSON, Scratch, infer_settings
+from tensorfarm.server.http.infer_call import IN_BINARY, IN_JSON, infer_settings
 from tensorfarm.server.http.infer_head import infer_head
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.server.http.json_text import MAX_CONTAINERS

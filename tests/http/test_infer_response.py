@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorfarm.server.dispatch.request import Response
-from tensorfarm.server.http.errors import NO_MEMORY
+from tensorfarm.server.door.scratch import NO_MEMORY
 from tensorfarm.server.http.exchange import Reply
 from tensorfarm.server.http.infer_call import IN_BINARY, InferCall
 from tensorfarm.server.http.infer_response import infer_reply

@@ -9,8 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tensorfarm.server.http.infer_call import Scratch
-from tensorfarm.server.http.limits import INLINE_BYTE_SIZE
+from tensorfarm.server.door.scratch import INLINE_BYTE_SIZE, Scratch
 from tensorfarm.shm.datatypes import serialize_bytes
 from tensorfarm.shm.placement import Lease
 from tensorfarm.workers.contract.status import Code

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tensorfarm.server.door.scratch import INLINE_BYTE_SIZE, NO_MEMORY, Scratch
 from tensorfarm.server.http import json_cutting
-from tensorfarm.server.http.errors import NO_MEMORY
-from tensorfarm.server.http.infer_call import InferCall, Scratch, infer_settings
+from tensorfarm.server.http.infer_call import InferCall, infer_settings
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.server.http.json_text import MAX_CONTAINERS, STEPWISE_BYTE_SIZE
-from tensorfarm.server.http.limits import INLINE_BYTE_SIZE
 from tensorfarm.server.http.long_request import LongScratch, read_long_request
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.shm.placement import Inline, Lease

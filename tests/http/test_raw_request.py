@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorfarm.server.http.infer_call import IN_BINARY, InferCall, Scratch, infer_settings
+from tensorfarm.server.door.scratch import Scratch
+from tensorfarm.server.http.infer_call import IN_BINARY, InferCall, infer_settings
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes
 from tensorfarm.workers.contract.signature import Signature

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 
+from tensorfarm.server.door.peer import peer_is_local
 from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.exchange import Answer, HttpRequest, Reply
 from tensorfarm.server.http.front import Front, infer_target
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.metrics_page import metrics_door
 from tensorfarm.server.http.model_repository import file_content
-from tensorfarm.server.http.peer import peer_is_local
 from tensorfarm.server.service import Service
 from tests.http.doors import Client, a_client, an_arena, run
 from tests.http.small_service import SmallService

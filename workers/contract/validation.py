@@ -46,6 +46,11 @@ def validate(signature: Signature, body: RequestBody, read: Read | None = None) 
     return body
 
 
+def batch_size_of(tensors: list[Tensor], signature: Signature) -> int:
+    """The batch size that the first input's shape tells, 1 where the model does not batch."""
+    return tensors[0].shape[0] if signature.batching and tensors and tensors[0].shape else 1
+
+
 def plain_batch_size(signature: Signature, body: RequestBody) -> int:
     """The batch size of a request that has every input, fixed-size and exact; 0 where it must be looked at closely."""
     inputs = body.inputs

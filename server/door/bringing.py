@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ...workers.contract.status import StatusError
 from ..repository.demand import NotResident
-from .exchange import Cancel
 
 if TYPE_CHECKING:
     from ..service import Service
 
 T = TypeVar("T")
+
+Cancel = Callable[[], None]
+"""Says that the client has gone: called at most once, and then no answer follows."""
 
 
 class Bringing:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.http.classification import classify
+from tensorfarm.server.door.classification import classify
 from tensorfarm.shm.datatypes import DATATYPES, iter_bytes
 from tensorfarm.workers.contract.status import Code, StatusError
 
