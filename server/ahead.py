@@ -24,9 +24,9 @@ from ..workers.contract.backends import ONNXRUNTIME
 from .farm.launch import Launched, launch
 
 if TYPE_CHECKING:
+    from .grpc.listener import GrpcDoor
     from .http.front import Front
     from .http.listener import HttpDoor
-
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -62,6 +62,13 @@ def doors() -> tuple[type[Front], Callable[[Callable[[], bytes]], HttpDoor]]:
     from .http.metrics_page import metrics_door
 
     return Front, metrics_door
+
+
+def grpc_door() -> type[GrpcDoor]:
+    """Import what the gRPC door needs."""
+    from .grpc.listener import GrpcDoor
+
+    return GrpcDoor
 
 
 def rest() -> None:

@@ -80,7 +80,7 @@ def _http() -> Group:
 
 
 def _grpc() -> Group:
-    g = Group("GRPC", built=False)
+    g = Group("GRPC", built=True)
     g.add("allow-grpc", BOOLEAN, read.boolean, True, "Serve gRPC?", quiet=(False,))
     g.add("grpc-address", STRING, read.string, "0.0.0.0", "The address to serve gRPC on.")
     g.add("grpc-port", INTEGER, read.integer, 8001, "The port to serve gRPC on.")

@@ -62,6 +62,7 @@ from .statistics import StatisticsBook, VersionStatistics
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
 
 if TYPE_CHECKING:
+    from .grpc.listener import GrpcDoor
     from .http.front import Front
     from .http.listener import HttpDoor
     from .redis_cache import RedisCache
@@ -178,6 +179,7 @@ class Server:
         self._http: HttpDoor | None = None
         self._tls: Tls | None = None
         self._metrics: HttpDoor | None = None
+        self._grpc: GrpcDoor | None = None
 
     def _send(self, batch: PlannedBatch) -> None:
         self._farm.send(batch)
@@ -254,6 +256,7 @@ class Server:
             await asyncio.gather(*[asyncio.to_thread(source.check) for source in self._sources])
             self._farm.start("cpu")
             doors = self._loop.run_in_executor(None, ahead.doors)
+            grpc_door = self._loop.run_in_executor(None, ahead.grpc_door) if self._options.allow_grpc else None
             self.lifecycle.open(self._sources)
             failure = await self.lifecycle.start()
             self._print_tables()
@@ -265,7 +268,7 @@ class Server:
         self._follow_repositories()
         self.service.started = True
         _relax_collector()
-        opened = await self._open_doors(*await doors)
+        opened = await self._open_doors(*await doors) and (grpc_door is None or await self._open_grpc(await grpc_door))
         if opened:
             self._loop.run_in_executor(None, ahead.rest)
         return opened
@@ -313,6 +316,19 @@ class Server:
                 self._log.info(f"Started Metrics Service at {options.metrics_address}:{self._metrics.port}")
         except StatusError as error:
             self._log.error(f"failed to start Metrics service: {error.code.text} - {error.message}")
+            return False
+        return True
+
+    async def _open_grpc(self, door: type[GrpcDoor]) -> bool:
+        options = self._options
+        try:
+            credentials = None
+            self._grpc = door(self.service)
+            await self._grpc.start(credentials)
+            over = " over TLS" if credentials is not None else ""
+            self._log.info(f"Started GRPCInferenceService{over} at {options.grpc_address}:{self._grpc.port}")
+        except StatusError as error:
+            self._log.error(f"failed to start GRPC service: {error.code.text} - {error.message}")
             return False
         return True
 
@@ -367,6 +383,8 @@ class Server:
             source.stop()
         if self._http is not None:
             await self._http.close()
+        if self._grpc is not None:
+            await self._grpc.stop(0)
         await self._farm.close()
         await self._environments.close()
         await asyncio.gather(*[asyncio.to_thread(source.close) for source in self._sources])

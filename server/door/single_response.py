@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from ...workers.contract.status import StatusError, internal
 from ..dispatch.request import Response
+
+OnResponse = Callable[[Response], None]
+"""Takes one response after the other: a ``Request``'s callback."""
 
 
 class SingleResponse(ABC):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...workers.contract.messages import RequestBody
+from ..door.forwarding import forward_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,6 @@ class InferSettings:
 
 
 @lru_cache(maxsize=16)
-def infer_settings(max_input_size: int, forward_pattern: str) -> InferSettings:
+def infer_settings(max_input_size: int, forward: str) -> InferSettings:
     """The settings that two options make. Raises ``re.error`` where the pattern is none."""
-    return InferSettings(max_input_size, re.compile(forward_pattern, re.IGNORECASE) if forward_pattern else None)
+    return InferSettings(max_input_size, forward_pattern(forward))

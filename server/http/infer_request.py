@@ -22,8 +22,11 @@ from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.json_writing import quote
 from ...workers.contract.messages import Parameters, RequestBody, RequestContext, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
-from ...workers.contract.status import StatusError, internal, invalid, label, unsupported
+from ...workers.contract.status import StatusError, internal, invalid, label
 from ...workers.contract.validation import batch_size_of
+from ..dispatch.sequence_controls import END, START
+from ..door.correlation import checked_correlation_id
+from ..door.forwarding import forward
 from ..door.scratch import Regions, Scratch
 from .exchange import ArenaBody, HttpRequest
 from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm
@@ -33,15 +36,11 @@ from .json_tensor import NUMBERS, REFUSED, flat_numbers, flat_strings, string_te
 from .json_text import MAX_DEPTH, STEPWISE_BYTE_SIZE, check_containers, depth_error, no_member, parse, wrong_type
 from .raw_request import read_raw
 
-MAX_CORRELATION_ID = 128
-
 _MAX_UINT64 = 2**64 - 1
 _FAULTY_COUNT = 1000
 OWN_DEPTH = 3
 """Levels that a request has around a tensor's data."""
 
-_START, _END = 1, 2
-_RESERVED = frozenset(("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"))
 
 _FEW_ELEMENTS = 48
 _FEW_STRINGS = 128
@@ -227,13 +226,11 @@ class Reading:
                 if _is_unsigned(value):
                     self.sequence_id = value
                 else:
-                    self.sequence_id = clean(_string(value, name))
-                    if len(self.sequence_id.encode()) > MAX_CORRELATION_ID:
-                        raise unsupported(f"string correlation ID cannot be longer than {MAX_CORRELATION_ID} characters")
+                    self.sequence_id = checked_correlation_id(clean(_string(value, name)))
             elif name == "sequence_start":
-                self.flags = (self.flags & ~_START) | (_START if _boolean(value, name) else 0)
+                self.flags = (self.flags & ~START) | (START if _boolean(value, name) else 0)
             elif name == "sequence_end":
-                self.flags = (self.flags & ~_END) | (_END if _boolean(value, name) else 0)
+                self.flags = (self.flags & ~END) | (END if _boolean(value, name) else 0)
             elif name == "priority":
                 call.priority = _unsigned(value, name)
             elif name == "timeout":
@@ -505,10 +502,7 @@ def custom_parameter(name: str, value: Any) -> str | int | float | bool:
 
 def forward_headers(request: HttpRequest, pattern: re.Pattern[str], parameters: Parameters) -> None:
     """Make a parameter of each header whose name matches. Raises StatusError INVALID_ARG for reserved names."""
-    names: Iterable[bytes] = request.head.original_names or [name for name, _ in request.head.headers]
-    for raw, (_, value) in zip(names, request.head.headers, strict=False):
-        name = raw.decode("latin-1")
-        if pattern.search(name):
-            if name in _RESERVED or name.startswith("triton_"):
-                raise invalid(f"Header '{name}' is reserved for Triton usage and cannot be forwarded.")
-            parameters[name] = value.decode("utf-8", "replace")
+    headers = request.head.headers
+    names: Iterable[bytes] = request.head.original_names or [name for name, _ in headers]
+    pairs = [(raw.decode("latin-1"), value.decode("utf-8", "replace")) for raw, (_, value) in zip(names, headers, strict=False)]
+    forward(pairs, pattern, parameters)

@@ -150,7 +150,7 @@ ROUTES: list[Asked] = [
     ("POST", "/v2/models/stats", b"", 405, JSON, NOT_ALLOWED),
     ("POST", "/v2/models/add/infer", b"{}", 200, JSON, ["add", "", 2]),
     ("POST", "/v2/models/add/infer?x", b"", 200, JSON, ["add", "", 0]),
-    ("POST", "/v2/models/add/versions/007/infer", b"{}", 200, JSON, ["add", "007", 2]),
+    ("POST", "/v2/models/add/versions/007/infer", b"{}", 200, JSON, ["add", "7", 2]),
     ("POST", "/v2/models/stats/infer", b"{}", 200, JSON, ["stats", "", 2]),
     ("POST", "/v2/models/infer/infer", b"{}", 200, JSON, ["infer", "", 2]),
     ("POST", f"/v2/models/add/versions/{HUGE}/infer", b"{}", 400, PLAIN, TOO_HUGE),

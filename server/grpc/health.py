@@ -1,0 +1,51 @@
+"""Health: is the server alive, is it ready, is a model ready; also as the standard health service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from grpc_health.v1 import health_pb2
+
+from ...workers.contract.status import Code, StatusError
+from ..door.version_text import version_text
+from .method import Call, Method
+from .protocol import messages
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+
+def _live(service: Service, request: Any, call: Call) -> Any:
+    return messages.ServerLiveResponse(live=service.live)
+
+
+async def _ready(service: Service, request: Any, call: Call) -> Any:
+    return messages.ServerReadyResponse(ready=await service.asked_ready())
+
+
+async def _model_ready(service: Service, request: Any, call: Call) -> Any:
+    version = version_text(request.version)
+    try:
+        ready = await service.asked_version_ready(request.name, version)
+    except StatusError as failure:
+        if failure.code not in (Code.NOT_FOUND, Code.UNAVAILABLE):
+            raise
+        # That it is not there looks the same as that it cannot run.
+        ready = False
+    return messages.ModelReadyResponse(ready=ready)
+
+
+async def _check(service: Service, request: Any, call: Call) -> Any:
+    serving = await service.asked_ready()
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    return health_pb2.HealthCheckResponse(status=status)
+
+
+METHODS = {
+    "ServerLive": Method("health", messages.ServerLiveRequest, _live),
+    "ServerReady": Method("health", messages.ServerReadyRequest, _ready),
+    "ModelReady": Method("health", messages.ModelReadyRequest, _model_ready),
+}
+
+STANDARD = {"Check": Method("health", health_pb2.HealthCheckRequest, _check)}
+"""The methods of ``grpc.health.v1.Health``."""
