@@ -31,12 +31,12 @@ from .dispatch.ensemble_plan import EnsemblePlan
 from .dispatch.instance import PlannedBatch
 from .dispatch.rate_limiter import RateLimiter
 from .dispatch.response_cache import LocalCache
+from .door.tls import Tls, tls_of
 from .farm.environments import Environments
 from .farm.farm import Farm
 from .farm.launch import Launched
 from .farm.worker_process import WorkerProcess
 from .host_cpu import HostCpu
-from .http.tls import Tls, tls_of
 from .lazy_service import LazyService
 from .log import Log
 from .metrics import MetricsExposition
@@ -180,6 +180,7 @@ class Server:
         self._tls: Tls | None = None
         self._metrics: HttpDoor | None = None
         self._grpc: GrpcDoor | None = None
+        self._grpc_tls: Tls | None = None
 
     def _send(self, batch: PlannedBatch) -> None:
         self._farm.send(batch)
@@ -252,6 +253,8 @@ class Server:
                 self._creation.caching = Caching(self._cache, self.service.view, self._cache_threads, self._dispatcher)
             if self._options.allow_http:
                 self._tls = tls_of(self._options, self._log)
+            if self._options.allow_grpc:
+                self._grpc_tls = tls_of(self._options, self._log, "gRPC")
             self._sources += [source_of(name, self._say_later) for name in self._options.model_repository]
             await asyncio.gather(*[asyncio.to_thread(source.check) for source in self._sources])
             self._farm.start("cpu")
@@ -322,10 +325,9 @@ class Server:
     async def _open_grpc(self, door: type[GrpcDoor]) -> bool:
         options = self._options
         try:
-            credentials = None
             self._grpc = door(self.service)
-            await self._grpc.start(credentials)
-            over = " over TLS" if credentials is not None else ""
+            await self._grpc.start(options.grpc_address, options.grpc_port, options.reuse_grpc_port, self._grpc_tls)
+            over = " over TLS" if self._grpc_tls is not None else ""
             self._log.info(f"Started GRPCInferenceService{over} at {options.grpc_address}:{self._grpc.port}")
         except StatusError as error:
             self._log.error(f"failed to start GRPC service: {error.code.text} - {error.message}")
@@ -339,14 +341,18 @@ class Server:
         left = self._options.exit_timeout_secs
         if self._http is not None:
             await self._http.stop_accepting()
+        if self._grpc is not None:
+            self._grpc.stop_accepting()
         self.lifecycle.give_up_loads()
         self._generations.drain()
         self._log.info("Waiting for in-flight requests to complete.")
         while True:
             busy = self._generations.in_flight()
-            connections = self._http.connection_count if self._http is not None else 0
-            if not busy and not connections:
+            connections, calls = self._open_connections(), self._answering_calls()
+            if not busy and not connections and not calls:
                 break
+            if calls:
+                self._log.info(f"Timeout {left}: Found {calls} gRPC connections with calls under way")
             if connections:
                 self._log.info(f"Timeout {left}: Found {connections} HTTP service connections")
             if busy:
@@ -374,8 +380,14 @@ class Server:
         deadline = self._loop.time() + longest_secs
         while self._loop.time() < deadline:
             await asyncio.sleep(0.01)
-            if not self._generations.in_flight() and (self._http is None or not self._http.connection_count):
+            if not self._generations.in_flight() and not self._open_connections() and not self._answering_calls():
                 return
+
+    def _open_connections(self) -> int:
+        return self._http.connection_count if self._http is not None else 0
+
+    def _answering_calls(self) -> int:
+        return self._grpc.answering_count if self._grpc is not None else 0
 
     async def _close(self) -> None:
         for source in self._sources:
@@ -384,7 +396,7 @@ class Server:
         if self._http is not None:
             await self._http.close()
         if self._grpc is not None:
-            await self._grpc.stop(0)
+            await self._grpc.close()
         await self._farm.close()
         await self._environments.close()
         await asyncio.gather(*[asyncio.to_thread(source.close) for source in self._sources])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from ...shm.arena import Arena, ArenaFull, Block
@@ -11,8 +10,6 @@ from ...workers.contract.status import unavailable
 
 INLINE_BYTE_SIZE = 64 * 1024
 """Bodies, and tensors that came as JSON, ride inside messages up to this size, and lie in the arena above it."""
-
-_ALIGNMENT = 64
 
 NO_MEMORY = (
     "no memory left for the request body: requests in flight hold the server's arena; use --pinned-memory-pool-byte-size to enlarge it"
@@ -59,24 +56,6 @@ class Scratch:
             return Inline(memoryview(content))
         self._blocks.append(block)
         return block.place(0, len(content))
-
-    def place_all(self, contents: Sequence[memoryview]) -> list[Placement]:
-        """Placements with copies of these in one piece of the arena, each on a boundary of its own. Raises StatusError UNAVAILABLE."""
-        if self._arena is None:
-            return [Inline(content) for content in contents]
-        starts = [0]
-        for content in contents:
-            starts.append(-(-(starts[-1] + len(content)) // _ALIGNMENT) * _ALIGNMENT)
-        try:
-            block = self._arena.reserve(starts.pop())
-        except ArenaFull:
-            raise unavailable(NO_MEMORY) from None
-        self._blocks.append(block)
-        places: list[Placement] = []
-        for start, content in zip(starts, contents, strict=True):
-            block.view[start : start + len(content)] = content
-            places.append(block.place(start, start + len(content)))
-        return places
 
     def release(self) -> None:
         """Give everything back; nobody reads it any more."""

@@ -1,17 +1,17 @@
-"""Which handler answers which method."""
+"""Which method is answered by what."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from ..door.restriction import restrictions
 from . import health, metadata, model_repository, settings, shared_memory, statistics_method
 from .infer import Infer
 from .method import UnaryMethod
 from .protocol import HEALTH_SERVICE, SERVICE
+from .reflection import REFLECTION_SERVICES, Reflection
+from .rpc import Receiver, Rpc
 from .stream import StreamInfer
 
 if TYPE_CHECKING:
@@ -32,22 +32,15 @@ _METHODS = {
     for name, method in methods.items()
 } | {f"/{HEALTH_SERVICE}/{name}": method for name, method in health.STANDARD.items()}
 
+Begin = Callable[[Rpc], Receiver]
+"""Begins a call: gives what takes its messages, or raises StatusError."""
 
-class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no stubs
-    """The methods of the service, for grpcio. ``rules``: protocol category → (key, value), as ``--grpc-restricted-protocol`` gives them.
 
-    All of them take and give bytes: what inference reads and writes does not go through message objects.
-    """
-
-    def __init__(self, service: Service, rules: Mapping[str, tuple[str, str]]) -> None:
-        found = restrictions(rules, RESTRICTION_PREFIX)
-        infer, stream = Infer(service, found.get("inference")), StreamInfer(service, found.get("inference"))
-        self._handlers = {
-            path: grpc.unary_unary_rpc_method_handler(UnaryMethod(service, method, found).answer) for path, method in _METHODS.items()
-        }
-        self._handlers[f"/{SERVICE}/ModelInfer"] = grpc.unary_unary_rpc_method_handler(infer.answer)
-        self._handlers[f"/{SERVICE}/ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(stream.answer)
-
-    def service(self, handler_call_details: Any) -> Any:
-        """The handler of a method; None for one that there is not."""
-        return self._handlers.get(handler_call_details.method)
+def handlers(service: Service, rules: Mapping[str, tuple[str, str]]) -> dict[str, Begin]:
+    """What begins the calls of each method, by path. ``rules``: category → (key, value), as ``--grpc-restricted-protocol`` gives them."""
+    found = restrictions(rules, RESTRICTION_PREFIX)
+    begins: dict[str, Begin] = {path: UnaryMethod(service, method, found.get(method.category)).begin for path, method in _METHODS.items()}
+    begins |= {f"/{name}/ServerReflectionInfo": Reflection for name in REFLECTION_SERVICES}
+    begins[f"/{SERVICE}/ModelInfer"] = Infer(service, found.get("inference")).begin
+    begins[f"/{SERVICE}/ModelStreamInfer"] = StreamInfer(service, found.get("inference")).begin
+    return begins

@@ -8,22 +8,23 @@ from grpc_health.v1 import health_pb2
 
 from ...workers.contract.status import Code, StatusError
 from ..door.version_text import version_text
-from .method import Call, Method
+from .method import Method
 from .protocol import messages
+from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
 
 
-def _live(service: Service, request: Any, call: Call) -> Any:
+def _live(service: Service, request: Any, rpc: Rpc) -> Any:
     return messages.ServerLiveResponse(live=service.live)
 
 
-async def _ready(service: Service, request: Any, call: Call) -> Any:
+async def _ready(service: Service, request: Any, rpc: Rpc) -> Any:
     return messages.ServerReadyResponse(ready=await service.asked_ready())
 
 
-async def _model_ready(service: Service, request: Any, call: Call) -> Any:
+async def _model_ready(service: Service, request: Any, rpc: Rpc) -> Any:
     version = version_text(request.version)
     try:
         ready = await service.asked_version_ready(request.name, version)
@@ -35,7 +36,7 @@ async def _model_ready(service: Service, request: Any, call: Call) -> Any:
     return messages.ModelReadyResponse(ready=ready)
 
 
-async def _check(service: Service, request: Any, call: Call) -> Any:
+async def _check(service: Service, request: Any, rpc: Rpc) -> Any:
     serving = await service.asked_ready()
     status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
     return health_pb2.HealthCheckResponse(status=status)

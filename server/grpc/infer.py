@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ...workers.contract.status import StatusError, internal, unsupported
 from ..dispatch.request import Request, Response
-from ..door.bringing import bring
+from ..door.body import Body
+from ..door.bringing import Bringing
 from ..door.restriction import Restriction
 from ..door.single_response import OnResponse, SingleResponse
 from ..door.version_text import version_text
 from ..repository.demand import NotResident
 from .infer_request import InferCall, InferMessage, read_message
-from .infer_response import infer_response
-from .method import Context, check_restriction, refuse
-from .submission import SMALL_BYTE_SIZE, submit
+from .infer_response import response_parts
+from .method import SingleMessage, check_restriction
+from .rpc import Rpc
+from .submission import submit
 
 if TYPE_CHECKING:
     from ..repository.version import ModelVersion
@@ -30,102 +31,94 @@ NO_DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction
 
 
 class Infer:
-    """The method as grpcio calls it: bytes in, bytes out."""
+    """Begins calls of the method."""
 
     def __init__(self, service: Service, rule: Restriction | None) -> None:
         self._service = service
         self._rule = rule
 
-    async def answer(self, content: bytes, context: Context) -> bytes:
-        """Answer one call. It is cancelled where the client goes, or its deadline passes."""
-        start_ns = time.monotonic_ns()
-        try:
-            check_restriction(self._rule, context)
-            begin = partial(self._begin, read_message(content), context, start_ns)
-            del content
-            try:
-                exchange = begin()
-            except NotResident as absent:
-                exchange = await bring(self._service, absent, begin)
-            outcome = await exchange.outcome()
-        except StatusError as error:
-            outcome = error
-        except Exception:
-            _logger.exception("a gRPC inference failed")
-            outcome = internal("internal error")
-        if type(outcome) is bytes:
-            if len(outcome) > SMALL_BYTE_SIZE:
-                self._hold(len(outcome), context)
-            return outcome
-        assert isinstance(outcome, StatusError)
-        await refuse(context, outcome)
+    def begin(self, rpc: Rpc) -> SingleMessage:
+        """What takes a call's message. Raises StatusError where the call may not be made."""
+        if self._rule is not None:
+            check_restriction(self._rule, rpc)
+        return SingleMessage(rpc, self._run)
 
-    def _begin(self, message: InferMessage, context: Context, start_ns: int) -> _Exchange:
+    def _run(self, rpc: Rpc, body: Body) -> Callable[[], None] | None:
+        """Begin the inference; returns what cancels it."""
+        try:
+            message = read_message(body)
+        except StatusError as error:
+            rpc.fail(error)
+            return None
+        return self._begin(rpc, message)
+
+    def _begin(self, rpc: Rpc, message: InferMessage) -> Callable[[], None] | None:
         service = self._service
         envelope = message.envelope
-        version = service.find(envelope.model_name, version_text(envelope.model_version))
-        if version.signature.decoupled:
-            raise unsupported(NO_DECOUPLED)
-        exchange = _Exchange(service, version)
-        exchange.request = submit(service, version, message, context, start_ns, exchange.taking)
-        return exchange
+        try:
+            version = service.find(envelope.model_name, version_text(envelope.model_version))
+            if version.signature.decoupled:
+                raise unsupported(NO_DECOUPLED)
+            exchange = _Exchange(rpc, version)
+            request = submit(service, version, message, rpc, rpc.start_ns, exchange.taking)
+        except NotResident as absent:
+            return Bringing(service, absent, partial(self._brought, rpc, message), message.release).cancel
+        except StatusError as error:
+            message.release()
+            rpc.fail(error)
+            return None
+        except Exception:
+            message.release()
+            rpc.fail(internal("internal error"))
+            raise
+        return partial(_cancel, service, version, request)
 
-    def _hold(self, byte_size: int, context: Context) -> None:
-        """Count a reply that the client has not taken."""
-        admission = self._service.admission
-        admission.hold(byte_size)
-        context.add_done_callback(lambda _: admission.let_go(byte_size))
+    def _brought(self, rpc: Rpc, message: InferMessage, error: StatusError | None) -> Callable[[], None] | None:
+        """Begin an inference whose model can be asked now, or refuse it."""
+        if error is not None:
+            message.release()
+            rpc.fail(error)
+            return None
+        return self._begin(rpc, message)
+
+
+def _cancel(service: Service, version: ModelVersion, request: Request) -> None:
+    service.cancel(version, request)
 
 
 class _Exchange(SingleResponse):
-    """Waits for the one response of a request."""
+    """Waits for the one response of a request, and answers with it."""
 
-    __slots__ = ("_call", "_gone", "_outcome", "_service", "_version", "request")
+    __slots__ = ("_call", "_rpc", "_version")
 
-    def __init__(self, service: Service, version: ModelVersion) -> None:
+    def __init__(self, rpc: Rpc, version: ModelVersion) -> None:
         super().__init__()
-        self._service = service
+        self._rpc = rpc
         self._version = version
         self._call: InferCall
-        self._gone = False
-        self._outcome: asyncio.Future[bytes | StatusError] = asyncio.get_running_loop().create_future()
-        self.request: Request | None = None
 
     def taking(self, call: InferCall) -> OnResponse:
         """What takes the responses of this call."""
         self._call = call
         return self.on_response
 
-    async def outcome(self) -> bytes | StatusError:
-        """The message to reply with, or why there is none. Where this is cancelled, so is the request."""
-        try:
-            return await self._outcome
-        except asyncio.CancelledError:
-            request, self.request = self.request, None
-            self._gone = True
-            if request is not None:
-                self._service.cancel(self._version, request)
-            raise
-
     def settle(self, response: Response, refusal: StatusError | None) -> None:
         """As the base class says."""
-        self.request = None
-        try:
-            if self._gone:
+        rpc = self._rpc
+        if refusal is None and rpc.open:
+            call = self._call
+            try:
+                parts = response_parts(self._version, call.body.id, call.classes, response)
+            except StatusError as error:
+                refusal = error
+            except Exception:
+                # The client is to hear something, and its outputs' memory to come back, whatever went wrong here.
+                response.release()
+                rpc.fail(internal("internal error"))
+                raise
+            else:
+                rpc.reply(parts, response.release)
                 return
-            # Raised, an error would keep this frame, and with it the request's message, for the collector.
-            outcome = refusal or self._written(response)
-        finally:
-            response.release()
-        if not self._outcome.done():
-            self._outcome.set_result(outcome)
-
-    def _written(self, response: Response) -> bytes | StatusError:
-        call = self._call
-        try:
-            return infer_response(self._version, call.body.id, call.classes, response)
-        except StatusError as error:
-            return error
-        except Exception:
-            _logger.exception("a gRPC response could not be written")
-            return internal("internal error")
+        response.release()
+        if refusal is not None:
+            rpc.fail(refusal)

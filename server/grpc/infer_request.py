@@ -19,17 +19,18 @@ from ...workers.contract.signature import Signature
 from ...workers.contract.status import invalid, label
 from ...workers.contract.validation import batch_size_of
 from ..dispatch.sequence_controls import END, START
+from ..door.body import ArenaBody, Body
 from ..door.correlation import checked_correlation_id
 from ..door.forwarding import forward
-from ..door.scratch import INLINE_BYTE_SIZE, Regions, Scratch
+from ..door.scratch import Regions, Scratch
 from .protocol import Unparsable, messages
 from .typed_contents import typed_bytes
 from .wire import Unreadable, cut_out
 
 _RAW_INPUT_CONTENTS = 7
 _MAX_UINT64 = 2**64 - 1
-_MOST_FIELDS = 4096
-"""Messages with more fields are read as a whole: going through them one by one would take longer than the copies that it saves."""
+_MOST_FIELDS = 65_536
+"""Inputs, outputs, parameters and tensors of one request: beyond that going through them would take longer than others may wait."""
 
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _CUSTOM = frozenset(("int64_param", "bool_param", "string_param", "double_param"))
@@ -39,18 +40,28 @@ _EMPTY = Inline(memoryview(b""))
 _NO_BODY = RequestBody("", 1, [], [], {})
 
 
-@dataclass(slots=True)
 class InferMessage:
-    """A request as it was received: ``envelope`` is the message but for its raw tensors, ``raw`` are those."""
+    """A request as it was received: ``envelope`` is the message but for its raw tensors; ``raw`` says where those are in the body."""
 
-    envelope: Any
-    raw: list[memoryview]
-    byte_size: int
+    __slots__ = ("_body", "envelope", "large", "raw")
 
-    @property
-    def large(self) -> bool:
-        """Is it too large for its tensors to ride inside messages?"""
-        return self.byte_size > INLINE_BYTE_SIZE
+    def __init__(self, body: Body, envelope: Any, raw: list[tuple[int, int]]) -> None:
+        self._body: Body | None = body
+        self.envelope = envelope
+        self.raw = raw
+        self.large = type(body) is ArenaBody
+
+    def place(self, index: int) -> Placement:
+        """Where one of the raw tensors lies."""
+        assert self._body is not None
+        start, stop = self.raw[index]
+        return self._body.place(start, stop)
+
+    def release(self) -> None:
+        """Give its memory back; nobody reads it any more."""
+        body, self._body = self._body, None
+        if body is not None:
+            body.release()
 
 
 @dataclass(slots=True)
@@ -68,24 +79,16 @@ class InferCall:
     empty_final: bool = False
 
 
-def read_message(content: bytes) -> InferMessage:
-    """Take a message apart. Raises Unparsable where it is none."""
-    raw: list[memoryview] | None = None
+def read_message(body: Body) -> InferMessage:
+    """Take a message apart, and over. Raises Unparsable where it is none, and then it has been released."""
     envelope = messages.ModelInferRequest()
     try:
-        if len(content) > INLINE_BYTE_SIZE:
-            try:
-                short, raw = cut_out(content, _RAW_INPUT_CONTENTS, _MOST_FIELDS)
-            except Unreadable:
-                short = content
-        else:
-            short = content
+        short, raw = cut_out(body.view, _RAW_INPUT_CONTENTS, _MOST_FIELDS)
         envelope.ParseFromString(short)
-    except DecodeError:
+    except (Unreadable, DecodeError):
+        body.release()
         raise Unparsable from None
-    if raw is None:
-        raw = [memoryview(one) for one in envelope.raw_input_contents]
-    return InferMessage(envelope, raw, len(content))
+    return InferMessage(body, envelope, raw)
 
 
 def read_request(
@@ -186,10 +189,8 @@ class _Reading:
                 indices.append(len(places))
                 place = _EMPTY
             places.append(place)
-        used = raw[: len(indices)]
-        found = self._scratch.place_all(used) if self._message.large else [Inline(content) for content in used]
-        for index, place in zip(indices, found, strict=True):
-            places[index] = place
+        for position, index in enumerate(indices):
+            places[index] = self._message.place(position)
         return [
             Tensor(item.name, item.datatype if item.datatype in DATATYPES else "<invalid>", tuple(item.shape), place)
             for item, place in zip(inputs, places, strict=True)

@@ -29,28 +29,13 @@ _MAX_INT64 = 2**63 - 1
 _FINAL = "triton_final_response"
 
 
-def infer_response(version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response) -> bytes:
-    """The message with a response's outputs; ``classes`` has how many classes an output is answered with. Raises StatusError."""
-    return b"".join(_parts(version, request_id, classes, response, b""))
-
-
-def stream_response(version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bool) -> bytes:
-    """As ``infer_response``, as a message of a stream; ``final``: it is the last one of its request. Raises StatusError."""
-    parts = _parts(version, request_id, classes, response, _FINAL_FIELDS[final])
-    return b"".join((field_head(_STREAM_RESPONSE, sum(map(len, parts))), *parts))
-
-
-def stream_error(message: str, request_id: str, model: tuple[str, int] | None = None) -> bytes:
-    """The message of a stream about a request that failed; ``model`` where one has failed it."""
-    named = b"" if model is None else _model_fields(*model)
-    found = named + (field(_ID, request_id.encode()) if request_id else b"")
-    return field(_STREAM_ERROR, message.encode("utf-8", "replace")) + field(_STREAM_RESPONSE, found)
-
-
-def _parts(
-    version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bytes
+def response_parts(
+    version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bytes = b""
 ) -> list[bytes | memoryview]:
-    """The pieces of the message. What they are cut from may be given back once they have been put together."""
+    """The pieces of the message with a response's outputs, some of which lie where the response does. Raises StatusError.
+
+    ``classes`` has how many classes an output is answered with, ``final`` is a field more.
+    """
     parts: list[bytes | memoryview] = [_model_fields(version.name, version.version)]
     if request_id:
         parts.append(field(_ID, request_id.encode()))
@@ -78,6 +63,34 @@ def _parts(
     if byte_size > MOST_BYTES:
         raise invalid(f"Response has byte size {byte_size} which exceeds gRPC's byte size limit {MOST_BYTES}.")
     return parts
+
+
+def stream_response(version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bool) -> bytes:
+    """As ``infer_response``, as a message of a stream; ``final``: it is the last one of its request. Raises StatusError."""
+    parts = response_parts(version, request_id, classes, response, _FINAL_FIELDS[final])
+    return b"".join((field_head(_STREAM_RESPONSE, sum(map(len, parts))), *parts))
+
+
+def stream_refusal(message: str, request_id: str) -> bytes:
+    """The message of a stream about a request that has not begun."""
+    return _stream_error(message, field(_ID, request_id.encode()) if request_id else b"")
+
+
+def stream_error(message: str, request_id: str, model: str, final: bool) -> bytes:
+    """The message of a stream about an error in place of a response. No version is told, as in the original."""
+    named = field(_MODEL_NAME, model.encode())
+    return _stream_error(message, named + (field(_ID, request_id.encode()) if request_id else b"") + _FINAL_FIELDS[final])
+
+
+def stream_end(request_id: str, model: str) -> bytes:
+    """The message of a stream that says only that a request has had its last response."""
+    named = field(_MODEL_NAME, model.encode())
+    return field(_STREAM_RESPONSE, named + (field(_ID, request_id.encode()) if request_id else b"") + _FINAL_FIELDS[True])
+
+
+def _stream_error(message: str, response: bytes) -> bytes:
+    told = message.encode("utf-8", "replace")
+    return (field(_STREAM_ERROR, told) if told else b"") + field(_STREAM_RESPONSE, response)
 
 
 @lru_cache(maxsize=1024)

@@ -1,65 +1,169 @@
-"""The gRPC port: opened, drained, closed."""
+"""The listening side of the gRPC port: accepts connections, counts them, times them out, lets their calls finish."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import grpc
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
 
 from ...workers.contract.status import unavailable
-from ..options import Options
-from .handlers import Handlers
+from .. import descriptors
+from ..door.acceptor import Acceptor
+from ..door.body import most_byte_size
+from ..door.listening import bound_socket
+from ..door.tls_stream import TlsStream
+from .connection import Connection
+from .handlers import handlers
+from .http2 import ConnectionFailure, Http2Limits
+from .keep_alive import KeepAliveSettings
+from .limits import Limits
+from .rpc_head import RpcHead
 
 if TYPE_CHECKING:
+    from ..door.tls import Tls
+    from ..options import Options
     from ..service import Service
 
-_COMPRESSION_LEVELS = {"none": 0, "low": 1, "medium": 2, "high": 3}
-_UNBOUNDED = 2**31 - 1
+_logger = logging.getLogger(__name__)
+
+_READ_BYTE_SIZE = 256 * 1024
+_SEALED_BYTE_SIZE = 64 * 1024
+_MOST_UNPACKED_BYTE_SIZE = 2**31 - 1
+
+LAST_WORDS_S = 0.25
+"""How long clients have at the end to be told that there is no more."""
 
 
-def channel_arguments(options: Options) -> list[tuple[str, int]]:
-    """What the flags say, as gRPC's core takes it. Times are in milliseconds."""
-    arguments = [
-        ("grpc.so_reuseport", int(options.reuse_grpc_port)),
-        ("grpc.max_receive_message_length", _UNBOUNDED),
-        ("grpc.max_send_message_length", _UNBOUNDED),
-        ("grpc.keepalive_time_ms", options.grpc_keepalive_time),
-        ("grpc.keepalive_timeout_ms", options.grpc_keepalive_timeout),
-        ("grpc.keepalive_permit_without_calls", int(options.grpc_keepalive_permit_without_calls)),
-        ("grpc.http2.max_pings_without_data", options.grpc_http2_max_pings_without_data),
-        ("grpc.http2.min_ping_interval_without_data_ms", options.grpc_http2_min_recv_ping_interval_without_data),
-        ("grpc.http2.max_ping_strikes", options.grpc_http2_max_ping_strikes),
-    ]
-    if options.grpc_max_connection_age:
-        arguments.append(("grpc.max_connection_age_ms", options.grpc_max_connection_age))
-    if options.grpc_max_connection_age_grace:
-        arguments.append(("grpc.max_connection_age_grace_ms", options.grpc_max_connection_age_grace))
-    return arguments
+def keep_alive_settings(options: Options) -> KeepAliveSettings:
+    """What the flags say of pings and ages, which they give in milliseconds."""
+    return KeepAliveSettings(
+        options.grpc_keepalive_time / 1000,
+        options.grpc_keepalive_timeout / 1000,
+        options.grpc_keepalive_permit_without_calls,
+        options.grpc_http2_max_pings_without_data,
+        options.grpc_http2_min_recv_ping_interval_without_data / 1000,
+        options.grpc_http2_max_ping_strikes,
+        options.grpc_max_connection_age / 1000,
+        options.grpc_max_connection_age_grace / 1000,
+    )
 
 
 class GrpcDoor:
-    """The port, and the calls that came by it."""
+    """The port and its connections."""
 
-    def __init__(self, service: Service) -> None:
-        self._options = service.options
-        self._handlers = Handlers(service, service.options.grpc_restricted_protocol)
-        self._server: Any | None = None
-        self.port = 0
+    def __init__(self, service: Service, limits: Limits | None = None, http2_limits: Http2Limits | None = None) -> None:
+        options = service.options
+        loop = asyncio.get_running_loop()
+        self.handlers = handlers(service, options.grpc_restricted_protocol)
+        self.arena = service.arena
+        self.admission = service.admission
+        self.limits = limits or Limits()
+        self.http2_limits = http2_limits or Http2Limits()
+        self.keep_alive_settings = keep_alive_settings(options)
+        self.most_unpacked_byte_size = min(_MOST_UNPACKED_BYTE_SIZE, most_byte_size(self.arena, self.admission))
+        self.call_soon = loop.call_soon
+        self.clock = loop.time
+        self.now = loop.time()
+        self.read_view = memoryview(bytearray(_READ_BYTE_SIZE))
+        self.sealed_view = memoryview(b"")
+        self._compresses = options.grpc_infer_response_compression_level != "none"
+        self._connections: dict[Connection | TlsStream, None] = {}
+        self._most = self.limits.connections
+        self._exiting = False
+        self._acceptor: Acceptor | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._emptied = asyncio.Event()
 
-    async def start(self, credentials: Any | None) -> None:
-        """Open the port. Raises StatusError UNAVAILABLE."""
-        options = self._options
-        server = grpc.aio.server(handlers=(self._handlers,), options=channel_arguments(options))
-        host = f"[{options.grpc_address}]" if ":" in options.grpc_address else options.grpc_address
-        address = f"{host}:{options.grpc_port}"
-        try:
-            self.port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
-        except RuntimeError:
-            raise unavailable(f"Socket '{address}' already in use ") from None
-        await server.start()
-        self._server = server
+    async def start(self, address: str, port: int, reuse_port: bool, tls: Tls | None = None) -> None:
+        """Listen on ``address:port`` (0: a free port), over TLS where that is given. Raises UNAVAILABLE where the port cannot be had."""
+        accept = (lambda: Connection(self)) if tls is None else (lambda: TlsStream(self, Connection(self), tls))
+        self._acceptor = Acceptor(bound_socket(address, port, reuse_port), accept, lambda: None)
+        if tls is not None:
+            self.sealed_view = memoryview(bytearray(_SEALED_BYTE_SIZE))
+            self._watch = asyncio.get_running_loop().create_task(tls.watch())
+        self._most = min(self.limits.connections, descriptors.limit() // 4)
+        self._sweep_connections()
 
-    async def stop(self, grace_s: float) -> None:
-        """Take no more calls; those that run have so many seconds."""
-        if self._server is not None:
-            await self._server.stop(grace_s)
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        assert self._acceptor is not None
+        return self._acceptor.port
+
+    @property
+    def answering_count(self) -> int:
+        """Connections whose clients wait for an answer."""
+        return sum(1 for connection in self._connections if isinstance(connection, Connection) and connection.answering)
+
+    def stop_accepting(self) -> None:
+        """Refuse new connections and calls; those under way are answered, then their connections close."""
+        self._exiting = True
+        if self._acceptor is not None:
+            self._acceptor.close()
+        for connection in list(self._connections):
+            if isinstance(connection, Connection):
+                connection.leave()
+            else:
+                connection.abort()
+
+    async def close(self) -> None:
+        """End every call that is still open, and close every connection."""
+        self.stop_accepting()
+        for connection in list(self._connections):
+            if isinstance(connection, Connection):
+                connection.end(unavailable("Server exiting"))
+        if self._connections:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), LAST_WORDS_S)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+        while self._connections:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    # what connections ask
+
+    @property
+    def full(self) -> bool:
+        """Are there as many connections as there may be?"""
+        return len(self._connections) > self._most
+
+    def admit(self, connection: Connection | TlsStream) -> bool:
+        """Count a new connection in; False where there is no room for it, or the door is closing."""
+        self._connections[connection] = None
+        return not self._exiting and not self.full
+
+    def forget(self, connection: Connection | TlsStream) -> None:
+        """A connection has ended, or another object stands for it."""
+        self._connections.pop(connection, None)
+        if not self._connections:
+            self._emptied.set()
+
+    def encoding_for(self, head: RpcHead) -> str:
+        """How messages to a client are compressed, "" for not at all."""
+        if not self._compresses:
+            return ""
+        return "gzip" if "gzip" in head.accepts else "deflate" if "deflate" in head.accepts else ""
+
+    def failed(self, failure: ConnectionFailure) -> None:
+        """A client broke the protocol."""
+        _logger.debug("a gRPC connection was ended: %s", failure.text)
+
+    def _sweep_connections(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(self.limits.sweep_s, self._sweep_connections)
+        self.now = loop.time()
+        for connection in list(self._connections):
+            try:
+                connection.sweep(self.now)
+            except Exception:
+                # The others' time limits do not depend on this one.
+                _logger.exception("a connection's time limits cannot be told, it is ended")
+                connection.abort()

@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import grpc
 from google.protobuf.message import DecodeError, Message
 
-from ...workers.contract.status import Code, StatusError, internal, unavailable
-from ..admission import Overloaded
+from ...workers.contract.status import StatusError, internal, unavailable
+from ..door.body import Body
 from ..door.bringing import bring
 from ..door.restriction import Restriction
 from ..repository.demand import NotResident
-from .peer import peer_is_local
 from .protocol import Unparsable
+from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
 
 _logger = logging.getLogger(__name__)
-
-_STATUSES = {
-    Code.UNKNOWN: grpc.StatusCode.UNKNOWN,
-    Code.INTERNAL: grpc.StatusCode.INTERNAL,
-    Code.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Code.INVALID_ARG: grpc.StatusCode.INVALID_ARGUMENT,
-    Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Code.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
-    Code.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
-    Code.CANCELLED: grpc.StatusCode.CANCELLED,
-}
-
-Context = Any
-"""grpcio's ``grpc.aio.ServicerContext``, which has no type stubs."""
-
-
-def status_code(code: Code) -> grpc.StatusCode:
-    """The gRPC status of an error code."""
-    return _STATUSES[code]
-
-
-def pushback(error: StatusError) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata that say when to try again, in milliseconds. Source: gRPC proposal A6, "Pushback"."""
-    return (("grpc-retry-pushback-ms", str(error.retry_after_s * 1000)),) if isinstance(error, Overloaded) else ()
-
-
-async def refuse(context: Context, error: StatusError) -> NoReturn:
-    """End a call with an error."""
-    await context.abort(status_code(error.code), error.message, pushback(error))
-    raise AssertionError("abort has not raised")
-
-
-@dataclass(slots=True)
-class Call:
-    """What a handler may want to know of a call besides its request."""
-
-    context: Context
-
-    @property
-    def peer_is_local(self) -> bool:
-        """Is the client on this host?"""
-        return peer_is_local(self.context.peer())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,40 +35,93 @@ class Method:
 
     category: str
     request: Callable[[], Message]
-    handler: Callable[[Service, Any, Call], Message | Awaitable[Message]]
+    handler: Callable[[Service, Any, Rpc], Message | Awaitable[Message]]
 
 
-def check_restriction(rule: Restriction | None, context: Context) -> None:
+def check_restriction(rule: Restriction | None, rpc: Rpc) -> None:
     """Raises StatusError UNAVAILABLE where a call lacks what its category needs."""
     if rule is None:
         return
-    key = rule.header.lower()
-    given = next((value for name, value in context.invocation_metadata() or () if name == key), None)
+    given = rpc.head.value(rule.header.lower())
     if not rule.met_by(given.encode("utf-8", "surrogateescape") if isinstance(given, str) else given):
         raise unavailable(f"This protocol is restricted, expecting header '{rule.header}'")
 
 
-class UnaryMethod:
-    """A method as grpcio calls it: bytes in, bytes out."""
+class SingleMessage:
+    """Takes the one message of a unary call. ``run`` gets it once the client has ended its side, and owns it then."""
 
-    def __init__(self, service: Service, method: Method, restrictions: Mapping[str, Restriction]) -> None:
+    __slots__ = ("_body", "_rpc", "_run", "on_gone")
+    idle = False
+
+    def __init__(self, rpc: Rpc, run: Callable[[Rpc, Body], Callable[[], None] | None]) -> None:
+        self._rpc = rpc
+        self._run: Callable[[Rpc, Body], Callable[[], None] | None] | None = run
+        self._body: Body | None = None
+        self.on_gone: Callable[[], None] | None = None
+
+    def message(self, body: Body) -> None:
+        """As ``Receiver`` says."""
+        if self._body is not None:
+            body.release()
+            self._rpc.fail(internal("more than one message in a unary call"))
+            self.gone()
+        elif self._run is None:
+            body.release()
+        else:
+            self._body = body
+
+    def ended(self) -> None:
+        """As ``Receiver`` says."""
+        body, self._body = self._body, None
+        run, self._run = self._run, None
+        if run is None:
+            return
+        if body is None:
+            self._rpc.fail(internal("no message in a unary call"))
+            return
+        self.on_gone = run(self._rpc, body)
+
+    def gone(self) -> None:
+        """As ``Receiver`` says."""
+        body, self._body = self._body, None
+        self._run = None
+        if body is not None:
+            body.release()
+        on_gone, self.on_gone = self.on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+
+class UnaryMethod:
+    """Begins calls of a method."""
+
+    def __init__(self, service: Service, method: Method, rule: Restriction | None) -> None:
         self._service = service
         self._method = method
-        self._rule = restrictions.get(method.category)
+        self._rule = rule
 
-    async def answer(self, content: bytes, context: Context) -> bytes:
-        """Answer one call."""
+    def begin(self, rpc: Rpc) -> SingleMessage:
+        """What takes a call's message. Raises StatusError where the call may not be made."""
+        check_restriction(self._rule, rpc)
+        return SingleMessage(rpc, self._run)
+
+    def _run(self, rpc: Rpc, body: Body) -> Callable[[], None]:
+        content = bytes(body.view)
+        body.release()
+        task = asyncio.get_running_loop().create_task(self._answer(rpc, content))
+        # The loop itself keeps no task alive.
+        task.add_done_callback(partial(_ended, rpc))
+        return partial(_cancel, task)
+
+    async def _answer(self, rpc: Rpc, content: bytes) -> None:
         try:
-            check_restriction(self._rule, context)
-            return await self._answer(content, Call(context))
+            message = await self._message(rpc, content)
         except StatusError as error:
-            failure = error
-        except Exception:
-            _logger.exception("a gRPC handler failed")
-            failure = internal("internal error")
-        await refuse(context, failure)
+            rpc.fail(error)
+        else:
+            rpc.reply((message.SerializeToString(),), _nothing)
 
-    async def _answer(self, content: bytes, call: Call) -> bytes:
+    async def _message(self, rpc: Rpc, content: bytes) -> Message:
         request = self._method.request()
         try:
             request.ParseFromString(content)
@@ -117,11 +129,24 @@ class UnaryMethod:
             raise Unparsable from None
 
         def run() -> Message | Awaitable[Message]:
-            return self._method.handler(self._service, request, call)
+            return self._method.handler(self._service, request, rpc)
 
         try:
             reply = run()
         except NotResident as absent:
             reply = await bring(self._service, absent, run)
-        message = await reply if inspect.isawaitable(reply) else reply
-        return bytes(message.SerializeToString())
+        return await reply if inspect.isawaitable(reply) else reply
+
+
+def _ended(rpc: Rpc, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _logger.error("a gRPC handler failed", exc_info=task.exception())
+        rpc.fail(internal("internal error"))
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+def _nothing() -> None:
+    """A message that was made here has nothing to give back."""

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...workers.contract.status import invalid, unavailable, unsupported
 from ..log import FORMATS
-from .method import Call, Method
+from .method import Method
 from .protocol import messages
+from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 _SWITCHES = ("log_info", "log_warning", "log_error")
 
 
-def _trace(service: Service, request: Any, call: Call) -> Any:
+def _trace(service: Service, request: Any, rpc: Rpc) -> Any:
     raise unavailable("the server does not support tracing")
 
 
-def _log(service: Service, request: Any, call: Call) -> Any:
+def _log(service: Service, request: Any, rpc: Rpc) -> Any:
     settings = service.log_settings
     changes: dict[str, object] = {}
     given = request.settings

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-import grpc
-
 from ...workers.contract.status import StatusError, internal
 from ..dispatch.request import EndMark, Request, Response
+from ..door.body import Body
 from ..door.bringing import Bringing
 from ..door.restriction import Restriction
 from ..door.single_response import OnResponse, SingleResponse
 from ..door.version_text import version_text
 from ..repository.demand import NotResident
 from .infer_request import InferCall, InferMessage, read_message
-from .infer_response import stream_error, stream_response
-from .method import Context, check_restriction, refuse
+from .infer_response import stream_end, stream_error, stream_refusal, stream_response
+from .method import check_restriction
 from .protocol import Unparsable
-from .response_order import Place, ResponseOrder
+from .response_order import ResponseOrder
+from .rpc import Rpc
 from .submission import submit
 
 if TYPE_CHECKING:
@@ -39,125 +37,103 @@ _ERROR_KEY = "triton_grpc_error"
 
 
 class StreamInfer:
-    """The method as grpcio calls it: bytes in, bytes out."""
+    """Begins calls of the method."""
 
     def __init__(self, service: Service, rule: Restriction | None) -> None:
         self._service = service
         self._rule = rule
 
-    async def answer(self, requests: object, context: Context) -> None:
-        """Answer one stream. It is cancelled where the client goes, or its deadline passes."""
-        failure: StatusError | None = None
-        try:
-            check_restriction(self._rule, context)
-            failure = await Stream(self._service, context).run()
-        except StatusError as error:
-            failure = error
-        except Exception:
-            _logger.exception("a gRPC stream failed")
-            failure = internal("internal error")
-        if failure is not None:
-            await refuse(context, failure)
+    def begin(self, rpc: Rpc) -> Stream:
+        """What takes a call's messages. Raises StatusError where the call may not be made."""
+        check_restriction(self._rule, rpc)
+        return Stream(self._service, rpc)
 
 
 class Stream:
-    """One stream, from its first request to its last response."""
+    """One call, from its first request to its last response."""
 
-    def __init__(self, service: Service, context: Context) -> None:
+    __slots__ = ("_complete", "_ends_by_error", "_full", "order", "outstanding", "rpc", "service")
+
+    def __init__(self, service: Service, rpc: Rpc) -> None:
         self.service = service
-        self.context = context
+        self.rpc = rpc
         self.order: ResponseOrder[bytes] = ResponseOrder(self._leave)
         self.outstanding: dict[Answering, None] = {}
-        metadata = dict(context.invocation_metadata() or ())
-        self._ends_by_error = metadata.get(_ERROR_KEY) == "true"
-        self._failure: StatusError | None = None
-        self._unsent: deque[bytes] = deque()
-        self._unsent_byte_size = 0
-        self._ended = False
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
+        self._ends_by_error = rpc.head.value(_ERROR_KEY) == "true"
+        self._complete = False
+        self._full = False
+        rpc.on_room = self._room
 
-    async def run(self) -> StatusError | None:
-        """Read requests and write responses until there are no more of either; returns the error that ends the stream, if one does."""
-        reader = asyncio.get_running_loop().create_task(self._read())
-        reader.add_done_callback(lambda _: self._news.set())
+    # Receiver
+
+    def message(self, body: Body) -> None:
+        """As ``Receiver`` says: a request."""
+        if self._complete:
+            body.release()
+            return
         try:
-            while True:
-                while self._unsent and self._failure is None:
-                    message = self._unsent.popleft()
-                    await self.context.write(message)
-                    self._sent(len(message))
-                if self._failure is not None:
-                    return self._failure
-                if reader.done():
-                    # What it has run into ends the stream.
-                    reader.result()
-                    if self.order.empty:
-                        return None
-                await self._news.wait()
-                self._news.clear()
-        finally:
-            reader.cancel()
-            for answering in list(self.outstanding):
-                answering.cancel()
-            self.service.admission.let_go(self._unsent_byte_size)
-            self._unsent_byte_size = 0
-            self._ended = True
-
-    async def _read(self) -> None:
-        while True:
-            content = await self.context.read()
-            if content is grpc.aio.EOF:
-                return
-            try:
-                message = read_message(content)
-            except Unparsable:
-                # As if the client had ended its side: what it has asked before is answered.
-                return
-            del content
-            self._take(message)
-            while self._unsent_byte_size > UNSENT_BYTE_SIZE:
-                self._room.clear()
-                await self._room.wait()
-
-    def _take(self, message: InferMessage) -> None:
-        """Begin the inference that one message asks for."""
+            message = read_message(body)
+        except Unparsable:
+            # As if the client had ended its side: what it has asked before is answered.
+            self.ended()
+            return
         answering = Answering(self, message.envelope.id, time.monotonic_ns())
         try:
             answering.begin(message)
         except StatusError as error:
+            message.release()
             answering.refuse(error)
         except Exception:
-            _logger.exception("a request of a gRPC stream failed")
+            message.release()
             answering.refuse(internal("internal error"))
+            raise
 
-    def fail(self, place: Place[bytes], request_id: str, error: StatusError, model: tuple[str, int] | None = None) -> None:
-        """A request has failed: tell the client, which ends the stream if it is one that ends by errors."""
-        if self._ends_by_error:
-            self._failure = self._failure or error
-            self._news.set()
-        else:
-            self.order.add(place, stream_error(error.message, request_id, model))
+    def ended(self) -> None:
+        """As ``Receiver`` says."""
+        self._complete = True
+        if self.order.empty:
+            self.rpc.finish()
 
-    def _leave(self, message: bytes) -> None:
-        if self._ended:
-            return
-        self._unsent.append(message)
-        self._unsent_byte_size += len(message)
-        self.service.admission.hold(len(message))
-        self._news.set()
+    def gone(self) -> None:
+        """As ``Receiver`` says."""
+        self._complete = True
+        outstanding, self.outstanding = self.outstanding, {}
+        for answering in outstanding:
+            answering.cancel()
 
-    def _sent(self, byte_size: int) -> None:
-        self._unsent_byte_size -= byte_size
-        self.service.admission.let_go(byte_size)
-        if self._unsent_byte_size <= UNSENT_BYTE_SIZE:
-            self._room.set()
+    @property
+    def idle(self) -> bool:
+        """As ``Receiver`` says."""
+        return self.order.empty
+
+    # what answers say
+
+    def fail(self, error: StatusError) -> bool:
+        """A model has failed a request: True where that ends the call."""
+        if not self._ends_by_error:
+            return False
+        self.rpc.fail(error)
+        self.gone()
+        return True
 
     def finished(self, answering: Answering) -> None:
         """A request has had all its responses."""
         self.outstanding.pop(answering, None)
         self.order.end(answering.place)
-        self._news.set()
+        if self._complete and self.order.empty:
+            self.rpc.finish()
+
+    def _leave(self, message: bytes) -> None:
+        rpc = self.rpc
+        rpc.write(message)
+        if not self._full and rpc.unsent_byte_size > UNSENT_BYTE_SIZE:
+            self._full = True
+            rpc.hold(True)
+
+    def _room(self) -> None:
+        if self._full and self.rpc.unsent_byte_size <= UNSENT_BYTE_SIZE:
+            self._full = False
+            self.rpc.hold(False)
 
 
 class Answering:
@@ -183,10 +159,11 @@ class Answering:
         envelope = message.envelope
         try:
             version = self._version = stream.service.find(envelope.model_name, version_text(envelope.model_version))
-            self.place.free = version.signature.decoupled
-            self._request = submit(stream.service, version, message, stream.context, self._start_ns, self._taking)
+            if version.signature.decoupled:
+                stream.order.free(self.place)
+            self._request = submit(stream.service, version, message, stream.rpc, self._start_ns, self._taking)
         except NotResident as absent:
-            bringing = Bringing(stream.service, absent, partial(self._brought, message), _nothing)
+            bringing = Bringing(stream.service, absent, partial(self._brought, message), message.release)
             if bringing.waits:
                 self._bringing = bringing
 
@@ -198,16 +175,20 @@ class Answering:
                 raise error
             self.begin(message)
         except StatusError as failure:
+            message.release()
             self.refuse(failure)
         except Exception:
+            message.release()
             self.refuse(internal("internal error"))
             raise
         return None
 
     def refuse(self, error: StatusError) -> None:
         """It has not begun, and will not."""
-        self._stream.fail(self.place, self._request_id, error)
-        self._stream.finished(self)
+        if not self._gone:
+            stream = self._stream
+            stream.order.add(self.place, stream_refusal(error.message, self._request_id))
+            stream.finished(self)
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
@@ -226,8 +207,12 @@ class Answering:
     def _on_response(self, response: Response) -> None:
         """Pass on one response of a decoupled model."""
         final = response.final
-        if type(response) is EndMark and not self._call.empty_final:
+        if self._gone:
             response.release()
+        elif type(response) is EndMark:
+            response.release()
+            if self._call.empty_final:
+                self._stream.order.add(self.place, stream_end(self._request_id, self._version.name))
         else:
             self.write(response, response.error, final)
         if final:
@@ -237,12 +222,12 @@ class Answering:
         """Pass on a response, or an error in its place, and release it."""
         stream = self._stream
         version = self._version
+        message = b""
         try:
             if self._gone:
                 return
             if refusal is None:
-                call = self._call
-                stream.order.add(self.place, stream_response(version, self._request_id, call.classes, response, final))
+                message = stream_response(version, self._request_id, self._call.classes, response, final)
         except StatusError as error:
             refusal = error
         except Exception:
@@ -251,12 +236,16 @@ class Answering:
         finally:
             response.release()
         if refusal is not None:
-            stream.fail(self.place, self._request_id, refusal, (version.name, version.version))
+            if stream.fail(refusal):
+                return
+            message = stream_error(refusal.message, self._request_id, version.name, final)
+        stream.order.add(self.place, message)
 
     def end(self) -> None:
         """It has had its last response."""
         self._request = None
-        self._stream.finished(self)
+        if not self._gone:
+            self._stream.finished(self)
 
 
 class _Single(SingleResponse):
@@ -272,7 +261,3 @@ class _Single(SingleResponse):
         """As the base class says."""
         self._answering.write(response, refusal, True)
         self._answering.end()
-
-
-def _nothing() -> None:
-    """What a request that waits for its model has to give back."""

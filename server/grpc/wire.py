@@ -11,6 +11,7 @@ from functools import lru_cache
 LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}
 _MAX_VARINT_SIZE = 10
+_LOOKED_AT_BYTE_SIZE = 4096
 
 
 class Unreadable(ValueError):
@@ -46,16 +47,36 @@ def packed_varints(number: int, values: Iterable[int]) -> bytes:
     return field(number, content) if content else b""
 
 
-def cut_out(content: bytes, number: int, most: int) -> tuple[bytes, list[memoryview]]:
-    """A message without the fields of this number, and the contents of those, in order; none of them is copied.
+def first_content_at(view: memoryview, number: int = 7, most: int = 256) -> int:
+    """Where in a message, of which this is the beginning, the first field of this number has its content; 0 where that is not seen."""
+    content = bytes(view[:_LOOKED_AT_BYTE_SIZE])
+    at = 0
+    try:
+        for _ in range(most):
+            tag, at = _read_varint(content, at)
+            if tag & 7 == LENGTH_DELIMITED:
+                size, at = _read_varint(content, at)
+                if tag >> 3 == number:
+                    return at
+                at += size
+            elif tag & 7 in _FIXED_SIZES:
+                at += _FIXED_SIZES[tag & 7]
+            else:
+                _, at = _read_varint(content, at)
+    except Unreadable:
+        return 0
+    return 0
+
+
+def cut_out(view: memoryview, number: int, most: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """A message without the fields of this number, and where in ``view`` each of those has its content.
 
     Raises Unreadable where it is no message, where such a field is not of a type with a length, and where there are more than
     ``most`` fields.
     """
-    view = memoryview(content)
-    end = len(content)
+    end = len(view)
     kept: list[memoryview] = []
-    cut: list[memoryview] = []
+    cut: list[tuple[int, int]] = []
     at = start = 0
     count = 0
     while at < end:
@@ -63,21 +84,21 @@ def cut_out(content: bytes, number: int, most: int) -> tuple[bytes, list[memoryv
         if count > most:
             raise Unreadable
         begin = at
-        tag, at = _read_varint(content, at)
+        tag, at = _read_varint(view, at)
         kind = tag & 7
         if kind == LENGTH_DELIMITED:
-            size, at = _read_varint(content, at)
+            size, at = _read_varint(view, at)
             stop = at + size
             if tag >> 3 == number and stop <= end:
                 kept.append(view[start:begin])
-                cut.append(view[at:stop])
+                cut.append((at, stop))
                 start = stop
         elif tag >> 3 == number:
             raise Unreadable
         elif kind in _FIXED_SIZES:
             stop = at + _FIXED_SIZES[kind]
         elif kind == 0:
-            _, stop = _read_varint(content, at)
+            _, stop = _read_varint(view, at)
         else:
             raise Unreadable
         if stop > end:
@@ -87,13 +108,20 @@ def cut_out(content: bytes, number: int, most: int) -> tuple[bytes, list[memoryv
     return b"".join(kept), cut
 
 
-def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+def _read_varint(content: bytes | memoryview, at: int) -> tuple[int, int]:
     """A number, and where it ends."""
-    value = shift = 0
-    for byte in content[at : at + _MAX_VARINT_SIZE]:
+    try:
+        value = content[at]
+        if value < 0x80:
+            return value, at + 1
+    except IndexError:
+        raise Unreadable from None
+    value &= 0x7F
+    shift = 7
+    for byte in content[at + 1 : at + _MAX_VARINT_SIZE]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value, at + 1
         shift += 7
     raise Unreadable

@@ -8,8 +8,9 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Scope
 
+from ..door.body import Body
 from .errors import JSON_TYPE, error_body
-from .exchange import Answer, Body, Cancel, HttpRequest, Reply
+from .exchange import Answer, Cancel, HttpRequest, Reply
 
 _logger = logging.getLogger(__name__)
 _PIECE_BYTE_SIZE = 1024 * 1024

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from ..door.body import SMALL_BYTE_SIZE, Body, HeldBody, InlineBody, KnownLength
+from ..door.malformed import Malformed
 from ..door.peer import peer_is_local
-from .body import SMALL_BYTE_SIZE, Chunked, HeldBody, KnownLength
+from .chunked import Chunked
 from .crowded import CROWDED, answer_probe, crowded_reply
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, retry_after
-from .exchange import Answer, Body, Cancel, Head, Headers, HttpRequest, InlineBody, Reply
-from .head import HeadReader, Malformed, announced_json_byte_size
+from .exchange import Answer, Cancel, Head, Headers, HttpRequest, Reply
+from .head import HeadReader, announced_json_byte_size
 from .pipelined import PipelinedRequest
 from .reply_head import CLOSE, KEEP_ALIVE, kept_reply_head, reply_head, stream_head
 from .reply_stream import ReplyStream

@@ -5,54 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from ...shm.placement import Inline, Placement
-
-if TYPE_CHECKING:
-    from ...shm.arena import Block
-
-
-class InlineBody:
-    """A request body in ordinary memory: tensors cut from it ride inside messages."""
-
-    __slots__ = ("view",)
-
-    def __init__(self, content: bytes | bytearray | memoryview = b"") -> None:
-        self.view = memoryview(content)
-
-    def place(self, start: int, stop: int) -> Placement:
-        """The bytes ``start`` to ``stop`` as a tensor's placement."""
-        return Inline(self.view[start:stop])
-
-    def release(self) -> None:
-        """Nothing to give back."""
-
-
-class ArenaBody:
-    """A request body that was received straight into the server's arena: tensors cut from it stay there.
-
-    It begins ``lead`` bytes into its block.
-    """
-
-    __slots__ = ("_block", "_lead", "view")
-
-    def __init__(self, block: Block, byte_size: int, lead: int = 0) -> None:
-        self._block = block
-        self._lead = lead
-        self.view = block.view[lead : lead + byte_size]
-
-    def place(self, start: int, stop: int) -> Placement:
-        """The bytes ``start`` to ``stop`` as a tensor's placement."""
-        return self._block.place(self._lead + start, self._lead + stop)
-
-    def release(self) -> None:
-        """Give the block back to the arena; the caller promises that nothing reads it any more."""
-        self.view.release()
-        self._block.release()
-
-
-Body = InlineBody | ArenaBody
+from ..door.body import Body
 
 
 @dataclass(slots=True, eq=False)

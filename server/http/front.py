@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ..door.malformed import Malformed
 from . import health
 from .app import http_app
 from .asgi_call import AsgiCalls
 from .early_refusal import early_refusal
 from .exchange import Answer, Cancel, Head, StreamingRequest
 from .generate import generate, generate_target
-from .head import Malformed
 from .http2 import Http2
 from .infer import infer
 from .infer_head import InferHead

@@ -12,13 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from ...workers.contract.status import StatusError
 from ..admission import Admission
+from ..door.body import Body, Growing
+from ..door.malformed import Malformed
 from .asgi_stream import AsgiStream, disconnect
-from .body import Growing
 from .early_refusal import early_refusal
 from .endpoint import Disconnected, Guard, scope_peer_is_local, send_reply
 from .errors import JSON_TYPE, error_body, error_reply, plain_error_reply
-from .exchange import Answer, Body, Cancel, Head, Headers, Reply, StreamingRequest
-from .head import Malformed
+from .exchange import Answer, Cancel, Head, Headers, Reply, StreamingRequest
 from .limits import Limits
 from .restriction import Restrictions
 

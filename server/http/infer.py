@@ -12,12 +12,9 @@ from ...shm.arena import Arena
 from ...workers.contract.status import StatusError, internal, unsupported
 from ...workers.contract.strings import CutString
 from ..dispatch.request import Request, Response
+from ..door.body import ArenaBody, InlineBody
 from ..door.bringing import Bringing
-from ..door.scratch import Scratch, block_with
-from ..door.single_response import SingleResponse
-from ..regions import NO_REGIONS
-from ..repository.demand import NotResident
-from .content_encoding import (
+from ..door.content_encoding import (
     ACCEPTED,
     SHORT_BYTE_SIZE,
     SHORT_PACKED_BYTE_SIZE,
@@ -27,7 +24,11 @@ from .content_encoding import (
     decompress,
     is_compressed,
 )
-from .exchange import Answer, ArenaBody, Cancel, HttpRequest, InlineBody, Reply
+from ..door.scratch import Scratch, block_with
+from ..door.single_response import SingleResponse
+from ..regions import NO_REGIONS
+from ..repository.demand import NotResident
+from .exchange import Answer, Cancel, HttpRequest, Reply
 from .infer_call import InferCall, infer_settings
 from .infer_head import InferHead
 from .infer_plan import known_plan

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ...workers.contract.status import invalid
-from .content_encoding import chosen_encoding
+from ..door.content_encoding import chosen_encoding
 from .exchange import Head
 
 _LENGTH = re.compile(rb"-?[0-9]{1,19}")

@@ -10,8 +10,8 @@ from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
 from ...workers.contract.validation import batch_size_of, plain_batch_size
+from ..door.body import Body
 from ..door.scratch import Regions
-from .exchange import Body
 from .infer_call import InferCall
 from .infer_envelope import Envelope, InputParameters, OutputParameters
 

@@ -25,10 +25,11 @@ from ...workers.contract.signature import Signature
 from ...workers.contract.status import StatusError, internal, invalid, label
 from ...workers.contract.validation import batch_size_of
 from ..dispatch.sequence_controls import END, START
+from ..door.body import ArenaBody
 from ..door.correlation import checked_correlation_id
 from ..door.forwarding import forward
 from ..door.scratch import Regions, Scratch
-from .exchange import ArenaBody, HttpRequest
+from .exchange import HttpRequest
 from .infer_call import IN_BINARY, IN_JSON, IN_REGION, InferCall, InferSettings, OutputForm
 from .infer_envelope import DECODER, Envelope, Input, InputParameters, OutputParameters
 from .infer_plan import PLANNED_BYTE_SIZE, keep_plan

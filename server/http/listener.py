@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import heapq
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ...workers.contract.status import unavailable
 from .. import descriptors
 from ..admission import UNLIMITED, Admission
-from .acceptor import Acceptor
+from ..door.acceptor import Acceptor
+from ..door.listening import bound_socket
+from ..door.tls_stream import TlsStream
 from .connection import Connection
 from .exchange import Answer, Cancel, Head, StreamingRequest
 from .limits import Limits
-from .tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from ...shm.arena import Arena
+    from ..door.tls import Tls
     from .http2 import Http2
     from .http2_connection import Http2Connection
-    from .tls import Tls
 
 _logger = logging.getLogger(__name__)
 
@@ -90,20 +88,8 @@ class HttpDoor:
         Raises UNAVAILABLE where the port cannot be had.
         """
         loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listening.bind((address, port))
-            accept = (lambda: Connection(self)) if tls is None else (lambda: TlsStream(self, Connection(self), tls))
-            self._acceptor = Acceptor(listening, accept, self._make_room)
-        except (OSError, OverflowError) as failure:
-            listening.close()
-            if isinstance(failure, OSError) and failure.errno == errno.EMFILE:
-                raise
-            raise unavailable(f"Socket '{address}:{port}' already in use ") from failure
+        accept = (lambda: Connection(self)) if tls is None else (lambda: TlsStream(self, Connection(self), tls))
+        self._acceptor = Acceptor(bound_socket(address, port, reuse_port), accept, self._make_room)
         if tls is not None:
             self.sealed_view = memoryview(bytearray(_SEALED_BYTE_SIZE))
             self._watch = loop.create_task(tls.watch())

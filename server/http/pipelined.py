@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .exchange import Body, Cancel, Head, Headers, Reply, StreamingRequest
+from ..door.body import Body
+from .exchange import Cancel, Head, Headers, Reply, StreamingRequest
 from .reply_stream import ReplyStream
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from ...workers.contract.messages import RequestBody, RequestContext, Tensor
 from ...workers.contract.signature import Signature
 from ...workers.contract.status import invalid, label
 from ...workers.contract.validation import size_mismatch
+from ..door.body import ArenaBody, Body
 from ..door.scratch import Scratch
-from .exchange import ArenaBody, Body
 from .infer_call import IN_BINARY, InferCall
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tensorfarm.server.http.tls import Tls
+from tensorfarm.server.door.tls import Tls
 from tests.certificates import Authority, Pair
 from tests.http.tls_doors import tls_of_pair
 

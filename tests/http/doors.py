@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from tensorfarm.server.door.tls import Tls
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.http2 import Http2
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
-from tensorfarm.server.http.tls import Tls
 from tensorfarm.shm.arena import Arena, create_memory
 
 T = TypeVar("T")

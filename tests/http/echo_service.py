@@ -10,7 +10,8 @@ from typing import Any
 
 from tensorfarm.server.admission import Admission
 from tensorfarm.server.dispatch.request import Request, Response
-from tensorfarm.server.http.exchange import Body, Head, HttpRequest, InlineBody, Reply
+from tensorfarm.server.door.body import Body, InlineBody
+from tensorfarm.server.http.exchange import Head, HttpRequest, Reply
 from tensorfarm.server.http.inference import infer_guarded
 from tensorfarm.server.service import Service
 from tensorfarm.shm.arena import Arena, create_memory

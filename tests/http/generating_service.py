@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
+from tensorfarm.server.door.tls import Tls
 from tensorfarm.server.http.front import Front
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
-from tensorfarm.server.http.tls import Tls
 from tensorfarm.server.prometheus_text import Family
 from tensorfarm.server.service import Service
 from tensorfarm.shm.datatypes import DATATYPES, serialize_bytes

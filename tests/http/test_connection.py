@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, Reply
+from tensorfarm.server.door.body import ArenaBody
+from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.workers.contract.status import Code, StatusError
 from tests.http.doors import BRISK, PATIENCE_S, Recorder, a_client, a_door, an_arena, replies_in, run, until

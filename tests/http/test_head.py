@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tensorfarm.server.door.malformed import Malformed
 from tensorfarm.server.http import head as module
 from tensorfarm.server.http.exchange import Head
-from tensorfarm.server.http.head import HeadReader, Malformed, announced_json_byte_size
+from tensorfarm.server.http.head import HeadReader, announced_json_byte_size
 from tensorfarm.server.http.limits import Limits
 
 POST = b"POST /v2/models/m/infer?a=b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nX-Who: me \r\nInference-Header-Content-Length: 3\r\n\r\n"

@@ -14,8 +14,9 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 
+from tensorfarm.server.door.body import ArenaBody
 from tensorfarm.server.http import front, inference
-from tensorfarm.server.http.exchange import Answer, ArenaBody, Cancel, HttpRequest, Reply
+from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.front import Front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits

@@ -19,11 +19,11 @@ from hypercorn.config import Config
 from hypercorn.events import RawData
 from starlette.types import Receive, Scope, Send
 
+from tensorfarm.server.door.tls import Tls
 from tensorfarm.server.http.http2 import Http2
 from tensorfarm.server.http.http2_connection import Http2Connection
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
-from tensorfarm.server.http.tls import Tls
 from tests.certificates import Authority
 from tests.http import doors
 from tests.http.doors import BRISK, PATIENCE_S, QuietTransport, Recorder, a_client, run, until

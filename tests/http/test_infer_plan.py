@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tensorfarm.server.door.body import InlineBody
 from tensorfarm.server.door.scratch import Scratch
 from tensorfarm.server.http import infer_plan
-from tensorfarm.server.http.exchange import InlineBody
 from tensorfarm.server.http.infer_call import IN_BINARY, IN_REGION, InferCall, infer_settings
 from tensorfarm.server.http.infer_request import read_request
 from tensorfarm.server.http.inference import infer_guarded

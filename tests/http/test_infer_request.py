@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tensorfarm.server.door.body import ArenaBody
 from tensorfarm.server.door.scratch import NO_MEMORY, Scratch
-from tensorfarm.server.http.exchange import ArenaBody
 from tensorfarm.server.http.infer_call import IN_BINARY, IN_JSON, infer_settings
 from tensorfarm.server.http.infer_head import infer_head
 from tensorfarm.server.http.infer_request import read_request

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tensorfarm.server.dispatch.request import Request
+from tensorfarm.server.door.body import ArenaBody
 from tensorfarm.server.door.scratch import NO_MEMORY
 from tensorfarm.server.http import infer as infer_module
 from tensorfarm.server.http import turns
-from tensorfarm.server.http.exchange import ArenaBody, Head, HttpRequest, Reply
+from tensorfarm.server.http.exchange import Head, HttpRequest, Reply
 from tensorfarm.server.http.inference import infer_guarded
 from tensorfarm.server.http.long_reply import LongReply
 from tensorfarm.server.http.turns import Steps

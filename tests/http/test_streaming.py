@@ -17,11 +17,11 @@ from h2.settings import SettingCodes
 from hypercorn.protocol.h2 import StreamBuffer
 
 from tensorfarm.server.dispatch.request import Request
+from tensorfarm.server.door.tls import Tls
 from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.exchange import Answer, Cancel, Reply, Stream, StreamingRequest
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
-from tensorfarm.server.http.tls import Tls
 from tests.certificates import Authority
 from tests.http.doors import BRISK, PATIENCE_S, Client, QuietTransport, a_client, a_door, run, until
 from tests.http.generating_service import GeneratingService, a_front, event, generating, post

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tensorfarm.server.command_line import parse
+from tensorfarm.server.door.tls import Tls, TlsFiles, objection, tls_context, tls_of
 from tensorfarm.server.http.listener import HttpDoor
-from tensorfarm.server.http.tls import Tls, TlsFiles, objection, tls_context, tls_of
 from tensorfarm.server.log import Log
 from tensorfarm.server.usage import usage_text
 from tensorfarm.workers.contract.status import Code, StatusError

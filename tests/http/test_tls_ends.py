@@ -12,10 +12,10 @@ import weakref
 
 import pytest
 
+from tensorfarm.server.door.tls import Tls
+from tensorfarm.server.door.tls_stream import TlsStream
 from tensorfarm.server.http.exchange import Answer, HttpRequest, Reply
 from tensorfarm.server.http.limits import Limits
-from tensorfarm.server.http.tls import Tls
-from tensorfarm.server.http.tls_stream import TlsStream
 from tests.certificates import Authority
 from tests.http.doors import BRISK, PATIENCE_S, Recorder, replies_in, run, until
 from tests.http.tls_doors import MIB, a_plain_client, a_tls_client, a_tls_door, blocking, post, receive_all, shaken

@@ -16,14 +16,14 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from tensorfarm.server.door.tls import Tls
+from tensorfarm.server.door.tls_stream import TlsStream
 from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.front import Front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits
-from tensorfarm.server.http.tls import Tls
-from tensorfarm.server.http.tls_stream import TlsStream
 from tensorfarm.server.service import Service
 from tests.certificates import Authority, Pair
 from tests.http.doors import BRISK, PATIENCE_S, Recorder, an_arena, replies_in, run, until

@@ -9,9 +9,9 @@ import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tensorfarm.server.door.tls import Tls, TlsFiles
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import Handle, HttpDoor
-from tensorfarm.server.http.tls import Tls, TlsFiles
 from tensorfarm.server.log import Log
 from tensorfarm.shm.arena import Arena
 from tests.certificates import Pair

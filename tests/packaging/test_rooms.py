@@ -37,7 +37,15 @@ CONFINED = {
 }
 
 # Import names that differ from the distribution's.
-DISTRIBUTIONS = {"cupy": "cupy-cuda13x", "google": "protobuf", "grpc": "grpcio", "pynvml": "nvidia-ml-py", "zmq": "pyzmq"}
+DISTRIBUTIONS = {
+    "cupy": "cupy-cuda13x",
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "pynvml": "nvidia-ml-py",
+    "zmq": "pyzmq",
+}
 
 # Packages of which only a file is loaded, and who looks for it.
 LOOKED_UP = {"tritonclient": "workers/contract/configuration.py"}
@@ -139,7 +147,7 @@ def test_models_own_interpreters_need_numpy_only() -> None:
 
 def test_every_third_party_package_is_declared() -> None:
     declared = {distribution(line) for line in lines("options", "install_requires")}
-    for extra in ("cpu", "gpu", "grpc", "redis"):
+    for extra in ("cpu", "gpu", "redis"):
         declared |= {distribution(line) for line in lines("options.extras_require", extra)}
     wrong = [f"{path}:{line} needs {name}" for path in product_files() for line, name in third_party(path) if name not in declared]
     assert not wrong, "\n".join(wrong)

@@ -26,6 +26,16 @@ MAX_BYTE_SIZE = 16 << 20
 _GENERATED = "tritonclient.grpc.model_config_pb2"
 
 
+def generated_spec(name: str) -> importlib.machinery.ModuleSpec:
+    """Where a generated module of the tritonclient package lies. Raises ModuleNotFoundError."""
+    client = importlib.util.find_spec("tritonclient")
+    folders = [f"{folder}/grpc" for folder in (client.submodule_search_locations or ())] if client else []
+    spec = importlib.machinery.PathFinder.find_spec(name, folders)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return spec
+
+
 def _generated_module() -> Any:
     """Load the generated module without running its package.
 
@@ -37,12 +47,9 @@ def _generated_module() -> Any:
     """
     if _GENERATED in sys.modules:
         return sys.modules[_GENERATED]
-    client = importlib.util.find_spec("tritonclient")
-    folders = [f"{folder}/grpc" for folder in (client.submodule_search_locations or ())] if client else []
-    spec = importlib.machinery.PathFinder.find_spec(_GENERATED, folders)
-    if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"No module named {_GENERATED!r}", name=_GENERATED)
+    spec = generated_spec(_GENERATED)
     module = importlib.util.module_from_spec(spec)
+    assert spec.loader is not None
     spec.loader.exec_module(module)
     return module
 

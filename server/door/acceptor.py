@@ -37,7 +37,12 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None
         self._said = float("-inf")
         listening.setblocking(False)
-        listening.listen(_BACKLOG)
+        try:
+            listening.listen(_BACKLOG)
+        except OSError:
+            # Somebody else who shares the address was quicker.
+            listening.close()
+            raise
         self._loop.add_reader(listening.fileno(), self._take)
 
     @property

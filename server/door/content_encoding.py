@@ -33,6 +33,8 @@ of that kind, the last waits 50 s in two threads, which is about as long as clie
 
 _POOL = ThreadPoolExecutor(2, "compression")
 
+_HTTP_ADVICE = " Use --http-max-input-size to increase the limit."
+
 T = TypeVar("T")
 Wanted = Callable[[], bool]
 """Is the outcome still wanted? Asked, from any thread, before each piece of the work."""
@@ -63,7 +65,7 @@ def is_compressed(encoding: bytes) -> bool:
     return False
 
 
-def decompress(body: memoryview, limit: int, wanted: Wanted = _always) -> bytes:
+def decompress(body: memoryview, limit: int, wanted: Wanted = _always, *, advice: str = _HTTP_ADVICE) -> bytes:
     """Undo gzip or zlib, whichever it is; what follows the first stream is ignored, a stream may end early.
 
     Raises StatusError INVALID_ARG: nothing there, no such format, or more than ``limit`` bytes. Raises Unwanted.
@@ -88,10 +90,7 @@ def decompress(body: memoryview, limit: int, wanted: Wanted = _always) -> bytes:
             size += len(part)
             parts.append(part)
             if size > limit:
-                raise invalid(
-                    f"Decompressed data size exceeds the maximum allowed value of {limit} bytes. "
-                    "Use --http-max-input-size to increase the limit."
-                )
+                raise invalid(f"Decompressed data size exceeds the maximum allowed value of {limit} bytes.{advice}")
             if ended and not part:
                 break
     except zlib.error:

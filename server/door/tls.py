@@ -1,4 +1,4 @@
-"""TLS of an HTTP port: the certificate files that the flags name, checked, loaded, and loaded again when they change."""
+"""TLS of a port: the certificate files that the flags name, checked, loaded, and loaded again when they change."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ _State = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The PEM files of a TLS port, as the flags ``--http-server-cert``, ``--http-server-key`` and ``--http-root-cert`` name them.
+    """The PEM files of a TLS port, as flags like ``--http-server-cert``, ``--http-server-key`` and ``--http-root-cert`` name them.
 
     ``server_cert`` begins with the server's own certificate. With a ``root_cert`` every client must show a certificate
-    that leads to one in there; "" asks clients for none.
+    that leads to one in there; "" asks clients for none. ``flags`` is what the flags begin with, for messages; ``protocols`` are those
+    that clients may choose from.
     """
 
     server_cert: str
     server_key: str
     root_cert: str = ""
+    flags: str = "--http"
+    protocols: tuple[str, ...] = _PROTOCOLS
 
     @property
     def state(self) -> _State:
@@ -75,30 +78,32 @@ def _read_certificates(context: ssl.SSLContext, flag: str, path: str) -> None:
 
 
 def tls_context(files: TlsFiles) -> ssl.SSLContext:
-    """The server's side of TLS: 1.2 and 1.3, no renegotiation, HTTP/2 and HTTP/1.1 by ALPN. Raises INVALID_ARG."""
+    """The server's side of TLS: 1.2 and 1.3, no renegotiation, what is spoken by ALPN. Raises INVALID_ARG."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS_1_2_CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.set_alpn_protocols(_PROTOCOLS)
-    _read_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "--http-server-cert", files.server_cert)
-    _check_readable("--http-server-key", files.server_key)
+    context.set_alpn_protocols(files.protocols)
+    _read_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), f"{files.flags}-server-cert", files.server_cert)
+    _check_readable(f"{files.flags}-server-key", files.server_key)
     try:
         context.load_cert_chain(files.server_cert, files.server_key, _no_pass_phrase)
     except _Encrypted:
-        raise invalid(f"--http-server-key: '{files.server_key}' is encrypted; the server needs a key without a pass phrase") from None
+        raise invalid(
+            f"{files.flags}-server-key: '{files.server_key}' is encrypted; the server needs a key without a pass phrase"
+        ) from None
     except ssl.SSLError as failure:
         if failure.reason == "KEY_VALUES_MISMATCH":
             complaint = f"'{files.server_key}' is not the key of the certificate in '{files.server_cert}'"
         elif failure.reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
-            raise invalid(f"--http-server-cert: '{files.server_cert}' is too weak: {failure.reason}") from None
+            raise invalid(f"{files.flags}-server-cert: '{files.server_cert}' is too weak: {failure.reason}") from None
         else:
             complaint = f"'{files.server_key}' holds no private key in PEM form"
-        raise invalid(f"--http-server-key: {complaint}") from None
+        raise invalid(f"{files.flags}-server-key: {complaint}") from None
     except OSError as failure:
-        raise invalid(f"--http-server-key: cannot read '{files.server_key}': {failure.strerror}") from None
+        raise invalid(f"{files.flags}-server-key: cannot read '{files.server_key}': {failure.strerror}") from None
     if files.root_cert:
-        _read_certificates(context, "--http-root-cert", files.root_cert)
+        _read_certificates(context, f"{files.flags}-root-cert", files.root_cert)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -145,7 +150,7 @@ class Tls:
 
     def _warn(self, reason: str) -> None:
         if reason:
-            self._log.warning(f"--http-server-cert: clients will refuse '{self._files.server_cert}': {reason}")
+            self._log.warning(f"{self._files.flags}-server-cert: clients will refuse '{self._files.server_cert}': {reason}")
 
     async def watch(self) -> None:
         """Look at the files now and then, for ever; what does not fit together yet is left alone until it changes again."""
@@ -172,24 +177,24 @@ class Tls:
         self._log.verbose(1, f"TLS handshake with {peer} failed: {failure.reason or failure}")
 
 
-def tls_of(options: Options, log: Log) -> Tls | None:
-    """TLS as the flags ask for it; None: plain HTTP. Raises INVALID_ARG."""
-    named = {
-        "--http-server-cert": options.http_server_cert,
-        "--http-server-key": options.http_server_key,
-        "--http-root-cert": options.http_root_cert,
-    }
-    if not options.http_use_ssl:
+def tls_of(options: Options, log: Log, service: str = "HTTP") -> Tls | None:
+    """TLS of a service, HTTP or gRPC, as the flags ask for it; None: without. Raises INVALID_ARG."""
+    name = service.lower()
+    flags = f"--{name}"
+    cert, key, root = (str(getattr(options, f"{name}_{which}")) for which in ("server_cert", "server_key", "root_cert"))
+    mutual = getattr(options, f"{name}_use_ssl_mutual")
+    named = {f"{flags}-server-cert": cert, f"{flags}-server-key": key, f"{flags}-root-cert": root}
+    if not getattr(options, f"{name}_use_ssl"):
         idle = [flag for flag, path in named.items() if path]
         if idle:
-            log.warning(f"HTTP is served without TLS: --http-use-ssl is not set, so {', '.join(idle)} has no effect")
+            log.warning(f"{service} is served without TLS: {flags}-use-ssl is not set, so {', '.join(idle)} has no effect")
         return None
-    for flag in ("--http-server-cert", "--http-server-key"):
+    for flag in (f"{flags}-server-cert", f"{flags}-server-key"):
         if not named[flag]:
-            raise invalid(f"--http-use-ssl needs {flag}")
-    if options.http_use_ssl_mutual and not options.http_root_cert:
-        raise invalid("--http-use-ssl-mutual needs --http-root-cert")
-    if options.http_root_cert and not options.http_use_ssl_mutual:
-        log.warning("clients are not asked for certificates: --http-use-ssl-mutual is not set, so --http-root-cert has no effect")
-    root_cert = options.http_root_cert if options.http_use_ssl_mutual else ""
-    return Tls(TlsFiles(options.http_server_cert, options.http_server_key, root_cert), log)
+            raise invalid(f"{flags}-use-ssl needs {flag}")
+    if mutual and not root:
+        raise invalid(f"{flags}-use-ssl-mutual needs {flags}-root-cert")
+    if root and not mutual:
+        log.warning(f"clients are not asked for certificates: {flags}-use-ssl-mutual is not set, so {flags}-root-cert has no effect")
+    files = TlsFiles(cert, key, root if mutual else "", flags, _PROTOCOLS if name == "http" else _PROTOCOLS[:1])
+    return Tls(files, log)

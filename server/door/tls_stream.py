@@ -12,14 +12,35 @@ import contextlib
 import ssl
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
-
-from .errors import error_body
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from .connection import Connection
-    from .listener import HttpDoor
     from .tls import Tls
+
+
+class TlsLimits(Protocol):
+    """How long hands may be shaken, and a refused client may linger, in seconds; 0: for ever."""
+
+    @property
+    def head_s(self) -> float: ...
+    @property
+    def linger_s(self) -> float: ...
+
+
+class TlsDoor(Protocol):
+    """The door that connections belong to, as far as they ask it while hands are shaken; and its buffers."""
+
+    read_view: memoryview
+    sealed_view: memoryview
+    now: float
+
+    @property
+    def limits(self) -> TlsLimits: ...
+    @property
+    def full(self) -> bool: ...
+    def admit(self, connection: Any) -> bool: ...
+    def forget(self, connection: Any) -> None: ...
+
 
 # OpenSSL never gives back what a memory BIO has grown to: no more goes through one at a time than this, two records' worth.
 _SLICE_BYTE_SIZE = 32 * 1024
@@ -29,7 +50,7 @@ _UNSENT_BYTE_SIZE = 1024 * 1024
 
 _NOTHING = memoryview(b"")
 
-_ADVICE = error_body("this port speaks TLS: use https")
+_ADVICE = b'{"error":"this port speaks TLS: use https"}'
 _PLAIN_REPLY = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (
     len(_ADVICE),
     _ADVICE,
@@ -45,7 +66,7 @@ class TlsStream(asyncio.Transport, asyncio.BufferedProtocol):
     keeps while it is idle does not depend on what it has sent or received: OpenSSL gets and gives two records at a time.
     """
 
-    def __init__(self, door: HttpDoor, connection: Connection, tls: Tls) -> None:
+    def __init__(self, door: TlsDoor, connection: asyncio.BaseProtocol, tls: Tls) -> None:
         super().__init__()
         self._door = door
         self._settings = tls

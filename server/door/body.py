@@ -1,4 +1,4 @@
-"""Request bodies as they arrive: where their bytes go, and how chunked ones are taken apart.
+"""Request bodies as they arrive: where their bytes go.
 
 A large body with a known length is received straight into its final place in the arena. A small one, and one of unknown
 length, grows in ordinary memory; the latter moves to the arena once it is big. Either counts as held by the server (`Admission`);
@@ -7,15 +7,13 @@ bodies of known length up to ``SMALL_BYTE_SIZE`` do not: a connection has one of
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ...shm.arena import ArenaFull
+from ...shm.placement import Inline, Placement
 from ..admission import UNLIMITED, Overloaded
-from ..door.scratch import NO_MEMORY
-from .exchange import ArenaBody, Body, InlineBody
-from .head import Malformed
-from .limits import Limits
+from .malformed import Malformed
+from .scratch import NO_MEMORY
 
 if TYPE_CHECKING:
     from ...shm.arena import Arena, Block
@@ -24,15 +22,64 @@ if TYPE_CHECKING:
 SMALL_BYTE_SIZE = 4096
 """Bodies of known length up to this size are not counted."""
 
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
-_SIZE_AND_END = 16 + 2
 _TENSOR_ALIGNMENT = 64
 _GROWTH = 4
 _CROWDED = 4
-_NO_TRAILERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"host", b"authorization", b"connection", b"content-encoding", b"expect")
-)
+
+
+class BodyLimits(Protocol):
+    """What bounds a body, in bytes; ``http.limits`` says what each means."""
+
+    @property
+    def inline_byte_size(self) -> int: ...
+    @property
+    def claim_byte_size(self) -> int: ...
+    @property
+    def claim_share(self) -> int: ...
+    @property
+    def crowded_claim_byte_size(self) -> int: ...
+
+
+class InlineBody:
+    """A request body in ordinary memory: tensors cut from it ride inside messages."""
+
+    __slots__ = ("view",)
+
+    def __init__(self, content: bytes | bytearray | memoryview = b"") -> None:
+        self.view = memoryview(content)
+
+    def place(self, start: int, stop: int) -> Placement:
+        """The bytes ``start`` to ``stop`` as a tensor's placement."""
+        return Inline(self.view[start:stop])
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+class ArenaBody:
+    """A request body that was received straight into the server's arena: tensors cut from it stay there.
+
+    It begins ``lead`` bytes into its block.
+    """
+
+    __slots__ = ("_block", "_lead", "view")
+
+    def __init__(self, block: Block, byte_size: int, lead: int = 0) -> None:
+        self._block = block
+        self._lead = lead
+        self.view = block.view[lead : lead + byte_size]
+
+    def place(self, start: int, stop: int) -> Placement:
+        """The bytes ``start`` to ``stop`` as a tensor's placement."""
+        return self._block.place(self._lead + start, self._lead + stop)
+
+    def release(self) -> None:
+        """Give the block back to the arena; the caller promises that nothing reads it any more."""
+        self.view.release()
+        self._block.release()
+
+
+Body = InlineBody | ArenaBody
 
 
 class HeldBody(InlineBody):
@@ -100,7 +147,7 @@ class KnownLength:
     __slots__ = ("_admission", "_arena", "_block", "_content", "_end", "_filled", "_lead", "byte_size", "room")
 
     def __init__(
-        self, arena: Arena | None, byte_size: int, limits: Limits, json_byte_size: int = 0, admission: Admission = UNLIMITED
+        self, arena: Arena | None, byte_size: int, limits: BodyLimits, json_byte_size: int = 0, admission: Admission = UNLIMITED
     ) -> None:
         self._arena = arena
         self._admission = admission
@@ -200,7 +247,7 @@ class Growing:
 
     __slots__ = ("_admission", "_arena", "_block", "_buffer", "_filled", "_inline_byte_size")
 
-    def __init__(self, arena: Arena | None, limits: Limits, admission: Admission = UNLIMITED) -> None:
+    def __init__(self, arena: Arena | None, limits: BodyLimits, admission: Admission = UNLIMITED) -> None:
         self._arena = arena
         self._admission = admission
         self._inline_byte_size = limits.inline_byte_size
@@ -273,108 +320,3 @@ class Growing:
         if self._block is not None:
             self._block.release()
             self._block = None
-
-
-class Chunked:
-    """A chunked body. Chunk lines end in CRLF, extensions are read over, trailers are dropped."""
-
-    __slots__ = ("_chunk", "_chunks", "_content", "_limits", "_line", "_trailers", "complete")
-
-    # what _chunk says where it is not the number of bytes left in the chunk
-    _SIZE, _DATA_END, _TRAILER = -1, -2, -3
-
-    def __init__(self, arena: Arena | None, limits: Limits, admission: Admission = UNLIMITED) -> None:
-        self._content = Growing(arena, limits, admission)
-        self._limits = limits
-        self._line = b""
-        self._chunk = self._SIZE
-        self._chunks = 0
-        self._trailers = 0
-        self.complete = False
-
-    def feed(self, data: bytes | bytearray, view: memoryview, start: int, end: int) -> int:
-        """Take the body's bytes from ``data[start:end]`` (``view`` is the same memory); returns where they stop.
-
-        Raises Malformed.
-        """
-        while start < end and not self.complete:
-            if self._chunk > 0:
-                stop = min(end, start + self._chunk)
-                self._content.append(view[start:stop])
-                self._chunk -= stop - start
-                start = stop
-                if self._chunk == 0:
-                    self._chunk = self._DATA_END
-            else:
-                start = self._feed_line(data, start, end)
-        return start
-
-    def _feed_line(self, data: bytes | bytearray, start: int, end: int) -> int:
-        newline = data.find(b"\n", start, end)
-        stop = end if newline < 0 else newline + 1
-        limits = self._limits
-        limit = limits.trailer_byte_size if self._chunk == self._TRAILER else _SIZE_AND_END + limits.chunk_extension_byte_size
-        if len(self._line) + stop - start > limit:
-            raise Malformed(400, "malformed HTTP request: chunk line is too long")
-        self._line += data[start:stop]
-        if newline < 0:
-            if self._chunk == self._DATA_END and not b"\r\n".startswith(self._line):
-                raise Malformed(400, "malformed HTTP request: chunk does not end where it says")
-            return stop
-        line, self._line = self._line, b""
-        if not line.endswith(b"\r\n"):
-            raise Malformed(400, "malformed HTTP request: chunk line does not end in CRLF")
-        self._end_line(line[:-2])
-        return stop
-
-    def _end_line(self, line: bytes) -> None:
-        if self._chunk == self._DATA_END:
-            if line:
-                raise Malformed(400, "malformed HTTP request: chunk does not end where it says")
-            self._chunk = self._SIZE
-        elif self._chunk == self._SIZE:
-            match = _CHUNK_LINE.fullmatch(line)
-            if match is None:
-                raise Malformed(400, "malformed HTTP request: chunk size")
-            if len(line) - match.end(1) > self._limits.chunk_extension_byte_size:
-                raise Malformed(400, "malformed HTTP request: chunk line is too long")
-            self._begin_chunk(int(match[1], 16))
-        elif not line:
-            self.complete = True
-        else:
-            match = _TRAILER_LINE.fullmatch(line)
-            self._trailers += len(line) + 2
-            if match is None or match[1].lower() in _NO_TRAILERS or self._trailers > self._limits.trailer_byte_size:
-                raise Malformed(400, "malformed HTTP request: trailer")
-
-    def _begin_chunk(self, byte_size: int) -> None:
-        if byte_size == 0:
-            self._chunk = self._TRAILER
-            return
-        self._chunks += 1
-        if self._chunks > self._limits.chunk_count:
-            raise Malformed(
-                400,
-                f"Chunked request body exceeds maximum of {self._limits.chunk_count} non-empty chunks. Send fewer or larger HTTP chunks.",
-                as_json=True,
-            )
-        self._content.expect(byte_size)
-        self._chunk = byte_size
-
-    @property
-    def received_byte_size(self) -> int:
-        """Bytes of content that have come so far."""
-        return self._content.byte_size
-
-    @property
-    def unfilled_byte_size(self) -> int:
-        """Bytes of the arena that wait for what has not come."""
-        return self._content.unfilled_byte_size
-
-    def take(self) -> Body:
-        """The complete body; the caller owns it now."""
-        return self._content.take()
-
-    def abandon(self) -> None:
-        """Give the memory of an incomplete body back."""
-        self._content.abandon()

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from tensorfarm.server.http.body import Chunked, Growing, KnownLength
-from tensorfarm.server.http.exchange import ArenaBody
-from tensorfarm.server.http.head import Malformed
+from tensorfarm.server.door.body import ArenaBody, Growing, KnownLength
+from tensorfarm.server.door.malformed import Malformed
+from tensorfarm.server.http.chunked import Chunked
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.shm.arena import Arena
 from tests.http.doors import an_arena

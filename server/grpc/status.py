@@ -1,0 +1,25 @@
+"""The numbers of gRPC's statuses. Source: statuscodes.md of gRPC."""
+
+from __future__ import annotations
+
+from ...workers.contract.status import Code
+
+OK = 0
+DEADLINE_EXCEEDED = 4
+RESOURCE_EXHAUSTED = 8
+
+_NUMBERS = {
+    Code.CANCELLED: 1,
+    Code.UNKNOWN: 2,
+    Code.INVALID_ARG: 3,
+    Code.NOT_FOUND: 5,
+    Code.ALREADY_EXISTS: 6,
+    Code.UNSUPPORTED: 12,
+    Code.INTERNAL: 13,
+    Code.UNAVAILABLE: 14,
+}
+
+
+def status_number(code: Code) -> int:
+    """The status of an error code."""
+    return _NUMBERS[code]
