@@ -15,7 +15,9 @@ from ..door.restriction import Restriction
 from ..door.single_response import OnResponse, SingleResponse
 from ..door.version_text import version_text
 from ..repository.demand import NotResident
-from .infer_request import InferCall, InferMessage, read_message
+from .infer_call import InferCall
+from .infer_message import InferMessage
+from .infer_plan import received
 from .infer_response import response_parts
 from .method import SingleMessage, check_restriction
 from .rpc import Rpc
@@ -46,7 +48,7 @@ class Infer:
     def _run(self, rpc: Rpc, body: Body) -> Callable[[], None] | None:
         """Begin the inference; returns what cancels it."""
         try:
-            message = read_message(body)
+            message = received(body)
         except StatusError as error:
             rpc.fail(error)
             return None
@@ -54,9 +56,8 @@ class Infer:
 
     def _begin(self, rpc: Rpc, message: InferMessage) -> Callable[[], None] | None:
         service = self._service
-        envelope = message.envelope
         try:
-            version = service.find(envelope.model_name, version_text(envelope.model_version))
+            version = service.find(message.model, version_text(message.version))
             if version.signature.decoupled:
                 raise unsupported(NO_DECOUPLED)
             exchange = _Exchange(rpc, version)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from google.protobuf.message import DecodeError
 
 from ...shm.datatypes import DATATYPES
 from ...shm.placement import Inline, Placement, Span
@@ -19,76 +16,20 @@ from ...workers.contract.signature import Signature
 from ...workers.contract.status import invalid, label
 from ...workers.contract.validation import batch_size_of
 from ..dispatch.sequence_controls import END, START
-from ..door.body import ArenaBody, Body
 from ..door.correlation import checked_correlation_id
 from ..door.forwarding import forward
 from ..door.scratch import Regions, Scratch
-from .protocol import Unparsable, messages
+from .infer_call import InferCall
+from .infer_message import InferMessage
 from .typed_contents import typed_bytes
-from .wire import Unreadable, cut_out
 
-_RAW_INPUT_CONTENTS = 7
 _MAX_UINT64 = 2**64 - 1
-_MOST_FIELDS = 65_536
-"""Inputs, outputs, parameters and tensors of one request: beyond that going through them would take longer than others may wait."""
-
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _CUSTOM = frozenset(("int64_param", "bool_param", "string_param", "double_param"))
 _REGION, _OFFSET, _BYTE_SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 _REGION_PARAMETERS = ((_REGION, "string_param"), (_OFFSET, "int64_param"), (_BYTE_SIZE, "int64_param"))
 _EMPTY = Inline(memoryview(b""))
 _NO_BODY = RequestBody("", 1, [], [], {})
-
-
-class InferMessage:
-    """A request as it was received: ``envelope`` is the message but for its raw tensors; ``raw`` says where those are in the body."""
-
-    __slots__ = ("_body", "envelope", "large", "raw")
-
-    def __init__(self, body: Body, envelope: Any, raw: list[tuple[int, int]]) -> None:
-        self._body: Body | None = body
-        self.envelope = envelope
-        self.raw = raw
-        self.large = type(body) is ArenaBody
-
-    def place(self, index: int) -> Placement:
-        """Where one of the raw tensors lies."""
-        assert self._body is not None
-        start, stop = self.raw[index]
-        return self._body.place(start, stop)
-
-    def release(self) -> None:
-        """Give its memory back; nobody reads it any more."""
-        body, self._body = self._body, None
-        if body is not None:
-            body.release()
-
-
-@dataclass(slots=True)
-class InferCall:
-    """An inference request that has been read.
-
-    ``classes`` has how many classes an output is to be answered with. ``empty_final``: tell the client of the end of its responses,
-    also where there is nothing but that to tell.
-    """
-
-    body: RequestBody
-    priority: int = 0
-    timeout_us: int = 0
-    classes: Mapping[str, int] | None = None
-    empty_final: bool = False
-
-
-def read_message(body: Body) -> InferMessage:
-    """Take a message apart, and over. Raises Unparsable where it is none, and then it has been released."""
-    envelope = messages.ModelInferRequest()
-    try:
-        short, raw = cut_out(body.view, _RAW_INPUT_CONTENTS, _MOST_FIELDS)
-        envelope.ParseFromString(short)
-    except (Unreadable, DecodeError):
-        body.release()
-        raise Unparsable from None
-    return InferMessage(body, envelope, raw)
 
 
 def read_request(
@@ -135,7 +76,7 @@ class _Reading:
         if call.timeout_us or self._correlation_id or self._flags or lends:
             context = RequestContext(self._correlation_id, self._flags, call.timeout_us, "", lends)
         batch_size = batch_size_of(tensors, self._signature)
-        call.body = RequestBody(envelope.id, batch_size, tensors, outputs, self._parameters, context)
+        call.body = RequestBody(self._message.id, batch_size, tensors, outputs, self._parameters, context)
         return call
 
     def _take_parameters(self, given: Mapping[str, Any]) -> None:
@@ -173,12 +114,12 @@ class _Reading:
         names: set[str] = set()
         for item in inputs:
             if item.name in names:
-                raise invalid(f"{label(self._message.envelope.id)}input '{item.name}' already exists in request")
+                raise invalid(f"{label(self._message.id)}input '{item.name}' already exists in request")
             names.add(item.name)
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
         """The inputs, each with its place."""
-        raw = self._message.raw
+        raw = self._message.sizes
         places: list[Placement] = []
         indices: list[int] = []
         for item in inputs:
@@ -209,7 +150,7 @@ class _Reading:
                 return span
         if not item.HasField("contents"):
             return None
-        if self._message.raw:
+        if self._message.sizes:
             raise invalid(f"contents field must not be specified when using raw_input_contents for '{item.name}' for model '{model}'")
         return self._scratch.place(typed_bytes(item.contents, item.datatype, item.name, model))
 

@@ -16,7 +16,9 @@ from ..door.restriction import Restriction
 from ..door.single_response import OnResponse, SingleResponse
 from ..door.version_text import version_text
 from ..repository.demand import NotResident
-from .infer_request import InferCall, InferMessage, read_message
+from .infer_call import InferCall
+from .infer_message import InferMessage
+from .infer_plan import received
 from .infer_response import stream_end, stream_error, stream_refusal, stream_response
 from .method import check_restriction
 from .protocol import Unparsable
@@ -72,12 +74,12 @@ class Stream:
             body.release()
             return
         try:
-            message = read_message(body)
+            message = received(body)
         except Unparsable:
             # As if the client had ended its side: what it has asked before is answered.
             self.ended()
             return
-        answering = Answering(self, message.envelope.id, time.monotonic_ns())
+        answering = Answering(self, message.id, time.monotonic_ns())
         try:
             answering.begin(message)
         except StatusError as error:
@@ -156,9 +158,8 @@ class Answering:
     def begin(self, message: InferMessage) -> None:
         """Queue it, or wait for its model first. Raises StatusError."""
         stream = self._stream
-        envelope = message.envelope
         try:
-            version = self._version = stream.service.find(envelope.model_name, version_text(envelope.model_version))
+            version = self._version = stream.service.find(message.model, version_text(message.version))
             if version.signature.decoupled:
                 stream.order.free(self.place)
             self._request = submit(stream.service, version, message, stream.rpc, self._start_ns, self._taking)

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from ..dispatch.request import Request, Response
 from ..door.forwarding import forward_pattern
 from ..door.scratch import Scratch
-from .infer_request import InferCall, InferMessage, read_request
+from .infer_call import InferCall
+from .infer_message import InferMessage
+from .infer_plan import keep_plan
+from .infer_request import read_request
 from .rpc import Rpc
 
 if TYPE_CHECKING:
@@ -35,16 +38,28 @@ def submit(
 
     Takes the message over, but where it raises StatusError.
     """
+    plan = message.plan
+    signature = version.signature
+    pattern = forward_pattern(service.options.grpc_header_forward_pattern)
+    if plan is not None:
+        call = plan.call(message, signature)
+        request = Request(call.body, start_ns, on_response_of(call), message.release, call.priority, call.timeout_us)
+        if plan.fitting.always(signature, call.body):
+            service.submit_checked(version, request)
+        else:
+            service.submit(version, request)
+        return request
     scratch = Scratch(service.arena)
     try:
-        pattern = forward_pattern(service.options.grpc_header_forward_pattern)
         headers = metadata_texts(rpc) if pattern is not None else ()
-        call = read_request(message, version.signature, partial(service.regions_for, rpc.peer_is_local), scratch, headers, pattern)
+        call = read_request(message, signature, partial(service.regions_for, rpc.peer_is_local), scratch, headers, pattern)
         request = Request(call.body, start_ns, on_response_of(call), partial(_finished, message, scratch), call.priority, call.timeout_us)
         service.submit(version, request)
     except BaseException:
         scratch.release()
         raise
+    if pattern is None:
+        keep_plan(message, call)
     return request
 
 

@@ -5,7 +5,7 @@ Source: "Encoding", Protocol Buffers documentation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import lru_cache
 
 LENGTH_DELIMITED = 2
@@ -68,15 +68,15 @@ def first_content_at(view: memoryview, number: int = 7, most: int = 256) -> int:
     return 0
 
 
-def cut_out(view: memoryview, number: int, most: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """A message without the fields of this number, and where in ``view`` each of those has its content.
+def cut_out(view: memoryview, numbers: Container[int], most: int) -> tuple[bytes, list[tuple[int, int, int]]]:
+    """A message without the fields of these numbers; and which of them there were, and where in ``view`` each has its content.
 
     Raises Unreadable where it is no message, where such a field is not of a type with a length, and where there are more than
     ``most`` fields.
     """
     end = len(view)
     kept: list[memoryview] = []
-    cut: list[tuple[int, int]] = []
+    cut: list[tuple[int, int, int]] = []
     at = start = 0
     count = 0
     while at < end:
@@ -89,11 +89,11 @@ def cut_out(view: memoryview, number: int, most: int) -> tuple[bytes, list[tuple
         if kind == LENGTH_DELIMITED:
             size, at = _read_varint(view, at)
             stop = at + size
-            if tag >> 3 == number and stop <= end:
+            if tag >> 3 in numbers and stop <= end:
                 kept.append(view[start:begin])
-                cut.append((at, stop))
+                cut.append((tag >> 3, at, stop))
                 start = stop
-        elif tag >> 3 == number:
+        elif tag >> 3 in numbers:
             raise Unreadable
         elif kind in _FIXED_SIZES:
             stop = at + _FIXED_SIZES[kind]

@@ -9,8 +9,9 @@ from msgspec import UNSET
 from ...shm.placement import Inline, Placement, Span
 from ...workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ...workers.contract.signature import Signature
-from ...workers.contract.validation import batch_size_of, plain_batch_size
+from ...workers.contract.validation import batch_size_of
 from ..door.body import Body
+from ..door.fitting import Fitting
 from ..door.scratch import Regions
 from .infer_call import InferCall
 from .infer_envelope import Envelope, InputParameters, OutputParameters
@@ -35,7 +36,7 @@ class Plan:
     may be another one each time, so it is looked up each time. ``terms`` is the request without its tensors.
     """
 
-    __slots__ = ("_inputs", "_looked_at", "_plain", "_spans", "end", "terms", "uses_regions")
+    __slots__ = ("_fitting", "_inputs", "_spans", "end", "terms", "uses_regions")
 
     def __init__(
         self,
@@ -50,8 +51,7 @@ class Plan:
         self.terms = replace(call, body=RequestBody("", 1, [], call.body.outputs, call.body.parameters, call.body.context))
         self.end = end
         self.uses_regions = bool(spans) or any([region is not None for _, _, _, region, _, _ in inputs])
-        self._looked_at: Signature | None = None
-        self._plain = False
+        self._fitting = Fitting()
 
     def request_body(self, body: Body, signature: Signature, regions: Regions) -> RequestBody:
         """The request with the tensors of ``body``. Raises StatusError for regions that are gone or other than they were."""
@@ -69,15 +69,8 @@ class Plan:
         return RequestBody("", batch_size_of(tensors, signature), tensors, outputs, planned.parameters, planned.context)
 
     def always_fits(self, signature: Signature, body: RequestBody) -> bool:
-        """Does every request of this plan pass the checks of ``signature`` as it is, because ``body``, which is one of them, does?
-
-        So it is where names, datatypes, shapes and byte sizes, the same each time, are all that is to be checked.
-        """
-        if self._looked_at is not signature:
-            self._looked_at = signature
-            plain = not self.uses_regions and not signature.reshapes_inputs
-            self._plain = plain and plain_batch_size(signature, body) == body.batch_size
-        return self._plain
+        """Does every request of this plan pass the checks of ``signature`` as it is, because ``body``, which is one of them, does?"""
+        return not self.uses_regions and self._fitting.always(signature, body)
 
 
 PLANS: dict[bytes, Plan] = {}
