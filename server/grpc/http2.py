@@ -115,7 +115,8 @@ class Stream:
                     http2.finish(self)
                 return
         self.unsent += [memoryview(content) for content in contents if len(content)]
-        http2.pump(self)
+        if http2.pump(self):
+            http2.pump_all()
 
     def received(self, byte_size: int) -> None:
         """So many bytes of the body have come, and were dealt with: as many may come again, unless the stream is held."""
@@ -418,7 +419,8 @@ class Http2(Generic[H]):
             raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
         if stream.unsent:
             self._idle_frames = 0
-            self.pump(stream)
+            if self.pump(stream):
+                self.pump_all()
         else:
             self._idle()
 
