@@ -97,21 +97,21 @@ def _grpc() -> Group:
         INTEGER,
         read.between(2, 128, "invalid argument for --grpc_infer_thread_count. Must be in the range 2 to 128."),
         2,
-        "Accepted for tritonserver's sake, 2 to 128: one event loop serves gRPC.",
+        "Accepted for tritonserver's sake, 2 to 128: tensorfarm serves gRPC from one event loop and needs no threads for it.",
     )
     g.add(
         "grpc-infer-allocation-pool-size",
         INTEGER,
         read.integer,
         8,
-        "How many request and response objects are kept for use again.",
+        "Accepted for tritonserver's sake: there are no such objects to keep.",
     )
     g.add(
         "grpc-max-response-pool-size",
         INTEGER,
         read.positive("grpc-max-response-pool-size", read.integer),
         (1 << 31) - 1,
-        "How many responses of one stream may wait to be sent.",
+        "How many responses of one stream may wait for its client; a model that sends more is held up until the client has taken some.",
     )
     g.add("grpc-use-ssl", BOOLEAN, read.boolean, False, "Serve gRPC over TLS?", quiet=(False,))
     g.add(
@@ -130,7 +130,7 @@ def _grpc() -> Group:
         STRING,
         read.choice(("none", "low", "medium", "high"), "invalid argument for --grpc_infer_response_compression_level"),
         "none",
-        "How hard to compress gRPC responses: none, low, medium or high.",
+        "Compress gRPC responses for clients that understand gzip or deflate? none: no; low, medium and high: yes, all alike.",
     )
     g.add("grpc-keepalive-time", INTEGER, read.integer, 7_200_000, "Milliseconds between keep-alive pings.")
     g.add(

@@ -15,6 +15,7 @@ from ..shm.arena import Arena, create_memory
 from ..shm.placement import Lease
 from ..workers.contract.backends import NATIVE, PYTHON
 from ..workers.contract.cores import usable_core_count
+from ..workers.contract.messages import Cancel, Hold
 from ..workers.contract.status import StatusError, unavailable
 from . import ahead
 from .admission import Admission, AdmissionLimits
@@ -123,6 +124,7 @@ class Server:
             self._set_alarm,
             stay_awake=self._busy_poll.stay_awake,
             recall=self._recall,
+            hold=self._hold,
             view=self._any_view,
             limiter=limiter,
         )
@@ -186,7 +188,10 @@ class Server:
         self._farm.send(batch)
 
     def _recall(self, batch: PlannedBatch, index: int) -> None:
-        self._farm.recall(batch, index)
+        self._farm.tell(batch, Cancel(batch.number, index))
+
+    def _hold(self, batch: PlannedBatch, index: int, held: bool) -> None:
+        self._farm.tell(batch, Hold(batch.number, index, held))
 
     def _bring(self, absent: NotResident, on_ready: OnReady, caller: WorkerProcess) -> Awaited:
         return self.service.bring(absent, on_ready, next(iter(self._generations.models_in(caller.name)), ""))

@@ -223,3 +223,7 @@ class Service:
     def cancel(self, version: ModelVersion, request: Request) -> None:
         """The client has gone: nobody waits for this request's responses any more."""
         version.withdraw(request)
+
+    def hold(self, version: ModelVersion, request: Request, held: bool) -> None:
+        """The client takes no more of this request's responses for now, or takes them again; those of an ensemble come all the same."""
+        version.hold(request, held)

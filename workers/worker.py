@@ -26,6 +26,7 @@ from .contract.messages import (
     Failed,
     Fault,
     FromWorker,
+    Hold,
     Inspect,
     Inspected,
     InstanceSpec,
@@ -94,7 +95,7 @@ class Worker:
         if isinstance(message, Return):
             for offset in message.offsets:
                 self._memory.free_offset(offset)
-        elif isinstance(message, Answer | Reply | Cancel):
+        elif isinstance(message, Answer | Reply | Cancel | Hold):
             self._surroundings.hear(message)
         elif isinstance(message, Inspect):
             self._start(message.task, self._inspect, message)

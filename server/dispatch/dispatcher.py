@@ -66,7 +66,8 @@ class Dispatcher:
     ``send`` passes a batch to its instance's worker, ``call_soon`` asks for ``flush`` at the end of the
     loop's turn, ``set_alarm`` for a call of ``alarm`` at a CLOCK_MONOTONIC time in nanoseconds (None: no
     more). ``stay_awake`` says that something will happen within a moment: few requests are in flight, to or from a
-    tiny model. ``recall`` tells a batch's worker that nobody waits for the request at an index any more.
+    tiny model. ``recall`` tells a batch's worker that nobody waits for the request at an index any more, ``hold`` that its client takes no
+    more responses for now.
     ``view`` gives the bytes of a lease of any arena. ``limiter`` says when instances of limited schedulers may run.
     ``in_flight`` counts the requests that wait or run.
     """
@@ -79,6 +80,7 @@ class Dispatcher:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         stay_awake: Callable[[], None] = lambda: None,
         recall: Callable[[PlannedBatch, int], None] = lambda batch, index: None,
+        hold: Callable[[PlannedBatch, int, bool], None] = lambda batch, index, held: None,
         view: Callable[[Lease], memoryview] | None = None,
         limiter: Limiter | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Dispatcher:
         self._limiter = limiter
         self._wanting: dict[Scheduler, None] = {}
         self._recall = recall
+        self._hold = hold
         self._waits = WaitGraph(None if limiter is None else limiter.stuck)
         self.in_flight = 0
         self._stay_awake = stay_awake
@@ -429,6 +432,12 @@ class Dispatcher:
         found = scheduler.find(request)
         if found is not None:
             self._recall(*found)
+
+    def hold(self, scheduler: Scheduler, request: Request, held: bool) -> None:
+        """The client of a running request takes no more responses for now, or takes them again: its worker is told."""
+        found = scheduler.find(request)
+        if found is not None:
+            self._hold(*found, held)
 
     def abandon(self, schedulers: Iterable[Scheduler], error: StatusError) -> None:
         """Fail everything that is still waiting or running: the server ends."""

@@ -22,6 +22,7 @@ from ...workers.contract.messages import (
     Failed,
     FromWorker,
     Hello,
+    Hold,
     Inspect,
     Inspected,
     InstanceReady,
@@ -312,12 +313,12 @@ class Farm:
                 self.share(arena, process)
         process.execute(batch.instance.number, Execute(batch.number, batch.bodies or [request.body for request in batch.requests]))
 
-    def recall(self, batch: PlannedBatch, index: int) -> None:
-        """Tell a batch's worker that nobody waits for one of its requests any more."""
+    def tell(self, batch: PlannedBatch, message: Cancel | Hold) -> None:
+        """Tell a batch's worker something of one of its requests: that nobody waits for it any more, that its client takes nothing."""
         seat = self._seat_of_instance[batch.instance.number]
         process = seat.process
         if seat.up and process is not None and process.returncode is None:
-            process.send(Cancel(batch.number, index))
+            process.send(message)
 
     def share(self, arena: int, process: WorkerProcess) -> None:
         """Let a worker read the arena of another, before it gets leases of it."""

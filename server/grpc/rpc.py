@@ -83,12 +83,14 @@ class Rpc:
         "_deadline",
         "_encoding",
         "_ended",
+        "_ends",
         "_messages",
         "_packed",
         "_prefix",
         "_stream",
         "_unpacking",
         "_unsent",
+        "_written",
         "head",
         "on_room",
         "receiver",
@@ -109,6 +111,8 @@ class Rpc:
         self._begun = False
         self._encoding = ""
         self._unsent = 0
+        self._written = 0
+        self._ends: deque[int] = deque()
         self._messages: deque[tuple[Body, bool]] = deque()
         self._unpacking: Beside[bytes] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -299,6 +303,11 @@ class Rpc:
         """Bytes of messages that wait for the client."""
         return self._unsent
 
+    @property
+    def unsent_count(self) -> int:
+        """Messages that wait for the client, the one included that it has part of."""
+        return len(self._ends)
+
     def hold(self, held: bool) -> None:
         """Let no more messages come for now, or let them come again."""
         stream = self._stream
@@ -368,7 +377,9 @@ class Rpc:
             stream.send([_PREFIX.pack(1, len(message)), message])
         else:
             stream.send([_PREFIX.pack(0, len(message)), message])
+        self._written += _PREFIX_BYTE_SIZE + len(message)
         if stream.unsent:
+            self._ends.append(self._written)
             self._count_unsent(stream)
         self._connection.touch()
 
@@ -377,6 +388,9 @@ class Rpc:
         byte_size = sum(map(len, stream.unsent))
         self._connection.admission.hold(byte_size - self._unsent)
         self._unsent = byte_size
+        ends = self._ends
+        while ends and ends[0] <= self._written - byte_size:
+            ends.popleft()
 
     def finish(self) -> None:
         """All messages have been sent, and all is well."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 UNSENT_BYTE_SIZE = 16 * 1024 * 1024
-"""With more than this waiting for the client, no further request of its stream is read."""
+"""With more than this waiting for the client, no further request of its stream is read, and models are not to send more."""
 
 _ERROR_KEY = "triton_grpc_error"
 
@@ -54,7 +54,7 @@ class StreamInfer:
 class Stream:
     """One call, from its first request to its last response."""
 
-    __slots__ = ("_complete", "_ends_by_error", "_full", "order", "outstanding", "rpc", "service")
+    __slots__ = ("_complete", "_ends_by_error", "_full", "_most_unsent", "order", "outstanding", "rpc", "service")
 
     def __init__(self, service: Service, rpc: Rpc) -> None:
         self.service = service
@@ -64,6 +64,7 @@ class Stream:
         self._ends_by_error = rpc.head.value(_ERROR_KEY) == "true"
         self._complete = False
         self._full = False
+        self._most_unsent = service.options.grpc_max_response_pool_size
         rpc.on_room = self._room
 
     # Receiver
@@ -128,14 +129,19 @@ class Stream:
     def _leave(self, message: bytes) -> None:
         rpc = self.rpc
         rpc.write(message)
-        if not self._full and rpc.unsent_byte_size > UNSENT_BYTE_SIZE:
-            self._full = True
-            rpc.hold(True)
+        if not self._full and (rpc.unsent_byte_size > UNSENT_BYTE_SIZE or rpc.unsent_count >= self._most_unsent):
+            self._hold(True)
 
     def _room(self) -> None:
-        if self._full and self.rpc.unsent_byte_size <= UNSENT_BYTE_SIZE:
-            self._full = False
-            self.rpc.hold(False)
+        if self._full and self.rpc.unsent_byte_size <= UNSENT_BYTE_SIZE // 2 and self.rpc.unsent_count < self._most_unsent:
+            self._hold(False)
+
+    def _hold(self, full: bool) -> None:
+        """Read no more requests, and have models make no more responses, until the client has taken what waits for it."""
+        self._full = full
+        self.rpc.hold(full)
+        for answering in self.outstanding:
+            answering.hold(full)
 
 
 class Answering:
@@ -200,6 +206,11 @@ class Answering:
             bringing.cancel()
         elif request is not None:
             self._stream.service.cancel(self._version, request)
+
+    def hold(self, held: bool) -> None:
+        """Its client takes no more responses for now, or takes them again."""
+        if self.place.free and self._request is not None:
+            self._stream.service.hold(self._version, self._request, held)
 
     def _taking(self, call: InferCall) -> OnResponse:
         self._call = call

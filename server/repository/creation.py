@@ -227,6 +227,7 @@ class Creation:
             scheduler=scheduler,
             enter=partial(self._dispatcher.submit, scheduler),
             withdraw=partial(self._dispatcher.cancel, scheduler),
+            hold=partial(self._dispatcher.hold, scheduler),
             labels=labels,
         )
 

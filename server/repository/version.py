@@ -50,8 +50,9 @@ class ModelVersion:
     """A loaded version: what doors and dispatch need to know of it.
 
     ``number`` names this load of it in messages to workers; a reload has another. ``enter`` takes a validated request, or raises
-    StatusError and calls nothing back; ``withdraw`` says that nobody waits for one any more. ``labels`` has, for each
-    output with a label file, the label of each class index. ``homes`` has the home of each instance. ``checks``: it has a readiness
+    StatusError and calls nothing back; ``withdraw`` says that nobody waits for one any more, ``hold`` that its client takes no
+    more responses for now. ``labels`` has, for each output with a label file, the label of each class index. ``homes`` has the
+    home of each instance. ``checks``: it has a readiness
     check of its own. ``generation`` tells loads of the same version apart that are there at the same time. ``load`` is what its
     workers were sent, without instances. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks, by
     name and version as its steps have them; its ``scheduler`` is never used. ``cached`` stands in front of either where answers are
@@ -69,6 +70,7 @@ class ModelVersion:
     scheduler: Scheduler
     enter: Callable[[Request], None]
     withdraw: Callable[[Request], None]
+    hold: Callable[[Request, bool], None] = lambda request, held: None
     labels: dict[str, list[str]] = field(default_factory=dict)
     homes: dict[Instance, Home] = field(default_factory=dict)
     generation: int = 1

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..batch import Batch, Memory
-from ..contract.messages import Answer, Cancel, Done, Execute, FromWorker, InstanceSpec, Note, Reply
+from ..contract.messages import Answer, Cancel, Done, Execute, FromWorker, Hold, InstanceSpec, Note, Reply
 
 if TYPE_CHECKING:
     from ..inbox import Inbox
@@ -118,7 +118,7 @@ class Surroundings:
     memory: WorkerMemory
     main: MainThread
     speak: Callable[[FromWorker], None]
-    hear: Callable[[Cancel | Answer | Reply], None] = lambda message: None
+    hear: Callable[[Cancel | Hold | Answer | Reply], None] = lambda message: None
 
 
 class Backend(Protocol):

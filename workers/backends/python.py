@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from ..batch import Memory
-from ..contract.messages import Answer, Cancel, InstanceSpec, Note, Reply
+from ..contract.messages import Answer, Cancel, Hold, InstanceSpec, Note, Reply
 from ..contract.status import internal
 from ..python import host
 from ..python.calls import Calls
@@ -83,15 +83,19 @@ def _titled(source: ModelSource, instance: InstanceSpec) -> PythonModel:
     return PythonModel(source, instance)
 
 
-def _hearing(calls: Calls, execution: Execution | None) -> Callable[[Cancel | Answer | Reply], None]:
+def _hearing(calls: Calls, execution: Execution | None) -> Callable[[Cancel | Hold | Answer | Reply], None]:
     """What gets the server's words to a model; ``execution`` is there once batches may come."""
 
-    def hear(message: Cancel | Answer | Reply) -> None:
+    def hear(message: Cancel | Hold | Answer | Reply) -> None:
         if isinstance(message, Answer):
             calls.answered(message)
         elif isinstance(message, Reply):
             calls.replied(message)
-        elif execution is not None:
+        elif execution is None:
+            return
+        elif isinstance(message, Hold):
+            execution.hold(message)
+        else:
             execution.cancel(message)
 
     return hear

@@ -1,6 +1,6 @@
 """The messages between the server and its workers: one msgpack array per message, tag first.
 
-Server → worker, control socket: Inspect, Load, Extend, Shrink, Unload, Check, Return, Cancel, Answer, Reply, Stop. Worker → server:
+Server → worker, control socket: Inspect, Load, Extend, Shrink, Unload, Check, Return, Cancel, Hold, Answer, Reply, Stop. Worker → server:
 Hello, Inspected, Loaded, Unloaded, Checked, Failed. Server → instance socket: Execute, Close, Answer. Instance → server:
 InstanceReady, Done. What a Python model says besides, from any of its threads: Voice, Respond, Call, CancelCall, Release,
 Say, Measure, Forget, and the questions that are answered by a Reply.
@@ -163,6 +163,14 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
     batch: int
     index: int
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """The client of the request at ``index`` of a batch has more responses than it takes: ``held``, no more are to be sent for now."""
+
+    batch: int
+    index: int
+    held: bool
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
@@ -419,7 +427,7 @@ class AskUnload(msgspec.Struct, frozen=True, array_like=True, tag=46):
 
 Question = OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload
 Spoken = Respond | Call | CancelCall | Release | Say | Measure | Forget | Question
-ToWorker = Inspect | Load | Extend | Shrink | Unload | Return | Stop | Cancel | Answer | Check | Reply
+ToWorker = Inspect | Load | Extend | Shrink | Unload | Return | Stop | Cancel | Hold | Answer | Check | Reply
 ToInstance = Execute | Close | Answer
 FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done | Checked | Voice | Spoken
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...shm.placement import Inline, Lease, Placement, Span
-from ..contract.messages import Cancel, Done, Execute, Fault, RequestBody, Respond, Result, Tensor
+from ..contract.messages import Cancel, Done, Execute, Fault, Hold, RequestBody, Respond, Result, Tensor
 from ..contract.signature import reshaped
 from ..contract.status import StatusError, internal
 from ..contract.strings import check_strings
@@ -43,10 +43,11 @@ _ONE_RESPONSE = f"{_NO_RESPONSE}Non-decoupled model cannot send more than one re
 class OpenRequest:
     """A request that this process is executing: the ``Responder`` of its response sender.
 
-    ``answered`` once its last response has been sent or is on its way with the batch; ``used`` once its sender has sent.
+    ``answered`` once its last response has been sent or is on its way with the batch; ``used`` once its sender has sent;
+    ``held`` while its client takes no more responses.
     """
 
-    __slots__ = ("_execution", "answered", "batch", "body", "cancelled", "index", "inputs", "taken", "used")
+    __slots__ = ("_execution", "answered", "batch", "body", "cancelled", "held", "index", "inputs", "taken", "used")
 
     def __init__(self, execution: Execution, batch: int, index: int, body: RequestBody, inputs: SharedInputs | InlineInputs) -> None:
         self._execution = execution
@@ -58,6 +59,7 @@ class OpenRequest:
         self.taken = False
         self.used = False
         self.cancelled = False
+        self.held = False
 
     def send(self, response: InferenceResponse | None, flags: int) -> None:
         """As ``Responder`` says."""
@@ -110,6 +112,7 @@ class Execution:
         self._batches: dict[int, list[OpenRequest]] = {}
         # A finalizer of a model may answer a request in the middle of this.
         self._lock = threading.RLock()
+        self._room = threading.Condition()
         self._begun = 0
         self._early_cancels: set[tuple[int, int]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -394,6 +397,8 @@ class Execution:
     def respond(self, request: OpenRequest, response: InferenceResponse | None, flags: int) -> None:
         """Send a response of a sender, from any thread. Raises TritonModelException where the order is broken."""
         final = flags == FINAL
+        if request.held:
+            self._await_room(request)
         with self._lock:
             if not self._model.decoupled:
                 if response is None and not request.used:
@@ -450,6 +455,26 @@ class Execution:
                     request.cancelled = True
             if message.batch > self._begun:
                 self._early_cancels.add((message.batch, message.index))
+        with self._room:
+            self._room.notify_all()
+
+    def hold(self, message: Hold) -> None:
+        """The client of a request has more responses than it takes, or takes more again."""
+        with self._lock:
+            held = [request for request in self._batches.get(message.batch, ()) if request.index == message.index]
+        with self._room:
+            for request in held:
+                request.held = message.held
+            self._room.notify_all()
+
+    def _await_room(self, request: OpenRequest) -> None:
+        """Wait until a client takes responses again, or has gone; but not where everything else would wait, too."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            with self._room:
+                while request.held and not request.cancelled:
+                    self._room.wait()
 
     # async models
 
