@@ -110,6 +110,8 @@ class Server:
     mark: str
     launch: Callable[[], subprocess.Popen[bytes]]
     stopped: bool = field(default=False)
+    grpc_port: int = 0
+    """0 where it does not serve gRPC."""
     restarts: int = 0
     """How often a start that ends by a signal may be tried again: never for our own server, a crash of which is a failed test."""
 
@@ -253,18 +255,25 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], http_port: int
 
 
 def start_tensorfarm(
-    repository: Path | Sequence[Path], *flags: str, folder: Path, environment: Mapping[str, str] | None = None, wait: bool = True
+    repository: Path | Sequence[Path],
+    *flags: str,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    wait: bool = True,
+    grpc: bool = False,
 ) -> Server:
-    """Start tensorfarm on free ports. ``wait=False`` returns at once, for starts that are meant to fail."""
-    http_port, metrics_port = free_ports(2)
+    """Start tensorfarm on free ports, with ``grpc`` on one for that too. ``wait=False`` returns at once, for starts that are meant to fail."""
+    http_port, metrics_port, grpc_port = free_ports(3)
     repositories = [repository] if isinstance(repository, Path) else repository
     command = [
         *(sys.executable, "-m", "tensorfarm.server"),
         *(f"--model-repository={path}" for path in repositories),
-        *("--http-address=127.0.0.1", f"--http-port={http_port}", f"--metrics-port={metrics_port}", "--allow-grpc=false"),
+        *("--http-address=127.0.0.1", f"--http-port={http_port}", f"--metrics-port={metrics_port}"),
+        *(("--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}") if grpc else ("--allow-grpc=false",)),
         *flags,
     ]
     server = spawn(command, environment or {}, http_port, metrics_port, folder)
+    server.grpc_port = grpc_port if grpc else 0
     if wait:
         try:
             server.wait_live()
@@ -276,10 +285,10 @@ def start_tensorfarm(
 
 @contextlib.contextmanager
 def tensorfarm(
-    repository: Path | Sequence[Path], *flags: str, folder: Path, environment: Mapping[str, str] | None = None
+    repository: Path | Sequence[Path], *flags: str, folder: Path, environment: Mapping[str, str] | None = None, grpc: bool = False
 ) -> Iterator[Server]:
     """A running tensorfarm; at the end it is stopped by SIGTERM and must exit with 0, unless the test has stopped it itself."""
-    with stopping(start_tensorfarm(repository, *flags, folder=folder, environment=environment, wait=False)) as (server,):
+    with stopping(start_tensorfarm(repository, *flags, folder=folder, environment=environment, wait=False, grpc=grpc)) as (server,):
         yield server
 
 

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, cast
 
-from ...workers.contract.status import StatusError, unsupported
+from ...workers.contract.status import StatusError, internal, unsupported
 from ..door.peer import peer_is_local
 from . import frames
 from .frames import ErrorCode
@@ -46,6 +46,9 @@ class _Nobody:
     def sent(self) -> None:
         """There was nothing to send."""
 
+    def sweep(self, now: float) -> None:
+        """Nothing of it is under way."""
+
     idle = False
 
 
@@ -60,7 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self.peer_is_local = False
         self._http2: Http2[RpcHead] = Http2(understand, self._begin, door.http2_limits, self._pinged)
-        self._keep_alive = KeepAlive(door.keep_alive_settings, door.now)
+        self._keep_alive = KeepAlive(door.keep_alive_settings, door.clock())
         self._touched = False
         self._write_paused = False
         self._since = door.now
@@ -83,6 +86,11 @@ class Connection(asyncio.BufferedProtocol):
     def limits(self) -> Limits:
         """What bounds messages."""
         return self._door.limits
+
+    @property
+    def now(self) -> float:
+        """The door's clock, as it was when it last looked at the times."""
+        return self._door.now
 
     @property
     def most_unpacked_byte_size(self) -> int:
@@ -137,6 +145,8 @@ class Connection(asyncio.BufferedProtocol):
             if limits.head_s and now - self._since > limits.head_s:
                 self._transport.abort()
             return
+        for stream in list(self._http2.streams.values()):
+            stream.call.sweep(now)
         if self._write_paused:
             left = self._transport.get_write_buffer_size()
             if left != self._unsent_byte_size:
@@ -228,6 +238,11 @@ class Connection(asyncio.BufferedProtocol):
             rpc.receiver = handler(rpc)
         except StatusError as error:
             rpc.fail(error)
+            return _NOBODY
+        except Exception:
+            # The connection carries the calls of others, too.
+            _logger.exception("a gRPC call could not be begun")
+            rpc.fail(internal("internal error"))
             return _NOBODY
         return rpc
 

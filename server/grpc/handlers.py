@@ -9,9 +9,10 @@ from ..door.restriction import restrictions
 from . import health, metadata, model_repository, settings, shared_memory, statistics_method
 from .infer import Infer
 from .method import UnaryMethod
-from .protocol import HEALTH_SERVICE, SERVICE
+from .protocol import SERVICE
 from .reflection import REFLECTION_SERVICES, Reflection
 from .rpc import Receiver, Rpc
+from .standard_files import HEALTH
 from .stream import StreamInfer
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _METHODS = {
         settings.METHODS,
     )
     for name, method in methods.items()
-} | {f"/{HEALTH_SERVICE}/{name}": method for name, method in health.STANDARD.items()}
+} | {f"/{HEALTH}.Health/{name}": method for name, method in health.STANDARD.items()}
 
 Begin = Callable[[Rpc], Receiver]
 """Begins a call: gives what takes its messages, or raises StatusError."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from grpc_health.v1 import health_pb2
-
 from ...workers.contract.status import Code, StatusError
 from ..door.version_text import version_text
 from .method import Method
 from .protocol import messages
 from .rpc import Rpc
+from .standard_files import HEALTH, message_class
 
 if TYPE_CHECKING:
     from ..service import Service
+
+_CheckResponse: Any = message_class(f"{HEALTH}.HealthCheckResponse")
 
 
 def _live(service: Service, request: Any, rpc: Rpc) -> Any:
@@ -38,8 +39,7 @@ async def _model_ready(service: Service, request: Any, rpc: Rpc) -> Any:
 
 async def _check(service: Service, request: Any, rpc: Rpc) -> Any:
     serving = await service.asked_ready()
-    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    return health_pb2.HealthCheckResponse(status=status)
+    return _CheckResponse(status="SERVING" if serving else "NOT_SERVING")
 
 
 METHODS = {
@@ -48,5 +48,5 @@ METHODS = {
     "ModelReady": Method("health", messages.ModelReadyRequest, _model_ready),
 }
 
-STANDARD = {"Check": Method("health", health_pb2.HealthCheckRequest, _check)}
+STANDARD = {"Check": Method("health", message_class(f"{HEALTH}.HealthCheckRequest"), _check)}
 """The methods of ``grpc.health.v1.Health``."""

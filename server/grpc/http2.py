@@ -69,6 +69,9 @@ class Call(Protocol):
     def sent(self) -> None:
         """What was waiting to be sent is on its way."""
 
+    def sweep(self, now: float) -> None:
+        """Enforce time limits."""
+
     @property
     def idle(self) -> bool:
         """Is nothing under way, and nothing to be sent? It may be ended at any time."""

@@ -69,9 +69,11 @@ class Infer:
             rpc.fail(error)
             return None
         except Exception:
+            # Its connection carries the calls of others, too.
+            _logger.exception("a gRPC inference could not be begun")
             message.release()
             rpc.fail(internal("internal error"))
-            raise
+            return None
         return partial(_cancel, service, version, request)
 
     def _brought(self, rpc: Rpc, message: InferMessage, error: StatusError | None) -> Callable[[], None] | None:

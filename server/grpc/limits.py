@@ -12,7 +12,8 @@ class Limits:
     """Bounds of every connection; those of messages mean what they do in ``http.limits``.
 
     A connection that has not said in ``head_s`` that it speaks HTTP/2 is ended; so is one that takes nothing for ``stalled_reply_s`` of
-    what the socket holds for it. There are never more ``connections`` than a quarter of the process's descriptors.
+    what the socket holds for it. At least ``progress_byte_size`` of a message, and one part in ``progress_share`` of the memory that it
+    holds unfilled, must come in each ``body_idle_s``. There are never more ``connections`` than a quarter of the process's descriptors.
     """
 
     inline_byte_size: int = INLINE_BYTE_SIZE
@@ -23,4 +24,7 @@ class Limits:
     head_s: float = 10.0
     linger_s: float = 5.0
     stalled_reply_s: float = 60.0
+    body_idle_s: float = 30.0
+    progress_byte_size: int = 4 * 1024
+    progress_share: int = 256
     sweep_s: float = 1.0

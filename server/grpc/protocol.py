@@ -41,7 +41,6 @@ messages: Any = _generated_module()
 """The generated module: every message class of the service."""
 
 SERVICE = "inference.GRPCInferenceService"
-HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
 class Unparsable(StatusError):

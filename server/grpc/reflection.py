@@ -1,89 +1,103 @@
 """Server reflection: tools such as grpcurl ask what services there are, and for their descriptions.
 
-Source: grpc/reflection/v1/reflection.proto and its older twin v1alpha, whose messages are the same bytes.
+Source: gRPC's server-reflection.md.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ...workers.contract.status import internal
+from google.protobuf import descriptor_pool
+from google.protobuf.message import DecodeError
+
 from ..door.body import Body
-from .protocol import HEALTH_SERVICE, SERVICE, Unparsable
+from .protocol import SERVICE, Unparsable
+from .standard_files import HEALTH, OLD_REFLECTION, POOL, REFLECTION, message_class
+from .status import INVALID_ARGUMENT, NOT_FOUND
 
 if TYPE_CHECKING:
     from .rpc import Rpc
 
-_logger = logging.getLogger(__name__)
+REFLECTION_SERVICES = (f"{REFLECTION}.ServerReflection", f"{OLD_REFLECTION}.ServerReflection")
+"""The two names of the service, whose messages are the same bytes."""
 
-REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-
-
-def _library() -> tuple[Any, Any]:
-    """What answers, and what a request is; imported only when somebody asks."""
-    from grpc_reflection.v1alpha import reflection, reflection_pb2
-
-    return reflection.ReflectionServicer((SERVICE, HEALTH_SERVICE, *REFLECTION_SERVICES)), reflection_pb2.ServerReflectionRequest
+_SERVICES = (SERVICE, f"{HEALTH}.Health", *REFLECTION_SERVICES)
+_Request: Any = message_class(f"{REFLECTION}.ServerReflectionRequest")
+_Response: Any = message_class(f"{REFLECTION}.ServerReflectionResponse")
 
 
 class Reflection:
-    """Answers the requests of one call, in their order."""
+    """Answers the requests of one call, each at once."""
 
-    __slots__ = ("_bodies", "_ended", "_gone", "_rpc", "_task")
+    __slots__ = ("_rpc",)
+    idle = True
 
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
-        self._bodies: deque[Body] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._ended = False
-        self._gone = False
-
-    @property
-    def idle(self) -> bool:
-        """As ``Receiver`` says."""
-        return self._task is None
 
     def message(self, body: Body) -> None:
         """As ``Receiver`` says."""
-        self._bodies.append(body)
-        self._begin()
+        content = bytes(body.view)
+        body.release()
+        try:
+            request = _Request.FromString(content)
+        except DecodeError:
+            self._rpc.fail(Unparsable())
+        else:
+            self._rpc.write(answer(request).SerializeToString())
 
     def ended(self) -> None:
         """As ``Receiver`` says."""
-        self._ended = True
-        self._begin()
+        self._rpc.finish()
 
     def gone(self) -> None:
-        """As ``Receiver`` says."""
-        self._gone = True
-        if self._task is not None:
-            self._task.cancel()
-        while self._bodies:
-            self._bodies.popleft().release()
+        """As ``Receiver`` says: there is nothing to cancel."""
 
-    def _begin(self) -> None:
-        if self._task is None and not self._gone:
-            self._task = asyncio.get_running_loop().create_task(self._answer())
 
-    async def _answer(self) -> None:
-        try:
-            servicer, request_type = await asyncio.to_thread(_library)
-            while self._bodies:
-                body = self._bodies.popleft()
-                content = bytes(body.view)
-                body.release()
-                for reply in servicer.ServerReflectionInfo(iter((request_type.FromString(content),)), None):
-                    self._rpc.write(reply.SerializeToString())
-            if self._ended:
-                self._rpc.finish()
-        except ValueError:
-            # protobuf's DecodeError is one
-            self._rpc.fail(Unparsable())
-        except Exception:
-            _logger.exception("a reflection request failed")
-            self._rpc.fail(internal("internal error"))
-        finally:
-            self._task = None
+def answer(request: Any) -> Any:
+    """The answer to one request: a ``ServerReflectionResponse``."""
+    response = _Response(valid_host=request.host, original_request=request)
+    asked = request.WhichOneof("message_request")
+    if asked == "list_services":
+        for name in _SERVICES:
+            response.list_services_response.service.add(name=name)
+        return response
+    try:
+        if asked == "file_by_filename":
+            file = _found("FindFileByName", request.file_by_filename)
+        elif asked == "file_containing_symbol":
+            file = _found("FindFileContainingSymbol", request.file_containing_symbol)
+        elif asked == "all_extension_numbers_of_type":
+            name = _found("FindMessageTypeByName", request.all_extension_numbers_of_type).full_name
+            response.all_extension_numbers_response.base_type_name = name
+            return response
+        elif asked == "file_containing_extension":
+            # The messages of this server have none.
+            raise KeyError
+        else:
+            response.error_response.error_code = INVALID_ARGUMENT
+            response.error_response.error_message = "a reflection request asks for something"
+            return response
+    except KeyError:
+        response.error_response.error_code = NOT_FOUND
+        response.error_response.error_message = "not found"
+        return response
+    response.file_descriptor_response.file_descriptor_proto.extend(_with_dependencies(file, {}).values())
+    return response
+
+
+def _found(method: str, name: str) -> Any:
+    """What a pool's method finds in the standard files or in the others. Raises KeyError."""
+    try:
+        return getattr(POOL, method)(name)
+    except KeyError:
+        return getattr(descriptor_pool.Default(), method)(name)
+
+
+def _with_dependencies(file: Any, found: dict[str, bytes]) -> dict[str, bytes]:
+    """A file and all that it needs, serialised, by name."""
+    if file.name not in found:
+        found[file.name] = file.serialized_pb
+        for dependency in file.dependencies:
+            _with_dependencies(dependency, found)
+    return found

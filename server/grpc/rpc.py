@@ -79,6 +79,8 @@ class Rpc:
     __slots__ = (
         "_begun",
         "_body",
+        "_body_mark",
+        "_body_since",
         "_connection",
         "_deadline",
         "_encoding",
@@ -106,6 +108,8 @@ class Rpc:
         self._stream: Stream | None = stream
         self._prefix = b""
         self._body: KnownLength | None = None
+        self._body_mark = 0
+        self._body_since = 0.0
         self._packed = False
         self._ended = False
         self._begun = False
@@ -190,6 +194,20 @@ class Rpc:
         if self.on_room is not None:
             self.on_room()
 
+    def sweep(self, now: float) -> None:
+        """End the call where a message of it comes too slowly; asked every now and then."""
+        body, stream = self._body, self._stream
+        if body is None or stream is None or stream.held:
+            self._body_since = now
+            return
+        limits = self._connection.limits
+        received = body.received_byte_size
+        if received - self._body_mark >= max(limits.progress_byte_size, body.unfilled_byte_size // limits.progress_share):
+            self._body_mark = received
+            self._body_since = now
+        elif limits.body_idle_s and now - self._body_since > limits.body_idle_s:
+            self._break_off(DEADLINE_EXCEEDED, "a message did not arrive in time")
+
     def _gone(self) -> None:
         """Nobody waits for a reply any more."""
         self._stop_clock()
@@ -237,6 +255,8 @@ class Rpc:
             except Malformed as failure:
                 self._refuse(failure)
                 return
+            self._body_mark = 0
+            self._body_since = self._connection.now
             if body.complete:
                 self._end_message(body)
 

@@ -21,22 +21,22 @@ def _trace(service: Service, request: Any, rpc: Rpc) -> Any:
 
 
 def _log(service: Service, request: Any, rpc: Rpc) -> Any:
+    """One by one, as the original does: those before a wrong one have changed."""
     settings = service.log_settings
-    changes: dict[str, object] = {}
     given = request.settings
     if "log_file" in given:
         raise unsupported("log file location can not be updated through network protocol")
     for name in _SWITCHES:
         if name in given:
-            changes[name] = _value(given[name], "bool_param", f"expect boolean for '{name}'")
+            settings.update({name: _value(given[name], "bool_param", f"expect boolean for '{name}'")})
     if "log_verbose_level" in given:
-        changes["log_verbose_level"] = _value(given["log_verbose_level"], "uint32_param", "expect int32 for 'log_verbose_level'")
+        level = _value(given["log_verbose_level"], "uint32_param", "expect int32 for 'log_verbose_level'")
+        settings.update({"log_verbose_level": level})
     if "log_format" in given:
         chosen = _value(given["log_format"], "string_param", "expect string for 'log_format'")
         if chosen not in FORMATS:
             raise invalid(f"invalid argument for log_format, got: {chosen}")
-        changes["log_format"] = chosen
-    settings.update(changes)
+        settings.update({"log_format": chosen})
     reply = messages.LogSettingsResponse()
     for name, value in settings.as_dict().items():
         if isinstance(value, bool):

@@ -87,9 +87,10 @@ class Stream:
             message.release()
             answering.refuse(error)
         except Exception:
+            # Its connection carries the calls of others, too.
+            _logger.exception("a request of a gRPC stream could not be begun")
             message.release()
             answering.refuse(internal("internal error"))
-            raise
 
     def ended(self) -> None:
         """As ``Receiver`` says."""
@@ -185,9 +186,9 @@ class Answering:
             message.release()
             self.refuse(failure)
         except Exception:
+            _logger.exception("a request of a gRPC stream could not be begun")
             message.release()
             self.refuse(internal("internal error"))
-            raise
         return None
 
     def refuse(self, error: StatusError) -> None:

@@ -31,13 +31,16 @@ def blocks(section: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with tensorfarm(repository, folder=tmp_path_factory.mktemp("readme") / "server") as running:
+    with tensorfarm(repository, folder=tmp_path_factory.mktemp("readme") / "server", grpc=True) as running:
         yield running
 
 
 def here(text: str, server: Server) -> str:
     """The same for the server under test."""
-    return text.replace("localhost:8000", f"localhost:{server.http_port}").replace("localhost:8002", f"localhost:{server.metrics_port}")
+    ports = {8000: server.http_port, 8001: server.grpc_port, 8002: server.metrics_port}
+    for theirs, ours in ports.items():
+        text = text.replace(f"localhost:{theirs}", f"localhost:{ours}")
+    return text
 
 
 def run_python(client: str, server: Server, folder: Path) -> str:
@@ -64,7 +67,7 @@ def shown(lines: str) -> str:
 
 def test_clients_print_sum_and_difference(server: Server, tmp_path: Path) -> None:
     clients = blocks("A first client", "python")
-    assert len(clients) == 2
+    assert len(clients) == 3
     for client in clients:
         assert run_python(client, server, tmp_path).split() == f"{SUM} {DIFFERENCE}".split()
 

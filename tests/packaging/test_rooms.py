@@ -13,6 +13,7 @@ from .tree import ROOT, distribution, lines, product_files
 
 # A room may import itself and those listed; the longest name that fits a file is its room. Every room of the server may also
 # import a root file of the server that knows no room itself (see is_leaf).
+BEHIND_DOORS = ("server/dispatch", "server/farm", "server/repository", "server/service")
 MAY_IMPORT = {
     "shm": (),
     "workers/contract": ("shm",),
@@ -21,12 +22,16 @@ MAY_IMPORT = {
     "server/dispatch": ("shm", "workers/contract"),
     "server/farm": ("shm", "workers/contract", "server/dispatch"),
     "server/repository": ("shm", "workers/contract", "server/dispatch", "server/farm"),
+    "server/door": ("shm", "workers/contract", *BEHIND_DOORS),
+    "server/grpc": ("shm", "workers/contract", *BEHIND_DOORS, "server/door"),
+    "server/http": ("shm", "workers/contract", *BEHIND_DOORS, "server/door"),
     "server": ("shm", "workers/contract", "server"),
 }
 
 # Third-party packages that are confined: to these files and folders only.
 CONFINED = {
     "cupy": ("shm/cuda.py", "workers/backends"),
+    "hpack": ("server/grpc",),
     "hypercorn": ("server/http",),
     "onnxruntime": ("workers/backends/onnxruntime.py",),
     "posix_ipc": ("shm/system.py",),
