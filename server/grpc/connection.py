@@ -11,7 +11,8 @@ from ...workers.contract.status import StatusError, internal, unsupported
 from ..door.peer import peer_is_local
 from . import frames
 from .frames import ErrorCode
-from .http2 import ConnectionFailure, Http2, Octets, Stream
+from .http2 import ConnectionFailure, Http2
+from .http2_stream import Octets, Stream
 from .keep_alive import KeepAlive, Step
 from .rpc import Rpc
 from .rpc_head import RpcHead, understand
@@ -147,6 +148,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         for stream in list(self._http2.streams.values()):
             stream.call.sweep(now)
+            if stream.unsent:
+                self._look_at_unsent(stream, now)
+        if self._http2.out:
+            self._flush()
         if self._write_paused:
             left = self._transport.get_write_buffer_size()
             if left != self._unsent_byte_size:
@@ -164,6 +169,15 @@ class Connection(asyncio.BufferedProtocol):
             self.leave()
         elif step is Step.CLOSE:
             self._transport.abort()
+
+    def _look_at_unsent(self, stream: Stream, now: float) -> None:
+        """End a stream whose client takes nothing: its reply is complete, or others need the memory."""
+        limit_s = self._door.limits.stalled_reply_s
+        if stream.unsent_byte_size != stream.stalled_byte_size:
+            stream.stalled_byte_size = stream.unsent_byte_size
+            stream.stalled_since = now
+        elif limit_s and now - stream.stalled_since > limit_s and (stream.trailers is not None or self.admission.full):
+            stream.reset(ErrorCode.CANCEL)
 
     # asyncio.BufferedProtocol
 

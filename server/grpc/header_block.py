@@ -16,7 +16,7 @@ T = TypeVar("T")
 Fields = list[tuple[bytes, bytes]]
 
 _KEPT_COUNT = 64
-_KEPT_BYTE_SIZE = 1024
+_KEPT_BYTE_SIZE = 4096
 
 
 class Undecodable(Exception):
@@ -39,23 +39,23 @@ class BlockReader(Generic[T]):
             return known
         before = self._table_mark()
         try:
-            fields = self._decoder.decode(block, raw=True)
+            fields = list(self._decoder.decode(block, raw=True))
         except HPACKError as error:
             raise Undecodable(str(error)) from None
-        newest, size = self._table_mark()
-        changed = newest is not before[0] or size != before[1]
+        newest, *sizes = self._table_mark()
+        changed = newest is not before[0] or sizes != [*before[1:]]
         if changed or len(self._known) >= _KEPT_COUNT:
             self._known.clear()
         understood = self._understand([(bytes(name), bytes(value)) for name, value in fields])
-        if not changed and len(block) <= _KEPT_BYTE_SIZE:
+        if not changed and sum([32 + len(name) + len(value) for name, value in fields]) <= _KEPT_BYTE_SIZE:
             self._known[block] = understood
         return understood
 
-    def _table_mark(self) -> tuple[object, int]:
-        """What is other after every change of the table: its newest entry, an object of its own, and its size."""
+    def _table_mark(self) -> tuple[object, int, int]:
+        """What is other after every change of the table: its newest entry, an object of its own, how many there are and may be."""
         table = self._decoder.header_table
         entries = table.dynamic_entries
-        return entries[0] if entries else None, table.maxsize
+        return entries[0] if entries else None, len(entries), table.maxsize
 
 
 def _integer(value: int, bits: int) -> bytes:

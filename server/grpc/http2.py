@@ -6,18 +6,16 @@ the call answers. Nothing is pushed, nothing is prioritised, and no header that 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from . import frames
 from .frames import HEAD, HEAD_BYTE_SIZE, NUMBER, SETTING, ErrorCode, frame, frame_head
 from .header_block import BlockReader, Fields, Undecodable
+from .http2_stream import Call, Octets, Stream
 
 H = TypeVar("H")
-
-Octets = bytes | bytearray | memoryview
 
 _CONNECTION_WINDOW = 2**30
 _PING_BYTE_SIZE = 8
@@ -29,16 +27,18 @@ class Http2Limits:
     """What one client may do.
 
     ``streams`` are open at a time. ``window_byte_size`` may come on a stream before it is dealt with. A frame has at most
-    ``frame_byte_size``, a header block ``block_byte_size`` in ``block_frames`` frames. ``idle_frames`` may come between two that
+    ``frame_byte_size``, a header block ``block_byte_size`` in ``block_frames`` frames and no more when it is read, a SETTINGS frame
+    ``settings``. ``idle_frames`` may come between two that
     bring something: each is work for nothing, and many are answered.
     """
 
-    streams: int = 65_536
+    streams: int = 4096
     window_byte_size: int = 4 * 1024 * 1024
     frame_byte_size: int = 1024 * 1024
-    block_byte_size: int = 64 * 1024
+    block_byte_size: int = 16 * 1024
     block_frames: int = 32
     idle_frames: int = 1000
+    settings: int = 64
 
 
 class ConnectionFailure(Exception):
@@ -52,93 +52,6 @@ class ConnectionFailure(Exception):
 
 def _broken(text: str) -> ConnectionFailure:
     return ConnectionFailure(ErrorCode.PROTOCOL_ERROR, text)
-
-
-class Call(Protocol):
-    """What a stream belongs to."""
-
-    def data(self, view: memoryview, start: int, stop: int) -> None:
-        """Bytes of the body, ``view[start:stop]``; good until this returns."""
-
-    def end(self) -> None:
-        """The client has ended its side."""
-
-    def gone(self) -> None:
-        """The stream is no more, by the client's reset or with the connection: nothing can be sent."""
-
-    def sent(self) -> None:
-        """What was waiting to be sent is on its way."""
-
-    def sweep(self, now: float) -> None:
-        """Enforce time limits."""
-
-    @property
-    def idle(self) -> bool:
-        """Is nothing under way, and nothing to be sent? It may be ended at any time."""
-
-
-class Stream:
-    """One stream. What its call has to send waits here for the client's windows."""
-
-    __slots__ = ("_http2", "_taken", "allowed", "call", "held", "number", "on_left", "remote_ended", "trailers", "unsent", "window")
-
-    def __init__(self, http2: Http2[H], number: int) -> None:
-        self._http2 = http2
-        self.number = number
-        self.call: Call
-        self.window = http2.initial_window
-        self.allowed = http2.limits.window_byte_size
-        self.unsent: deque[memoryview] = deque()
-        self.trailers: bytes | None = None
-        self.remote_ended = False
-        self.held = False
-        self.on_left: Callable[[], None] | None = None
-        self._taken = 0
-
-    def send_headers(self, block: bytes) -> None:
-        """Begin the reply; ``block`` is a whole header block."""
-        self._http2.out.append(frame(frames.HEADERS, frames.END_HEADERS, self.number, block))
-
-    def send(self, contents: list[Octets], trailers: bytes | None = None) -> None:
-        """Send bytes as the client's windows allow, and end the reply with ``trailers`` where they are given.
-
-        The bytes must not change until ``on_left`` is called, which is in ``Http2.left`` once the stream is no more.
-        """
-        http2 = self._http2
-        self.trailers = trailers
-        http2.sent_data()
-        if not self.unsent and not http2.paused:
-            byte_size = sum(map(len, contents))
-            if byte_size <= self.window and byte_size <= http2.window and byte_size <= http2.max_frame:
-                self.window -= byte_size
-                http2.window -= byte_size
-                if byte_size:
-                    http2.out += (frame_head(byte_size, frames.DATA, 0, self.number), *contents)
-                if trailers is not None:
-                    http2.finish(self)
-                return
-        self.unsent += [memoryview(content) for content in contents if len(content)]
-        if http2.pump(self):
-            http2.pump_all()
-
-    def received(self, byte_size: int) -> None:
-        """So many bytes of the body have come, and were dealt with: as many may come again, unless the stream is held."""
-        self.allowed -= byte_size
-        self._taken += byte_size
-        if self._taken * 2 >= self._http2.limits.window_byte_size and not self.held:
-            self.give_window()
-
-    def give_window(self) -> None:
-        """Let as much come as has been dealt with."""
-        if self._taken and not self.remote_ended:
-            self._http2.out.append(frames.window_update(self.number, self._taken))
-            self.allowed += self._taken
-            self._taken = 0
-
-    def reset(self, code: ErrorCode) -> None:
-        """End the stream at once; its call is told nothing."""
-        self._http2.out.append(frames.reset(self.number, code))
-        self._http2.forget(self)
 
 
 class Http2(Generic[H]):
@@ -391,8 +304,14 @@ class Http2(Generic[H]):
             self.out.append(frames.reset(number, ErrorCode.REFUSED_STREAM))
             return
         stream = self.streams[number] = Stream(self, number)
-        stream.call = self._begin(stream, understood)
-        if self._block_ends:
+        # Known before it begins: what is answered at once needs no RST_STREAM.
+        ends, stream.remote_ended = self._block_ends, self._block_ends
+        try:
+            stream.call = self._begin(stream, understood)
+        except BaseException:
+            self.forget(stream)
+            raise
+        if ends:
             self._remote_end(stream)
 
     def _window_update(self, number: int, content: bytes) -> None:
@@ -405,10 +324,9 @@ class Http2(Generic[H]):
             self.window += increment
             if self.window > frames.LARGEST_NUMBER:
                 raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is too large")
-            if self._blocked:
-                self._idle_frames = 0
-                self.pump_all()
-            else:
+            sent = len(self.out)
+            self.pump_all()
+            if len(self.out) == sent:
                 self._idle()
             return
         stream = self.streams.get(number)
@@ -420,11 +338,10 @@ class Http2(Generic[H]):
         stream.window += increment
         if stream.window > frames.LARGEST_NUMBER:
             raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
-        if stream.unsent:
-            self._idle_frames = 0
-            if self.pump(stream):
-                self.pump_all()
-        else:
+        sent = len(self.out)
+        if stream.unsent and self.pump(stream):
+            self.pump_all()
+        if len(self.out) == sent:
             self._idle()
 
     def _reset(self, number: int, content: bytes) -> None:
@@ -455,16 +372,14 @@ class Http2(Generic[H]):
         if flags & frames.ACK:
             return
         self._settled = True
+        if len(content) > self.limits.settings * SETTING.size:
+            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "too many settings")
+        before = self.initial_window
         for name, value in SETTING.iter_unpack(content):
             if name == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_NUMBER:
                     raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "the initial window is too large")
-                more = value - self.initial_window
                 self.initial_window = value
-                for stream in self.streams.values():
-                    stream.window += more
-                    if stream.window > frames.LARGEST_NUMBER:
-                        raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
             elif name == frames.MAX_FRAME_SIZE:
                 if not frames.SMALLEST_MAX_FRAME <= value <= frames.LARGEST_MAX_FRAME:
                     raise _broken("a largest frame size that there is not")
@@ -472,15 +387,37 @@ class Http2(Generic[H]):
             elif name == frames.ENABLE_PUSH and value > 1:
                 raise _broken("a push setting that there is not")
         self.out.append(frame(frames.SETTINGS, frames.ACK, 0))
+        if self.initial_window != before:
+            self._widen(self.initial_window - before)
+
+    def _widen(self, more: int) -> None:
+        """Every stream has so many more bytes to send, or less."""
+        for stream in self.streams.values():
+            stream.window += more
+            if stream.window > frames.LARGEST_NUMBER:
+                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
+            if stream.unsent and stream.window > 0:
+                self._blocked[stream] = None
         self.pump_all()
 
     # what goes out
+
+    def write_headers(self, flags: int, number: int, block: bytes) -> None:
+        """Send a header block, in as many frames as the client wants it."""
+        self.sent_data()
+        most = self.max_frame
+        if len(block) <= most:
+            self.out.append(frame(frames.HEADERS, flags | frames.END_HEADERS, number, block))
+            return
+        self.out.append(frame(frames.HEADERS, flags, number, block[:most]))
+        for at in range(most, len(block), most):
+            last = frames.END_HEADERS if at + most >= len(block) else 0
+            self.out.append(frame(frames.CONTINUATION, last, number, block[at : at + most]))
 
     def pump(self, stream: Stream) -> bool:
         """Send of a stream what the windows allow, but not so much that others wait for long; True where there is more to send now."""
         unsent = stream.unsent
         share = _SHARE_BYTE_SIZE
-        self.sent_data()
         while unsent and not self.paused and share > 0:
             room = min(self.window, stream.window, self.max_frame, share)
             if room <= 0:
@@ -491,24 +428,29 @@ class Http2(Generic[H]):
                 view = view[:room]
             else:
                 unsent.popleft()
-            self.window -= len(view)
-            stream.window -= len(view)
-            share -= len(view)
-            self.out += (frame_head(len(view), frames.DATA, 0, stream.number), view)
+            byte_size = len(view)
+            self.window -= byte_size
+            stream.window -= byte_size
+            stream.unsent_byte_size -= byte_size
+            share -= byte_size
+            self.sent_data()
+            self.out += (frame_head(byte_size, frames.DATA, 0, stream.number), view)
+        # It goes behind those that wait too. One that its own window holds waits for that alone.
+        self._blocked.pop(stream, None)
         if unsent:
-            # It goes behind those that wait too.
-            self._blocked.pop(stream, None)
-            self._blocked[stream] = None
+            stream.waiting = True
+            if stream.window > 0:
+                self._blocked[stream] = None
             return share <= 0
-        if stream in self._blocked:
-            del self._blocked[stream]
+        if stream.waiting:
+            stream.waiting = False
             stream.call.sent()
-        if stream.trailers is not None:
+        if stream.trailers is not None and stream.number in self.streams:
             self.finish(stream)
         return False
 
     def pump_all(self) -> None:
-        """Send what waits, each stream a share in its turn. Those that only their own windows hold are looked at once."""
+        """Send what waits for the connection's window, each stream a share in its turn."""
         again = True
         while again and not self.paused and self.window > 0:
             again = False
@@ -518,7 +460,7 @@ class Http2(Generic[H]):
     def finish(self, stream: Stream) -> None:
         """All that a stream had to send has been sent: end it."""
         assert stream.trailers is not None
-        self.out.append(frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream.number, stream.trailers))
+        self.write_headers(frames.END_STREAM, stream.number, stream.trailers)
         if not stream.remote_ended:
             # The client need not go on (section 8.1).
             self.out.append(frames.reset(stream.number, ErrorCode.NO_ERROR))
@@ -529,6 +471,7 @@ class Http2(Generic[H]):
         self.streams.pop(stream.number, None)
         self._blocked.pop(stream, None)
         stream.unsent.clear()
+        stream.unsent_byte_size = 0
         on_left, stream.on_left = stream.on_left, None
         if on_left is not None:
             self.left.append(on_left)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ID, _RAW_INPUT_CONTENTS = 3, 7
 _CUT_OUT = frozenset((_ID, _RAW_INPUT_CONTENTS))
-_MOST_FIELDS = 65_536
+_MOST_FIELDS = 8192
 """Inputs, outputs, parameters and tensors of one request: beyond that, going through them would take longer than others may wait."""
 
 

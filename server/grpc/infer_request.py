@@ -66,11 +66,13 @@ class _Reading:
         call = self._call
         if envelope.parameters:
             self._take_parameters(envelope.parameters)
-        self._check_unique(envelope.inputs)
+        self._check_unique("input", envelope.inputs)
+        if envelope.outputs:
+            self._check_unique("output", envelope.outputs)
         if forwarded is not None:
             forward(headers, forwarded, self._parameters)
         tensors = self._tensors(envelope.inputs)
-        outputs = list({output.name: self._output(output) for output in envelope.outputs}.values()) if envelope.outputs else []
+        outputs = [self._output(output) for output in envelope.outputs] if envelope.outputs else []
         lends = self._message.large
         context = None
         if call.timeout_us or self._correlation_id or self._flags or lends:
@@ -110,11 +112,11 @@ class _Reading:
             else:
                 raise invalid(f"invalid value type for '{name}' parameter, expected int64_param, bool_param, or string_param.")
 
-    def _check_unique(self, inputs: Iterable[Any]) -> None:
+    def _check_unique(self, what: str, given: Iterable[Any]) -> None:
         names: set[str] = set()
-        for item in inputs:
+        for item in given:
             if item.name in names:
-                raise invalid(f"{label(self._message.id)}input '{item.name}' already exists in request")
+                raise invalid(f"{label(self._message.id)}{what} '{item.name}' already exists in request")
             names.add(item.name)
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:

@@ -12,8 +12,9 @@ class Limits:
     """Bounds of every connection; those of messages mean what they do in ``http.limits``.
 
     A connection that has not said in ``head_s`` that it speaks HTTP/2 is ended; so is one that takes nothing for ``stalled_reply_s`` of
-    what the socket holds for it. At least ``progress_byte_size`` of a message, and one part in ``progress_share`` of the memory that it
-    holds unfilled, must come in each ``body_idle_s``. There are never more ``connections`` than a quarter of the process's descriptors.
+    what the socket holds for it, and a stream whose window stays shut for so long before a complete reply, or while the server is full.
+    At least ``progress_byte_size`` of a message, and one part in ``progress_share`` of the memory that it holds unfilled, must come in
+    each ``body_idle_s``. There are never more ``connections`` than a quarter of the process's descriptors.
     """
 
     inline_byte_size: int = INLINE_BYTE_SIZE

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
+from ...workers.contract.status import unavailable
 from ..door.body import Body
 from .protocol import SERVICE, Unparsable
 from .standard_files import HEALTH, OLD_REFLECTION, POOL, REFLECTION, message_class
@@ -22,6 +23,7 @@ REFLECTION_SERVICES = (f"{REFLECTION}.ServerReflection", f"{OLD_REFLECTION}.Serv
 """The two names of the service, whose messages are the same bytes."""
 
 _SERVICES = (SERVICE, f"{HEALTH}.Health", *REFLECTION_SERVICES)
+_UNSENT_BYTE_SIZE = 1024 * 1024
 _Request: Any = message_class(f"{REFLECTION}.ServerReflectionRequest")
 _Response: Any = message_class(f"{REFLECTION}.ServerReflectionResponse")
 
@@ -44,7 +46,10 @@ class Reflection:
         except DecodeError:
             self._rpc.fail(Unparsable())
         else:
-            self._rpc.write(answer(request).SerializeToString())
+            if self._rpc.unsent_byte_size > _UNSENT_BYTE_SIZE:
+                self._rpc.fail(unavailable("take what you have asked for first"))
+            else:
+                self._rpc.write(answer(request).SerializeToString())
 
     def ended(self) -> None:
         """As ``Receiver`` says."""

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from .connection import Connection
-    from .http2 import Stream
+    from .http2_stream import Octets, Stream
 
 _PREFIX = Struct(">BL")
 _PREFIX_BYTE_SIZE = 5
 _JOINED_BYTE_SIZE = 64 * 1024
 _ENCODINGS = ("gzip", "deflate")
 _TOO_LARGE = 413
+_MOST_WAITING = 1024
+"""Messages that may wait for one to be unpacked."""
 
 
 class Receiver(Protocol):
@@ -197,7 +199,7 @@ class Rpc:
     def sweep(self, now: float) -> None:
         """End the call where a message of it comes too slowly; asked every now and then."""
         body, stream = self._body, self._stream
-        if body is None or stream is None or stream.held:
+        if body is None or stream is None or stream.holds:
             self._body_since = now
             return
         limits = self._connection.limits
@@ -214,12 +216,7 @@ class Rpc:
         self._drop_body()
         self._connection.admission.let_go(self._unsent)
         self._unsent = 0
-        unpacking, self._unpacking = self._unpacking, None
-        messages, self._messages = self._messages, deque()
-        for index, (body, _) in enumerate(messages):
-            # What a thread reads is given back when that has ended.
-            if index or unpacking is None or unpacking.cancel():
-                body.release()
+        self._drop_messages()
         self.on_room = None
         receiver, self.receiver = self.receiver, _DONE
         receiver.gone()
@@ -228,6 +225,15 @@ class Rpc:
         body, self._body = self._body, None
         if body is not None:
             body.abandon()
+
+    def _drop_messages(self) -> None:
+        """Let go of the messages that wait."""
+        unpacking, self._unpacking = self._unpacking, None
+        messages, self._messages = self._messages, deque()
+        for index, (body, _) in enumerate(messages):
+            # What a thread reads is given back when that has ended.
+            if index or unpacking is None or unpacking.cancel():
+                body.release()
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:
@@ -274,6 +280,8 @@ class Rpc:
             self._messages.append((body, self._packed))
             if len(self._messages) == 1:
                 self._deliver()
+            elif len(self._messages) > _MOST_WAITING:
+                self._break_off(RESOURCE_EXHAUSTED, "too many messages behind a compressed one")
         else:
             self.receiver.message(body)
 
@@ -283,15 +291,16 @@ class Rpc:
         while messages and self._stream is not None:
             body, packed = messages[0]
             if packed:
-                unpack = partial(decompress, body.view, self._connection.most_unpacked_byte_size, advice="")
-                if len(body.view) > SHORT_PACKED_BYTE_SIZE:
-                    try:
-                        self._unpacking = Beside(unpack, partial(self._unpacked, body))
-                    except StatusError as error:
-                        self.give_up(error)
-                    return
                 try:
-                    content = unpack()
+                    content = self._unpacked_at_once(body)
+                    if content is None:
+                        self._unpacking = Beside(
+                            partial(decompress, body.view, self._room_to_unpack(), advice=""), partial(self._unpacked, body)
+                        )
+                        # The client need not go on meanwhile.
+                        self.hold(True)
+                        return
+                    self._connection.admission.check_bytes(len(content))
                 except StatusError as error:
                     self.give_up(error)
                     return
@@ -302,12 +311,34 @@ class Rpc:
         if self._ended and self._stream is not None:
             self.receiver.ended()
 
+    def _unpacked_at_once(self, body: Body) -> bytes | None:
+        """A short message that stays short; None for any other."""
+        if len(body.view) > SHORT_PACKED_BYTE_SIZE:
+            return None
+        try:
+            return decompress(body.view, _JOINED_BYTE_SIZE)
+        except StatusError:
+            return None
+
+    def _room_to_unpack(self) -> int:
+        """How large a message may become now. Raises StatusError UNAVAILABLE where there is no room for any."""
+        connection = self._connection
+        admission = connection.admission
+        admission.check_bytes(1)
+        return min(connection.most_unpacked_byte_size, admission.most_bytes - admission.byte_size)
+
     def _unpacked(self, body: Body, outcome: Future[bytes]) -> None:
         body.release()
         if self._unpacking is None:
             return
         self._unpacking = None
+        self.hold(False)
         error = outcome.exception()
+        try:
+            if error is None:
+                self._connection.admission.check_bytes(len(outcome.result()))
+        except StatusError as refusal:
+            error = refusal
         if error is None:
             self._messages[0] = (HeldBody(outcome.result(), self._connection.admission), False)
             self._deliver()
@@ -329,11 +360,11 @@ class Rpc:
         return len(self._ends)
 
     def hold(self, held: bool) -> None:
-        """Let no more messages come for now, or let them come again."""
+        """Let no more messages come for now, or let them come again, once for each time they were held."""
         stream = self._stream
         if stream is not None:
-            stream.held = held
-            if not held:
+            stream.holds += 1 if held else -1
+            if not stream.holds:
                 stream.give_window()
                 self._connection.touch()
 
@@ -368,7 +399,7 @@ class Rpc:
     def _reply_packed(self, content: bytes, encoding: str) -> None:
         stream = self._leave()
         stream.send_headers(reply_head(encoding))
-        stream.send([_PREFIX.pack(1, len(content)), content], OK_TRAILERS)
+        self._send_reply(stream, [_PREFIX.pack(1, len(content)) + content], _nothing)
 
     def _reply(self, parts: Sequence[bytes | memoryview], byte_size: int, release: Callable[[], None]) -> None:
         stream = self._leave()
@@ -376,11 +407,19 @@ class Rpc:
         if byte_size <= _JOINED_BYTE_SIZE:
             content = b"".join((_PREFIX.pack(0, byte_size), *parts))
             release()
-            stream.send([content], OK_TRAILERS)
+            self._send_reply(stream, [content], _nothing)
         else:
-            stream.on_left = partial(_left, release, self._connection.admission, byte_size)
-            self._connection.admission.hold(byte_size)
-            stream.send([_PREFIX.pack(0, byte_size), *parts], OK_TRAILERS)
+            self._send_reply(stream, [_PREFIX.pack(0, byte_size), *parts], release)
+
+    def _send_reply(self, stream: Stream, contents: list[Octets], release: Callable[[], None]) -> None:
+        """Send the one message of a reply, and the end; what cannot leave at once is counted until it has."""
+        stream.on_left = None if release is _nothing else release
+        stream.send(contents, OK_TRAILERS)
+        byte_size = stream.unsent_byte_size
+        if byte_size:
+            admission = self._connection.admission
+            admission.hold(byte_size)
+            stream.on_left = partial(_left, release, admission, byte_size)
 
     def write(self, message: bytes) -> None:
         """Send one of several messages."""
@@ -392,11 +431,11 @@ class Rpc:
             encoding = self._connection.encoding_for(self.head)
             self._encoding = encoding
             stream.send_headers(reply_head(encoding) if encoding else REPLY_HEAD)
-        if self._encoding and len(message) <= SHORT_BYTE_SIZE:
+        packed = bool(self._encoding) and len(message) <= SHORT_BYTE_SIZE
+        if packed:
             message = compress((message,), self._encoding)
-            stream.send([_PREFIX.pack(1, len(message)), message])
-        else:
-            stream.send([_PREFIX.pack(0, len(message)), message])
+        prefix = _PREFIX.pack(packed, len(message))
+        stream.send([prefix + message] if len(message) <= _JOINED_BYTE_SIZE else [prefix, message])
         self._written += _PREFIX_BYTE_SIZE + len(message)
         if stream.unsent:
             self._ends.append(self._written)
@@ -405,7 +444,7 @@ class Rpc:
 
     def _count_unsent(self, stream: Stream) -> None:
         """Have admission know what waits for the client."""
-        byte_size = sum(map(len, stream.unsent))
+        byte_size = stream.unsent_byte_size
         self._connection.admission.hold(byte_size - self._unsent)
         self._unsent = byte_size
         ends = self._ends
@@ -452,6 +491,10 @@ class Rpc:
             stream.on_left = partial(self._connection.admission.let_go, self._unsent)
             self._unsent = 0
         self._stop_clock()
+        # What has come and was not handed on is not wanted any more.
+        self._drop_body()
+        if self._messages:
+            self._drop_messages()
         # They know this object: left alone, a cycle for the collector.
         self.receiver = _DONE
         self.on_room = None
@@ -462,3 +505,7 @@ class Rpc:
 def _left(release: Callable[[], None], admission: Admission, byte_size: int) -> None:
     admission.let_go(byte_size)
     release()
+
+
+def _nothing() -> None:
+    """What has nothing to give back."""

@@ -11,11 +11,16 @@ from base64 import b64decode
 from dataclasses import dataclass
 
 from .header_block import STATUS_200, Fields, written
+from .status import INTERNAL, RESOURCE_EXHAUSTED
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _RESERVED = frozenset((b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"content-length", b"host"))
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
+_MOST_METADATA = 512
+_MOST_MESSAGE_BYTE_SIZE = 6 * 1024
+"""Clients take 8 KiB of metadata; where there is more, they know neither the message nor the status."""
+
 _PRINTABLE = frozenset(range(0x20, 0x7F)) - {0x25}
 
 OK_TRAILERS = written(((b"grpc-status", b"0"),))
@@ -57,14 +62,17 @@ def understand(fields: Fields) -> RpcHead:
     if b"grpc-timeout" in found:
         match = _TIMEOUT.fullmatch(found[b"grpc-timeout"])
         if match is None:
-            return RpcHead(path, refusal=trailers_only(13, "Bad grpc-timeout"))
+            return RpcHead(path, refusal=trailers_only(INTERNAL, "Bad grpc-timeout"))
         timeout_s = int(match[1]) * _UNITS_S[match[2]]
+    metadata = _metadata(fields)
+    if len(metadata) > _MOST_METADATA:
+        return RpcHead(path, refusal=trailers_only(RESOURCE_EXHAUSTED, f"a call has at most {_MOST_METADATA} metadata"))
     return RpcHead(
         path,
         timeout_s,
         found.get(b"grpc-encoding", b"identity").decode("latin-1"),
         tuple(name.strip() for name in found.get(b"grpc-accept-encoding", b"").decode("latin-1").split(",")),
-        tuple(_metadata(fields)),
+        tuple(metadata),
     )
 
 
@@ -75,9 +83,11 @@ def _metadata(fields: Fields) -> list[tuple[str, str | bytes]]:
             continue
         key = name.decode("latin-1")
         if key.endswith("-bin"):
-            kept += [(key, _binary(piece)) for piece in value.split(b",")]
+            kept += [(key, _binary(piece)) for piece in value.split(b",", _MOST_METADATA)]
         else:
             kept.append((key, value.decode("utf-8", "surrogateescape")))
+        if len(kept) > _MOST_METADATA:
+            break
     return kept
 
 
@@ -108,6 +118,14 @@ def trailers_only(number: int, message: str, more: tuple[tuple[str, str], ...] =
 
 def _percent_encoded(message: str) -> bytes:
     content = message.encode("utf-8", "replace")
-    if _PRINTABLE.issuperset(content):
+    if len(content) <= _MOST_MESSAGE_BYTE_SIZE and _PRINTABLE.issuperset(content):
         return content
-    return b"".join([b"%c" % byte if byte in _PRINTABLE else b"%%%02X" % byte for byte in content])
+    pieces: list[bytes] = []
+    byte_size = 0
+    for index, character in enumerate(message):
+        piece = b"".join([b"%c" % byte if byte in _PRINTABLE else b"%%%02X" % byte for byte in character.encode("utf-8", "replace")])
+        byte_size += len(piece)
+        if byte_size > _MOST_MESSAGE_BYTE_SIZE:
+            return b"".join(pieces) + b" ... (%d more characters)" % (len(message) - index)
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -35,6 +35,9 @@ _logger = logging.getLogger(__name__)
 UNSENT_BYTE_SIZE = 16 * 1024 * 1024
 """With more than this waiting for the client, no further request of its stream is read, and models are not to send more."""
 
+_MOST_UNSENT = 4096
+"""As many small ones take up more memory than their bytes."""
+
 _ERROR_KEY = "triton_grpc_error"
 
 
@@ -64,7 +67,7 @@ class Stream:
         self._ends_by_error = rpc.head.value(_ERROR_KEY) == "true"
         self._complete = False
         self._full = False
-        self._most_unsent = service.options.grpc_max_response_pool_size
+        self._most_unsent = min(service.options.grpc_max_response_pool_size, _MOST_UNSENT)
         rpc.on_room = self._room
 
     # Receiver
@@ -226,6 +229,10 @@ class Answering:
             response.release()
             if self._call.empty_final:
                 self._stream.order.add(self.place, stream_end(self._request_id, self._version.name))
+        elif response.error is not None and self._version.ensemble is not None:
+            # An ensemble says no more behind an error but that it has ended.
+            self._call.empty_final = False
+            self.write(response, response.error, True)
         else:
             self.write(response, response.error, final)
         if final:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorfarm.server.http import content_encoding
-from tensorfarm.server.http.content_encoding import (
+from tensorfarm.server.door import content_encoding
+from tensorfarm.server.door.content_encoding import (
     Beside,
     UnknownEncoding,
     Unwanted,

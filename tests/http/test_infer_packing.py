@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tensorfarm.server.door import content_encoding
 from tensorfarm.server.door.content_encoding import Beside, Unwanted
-from tensorfarm.server.http import content_encoding
 from tensorfarm.server.http import infer as infer_module
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
 from tensorfarm.server.http.inference import infer_guarded
