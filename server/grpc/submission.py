@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ..dispatch.request import Request, Response
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def metadata_texts(rpc: Rpc) -> Iterable[tuple[str, str]]:
-    """A call's metadata, binary values as text as far as they are."""
-    for name, value in rpc.head.metadata:
+    """A call's metadata by name, as the original has them; binary values as text as far as they are."""
+    for name, value in sorted(rpc.head.metadata, key=itemgetter(0)):
         yield name, value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 

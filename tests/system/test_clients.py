@@ -20,6 +20,7 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from ..servers import Server
+from .grpc_farm import GrpcFarm, grpc_farm
 
 RANDOM = np.random.default_rng(11)
 VALUES: dict[str, np.ndarray] = {
@@ -204,15 +205,26 @@ def test_bytes_in_shared_memory(client: client_module.InferenceServerClient) -> 
         shm.destroy_shared_memory_region(region)
 
 
+@pytest.fixture(scope="module")
+def analysed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcFarm]:
+    """A server with all ports that NVIDIA's load generator can ask."""
+    with grpc_farm(models, folder=tmp_path_factory.mktemp("analysed") / "run") as running:
+        yield running
+
+
 @pytest.mark.skipif(not (os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")), reason="no perf_analyzer here")
 @pytest.mark.parametrize("memory", ["none", "system"])
-def test_perf_analyzer(memory: str, farm: Server) -> None:
+@pytest.mark.parametrize("protocol", ["http", "grpc", "grpc --streaming"])
+def test_perf_analyzer(protocol: str, memory: str, analysed: GrpcFarm) -> None:
     """NVIDIA's load generator, unmodified, for one short measurement."""
     program = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
     assert program is not None
-    command = [program, "-m", "simple", "-i", "http", "-u", f"127.0.0.1:{farm.http_port}", "--concurrency-range", "2"]
+    port = analysed.server.http_port if protocol == "http" else analysed.port
+    command = [program, "-m", "simple", "-i", *protocol.split(), "-u", f"127.0.0.1:{port}", "--concurrency-range", "2"]
     command += ["--measurement-mode", "count_windows", "--measurement-request-count", "50", "--shared-memory", memory, "-s", "99"]
-    command += ["--max-trials", "5"]
+    command += ["--max-trials", "10"]
+    # With --streaming it asks no other way than asynchronously.
+    command += ["--async"] * ("--streaming" in protocol)
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603  # the program is the tester's
     assert "Throughput" in finished.stdout, finished.stdout + finished.stderr
     assert "Errors: 0" in finished.stdout or "Failed" not in finished.stdout
