@@ -75,7 +75,7 @@ class _Reading:
         outputs = [self._output(output) for output in envelope.outputs] if envelope.outputs else []
         lends = self._message.large
         context = None
-        if call.timeout_us or self._correlation_id or self._flags or lends:
+        if call.timeout_us or self._correlation_id != 0 or self._flags or lends:
             context = RequestContext(self._correlation_id, self._flags, call.timeout_us, "", lends)
         batch_size = batch_size_of(tensors, self._signature)
         call.body = RequestBody(self._message.id, batch_size, tensors, outputs, self._parameters, context)
