@@ -65,8 +65,8 @@ def is_compressed(encoding: bytes) -> bool:
     return False
 
 
-def decompress(body: memoryview, limit: int, wanted: Wanted = _always, *, advice: str = _HTTP_ADVICE) -> bytes:
-    """Undo gzip or zlib, whichever it is; what follows the first stream is ignored, a stream may end early.
+def decompress(body: memoryview, limit: int, wanted: Wanted = _always, *, advice: str = _HTTP_ADVICE, whole: bool = False) -> bytes:
+    """Undo gzip or zlib, whichever it is; what follows the first stream is ignored, a stream may end early but where it must be ``whole``.
 
     Raises StatusError INVALID_ARG: nothing there, no such format, or more than ``limit`` bytes. Raises Unwanted.
     """
@@ -92,6 +92,8 @@ def decompress(body: memoryview, limit: int, wanted: Wanted = _always, *, advice
             if size > limit:
                 raise invalid(f"Decompressed data size exceeds the maximum allowed value of {limit} bytes.{advice}")
             if ended and not part:
+                if whole:
+                    raise invalid("unable to decompress the request body")
                 break
     except zlib.error:
         raise invalid("unable to decompress the request body") from None

@@ -173,8 +173,10 @@ class Connection(asyncio.BufferedProtocol):
     def _look_at_unsent(self, stream: Stream, now: float) -> None:
         """End a stream whose client takes nothing: its reply is complete, or others need the memory."""
         limit_s = self._door.limits.stalled_reply_s
-        if stream.unsent_byte_size != stream.stalled_byte_size:
-            stream.stalled_byte_size = stream.unsent_byte_size
+        # One that the connection's window holds waits for its turn as long as others get theirs.
+        mark = (stream.unsent_byte_size, self._http2.sent_byte_size if stream.window > 0 else 0)
+        if mark != stream.stalled_at:
+            stream.stalled_at = mark
             stream.stalled_since = now
         elif limit_s and now - stream.stalled_since > limit_s and (stream.trailers is not None or self.admission.full):
             stream.reset(ErrorCode.CANCEL)
@@ -220,9 +222,11 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio says."""
         self._door.forget(self)
-        self._http2.lost()
         self._write_paused = False
-        self._release_left()
+        try:
+            self._http2.lost()
+        finally:
+            self._release_left()
 
     def pause_writing(self) -> None:
         """As asyncio says."""

@@ -20,6 +20,8 @@ H = TypeVar("H")
 _CONNECTION_WINDOW = 2**30
 _PING_BYTE_SIZE = 8
 _SHARE_BYTE_SIZE = 256 * 1024
+_TOLD_OF_BYTE_SIZE = 2048
+"""A client may tell of that little that it has taken it, for its stream and for the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Http2(Generic[H]):
         self.leaving = False
         self.paused = False
         self.talked = False
+        self.sent_byte_size = 0
         self.prefaced = False
         self._settled = False
         self._stash = b""
@@ -178,7 +181,7 @@ class Http2(Generic[H]):
         if size == padding and not ends:
             self._idle()
         elif size:
-            self._idle_frames = 0
+            self._idle_frames = min(self._idle_frames, 0)
         # Of the padding, the byte that tells its length has been read.
         self._padding_left = max(padding - 1, 0)
         self._data_left = size - padding
@@ -262,7 +265,7 @@ class Http2(Generic[H]):
             at += 5
         if at > end:
             raise _broken("a HEADERS frame has more padding than bytes")
-        self._idle_frames = 0
+        self._idle_frames = min(self._idle_frames, 0)
         self._block_ends = bool(flags & frames.END_STREAM)
         block = content[at:end] if at or end != len(content) else content
         if flags & frames.END_HEADERS:
@@ -433,7 +436,7 @@ class Http2(Generic[H]):
             stream.window -= byte_size
             stream.unsent_byte_size -= byte_size
             share -= byte_size
-            self.sent_data()
+            self.sent_data(byte_size)
             self.out += (frame_head(byte_size, frames.DATA, 0, stream.number), view)
         # It goes behind those that wait too. One that its own window holds waits for that alone.
         self._blocked.pop(stream, None)
@@ -476,10 +479,11 @@ class Http2(Generic[H]):
         if on_left is not None:
             self.left.append(on_left)
 
-    def sent_data(self) -> None:
-        """We send something: what the client has to say of that is no idle talk."""
-        self._idle_frames = 0
+    def sent_data(self, byte_size: int = 0) -> None:
+        """We have sent something: what the client has to say of that, frame by frame perhaps, is no idle talk."""
+        self._idle_frames = min(self._idle_frames, 0) - 2 - byte_size // _TOLD_OF_BYTE_SIZE
         self.talked = True
+        self.sent_byte_size += byte_size
 
     def ping(self, content: bytes) -> None:
         """Ask whether the client is there."""
@@ -491,7 +495,14 @@ class Http2(Generic[H]):
         self.out.append(frames.go_away(frames.LARGEST_NUMBER if soon else self.last_stream, ErrorCode.NO_ERROR))
 
     def lost(self) -> None:
-        """The connection is no more, and so are its streams."""
+        """The connection is no more, and so are its streams. Raises what calls raise that are told so, once all have been."""
+        failures: list[Exception] = []
         for stream in list(self.streams.values()):
             self.forget(stream)
-            stream.call.gone()
+            try:
+                stream.call.gone()
+            except Exception as failure:  # noqa: BLE001
+                # The others hold memory, too.
+                failures.append(failure)
+        if failures:
+            raise failures[0]

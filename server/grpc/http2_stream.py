@@ -50,7 +50,7 @@ class Stream:
         "number",
         "on_left",
         "remote_ended",
-        "stalled_byte_size",
+        "stalled_at",
         "stalled_since",
         "trailers",
         "unsent",
@@ -70,7 +70,7 @@ class Stream:
         self.remote_ended = False
         self.unsent_byte_size = 0
         self.waiting = False
-        self.stalled_byte_size = 0
+        self.stalled_at = (0, 0)
         self.stalled_since = 0.0
         self.holds = 0
         self.on_left: Callable[[], None] | None = None
@@ -93,7 +93,7 @@ class Stream:
                 self.window -= byte_size
                 http2.window -= byte_size
                 if byte_size:
-                    http2.sent_data()
+                    http2.sent_data(byte_size)
                     http2.out += (frame_head(byte_size, frames.DATA, 0, self.number), *contents)
                 if trailers is not None:
                     http2.finish(self)

@@ -295,7 +295,7 @@ class Rpc:
                     content = self._unpacked_at_once(body)
                     if content is None:
                         self._unpacking = Beside(
-                            partial(decompress, body.view, self._room_to_unpack(), advice=""), partial(self._unpacked, body)
+                            partial(decompress, body.view, self._room_to_unpack(), advice="", whole=True), partial(self._unpacked, body)
                         )
                         # The client need not go on meanwhile.
                         self.hold(True)
@@ -316,7 +316,7 @@ class Rpc:
         if len(body.view) > SHORT_PACKED_BYTE_SIZE:
             return None
         try:
-            return decompress(body.view, _JOINED_BYTE_SIZE)
+            return decompress(body.view, _JOINED_BYTE_SIZE, whole=True)
         except StatusError:
             return None
 
