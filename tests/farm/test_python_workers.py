@@ -13,7 +13,7 @@ import pytest
 from tensorfarm.server.farm import farm as farm_module
 from tensorfarm.server.farm.interpreter import OWN, Interpreter
 from tensorfarm.shm.placement import Lease
-from tensorfarm.workers.contract.messages import Answer, Call, Inspect, Release, Result, Say
+from tensorfarm.workers.contract.messages import Answer, Call, Cancel, Inspect, Release, Result, Say
 from tensorfarm.workers.contract.status import Code, StatusError
 
 from .harness import CONFIG, PATIENCE_S, WIDTH, House, Served, run
@@ -145,7 +145,7 @@ def test_a_request_that_nobody_waits_for_any_more(tmp_path: Path) -> None:
     """Whether it runs, or still waits in the worker behind one that does."""
 
     async def work(house: House) -> None:
-        house.dispatcher._recall = house.farm.recall
+        house.dispatcher._recall = lambda batch, index: house.farm.tell(batch, Cancel(batch.number, index))
         served = python_model(house, WAITING, LATE)
         await load(house, served)
         asked = [house.ask(served, width=1) for _ in range(2)]
@@ -160,9 +160,9 @@ def test_a_request_that_nobody_waits_for_any_more(tmp_path: Path) -> None:
         batch = first
         house.process(SEAT).kill()
         await house.until(lambda: house.gone, "its end")
-        house.farm.recall(batch, 0)
+        house.farm.tell(batch, Cancel(batch.number, 0))
         await house.until(lambda: len(house.ready) == 2, "the next worker")
-        house.farm.recall(batch, 0)
+        house.farm.tell(batch, Cancel(batch.number, 0))
 
     run(tmp_path, work)
 
@@ -177,7 +177,7 @@ def test_a_dead_worker_is_not_recalled_in_the_moment_of_its_end(tmp_path: Path) 
         await house.until(lambda: Say in map(type, house.said), "the model to run")
         (batch,) = served.instances[0].batches
         gone = house.worker_gone
-        house.worker_gone = lambda process: (house.farm.recall(batch, 0), gone(process))  # type: ignore[method-assign,func-returns-value]
+        house.worker_gone = lambda process: (house.farm.tell(batch, Cancel(batch.number, 0)), gone(process))  # type: ignore[method-assign,func-returns-value]
         house.process(SEAT).kill()
         response = await asyncio.wait_for(asked, PATIENCE_S)
         assert response.error is not None

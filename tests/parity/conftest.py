@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,9 @@ from .. import oracle as real
 from ..model_repository import PARITY_MODELS, Flavour, write_repository
 from ..servers import SHM, Server, start_tensorfarm, stopping
 from .control_script import Outcomes, Pair
+from .grpc_case import Pair as Ends
+from .grpc_servers import LOADED, Started, connected, grpc_pair, prepare_models
+from .model_copies import copy_model
 
 
 @pytest.fixture(scope="package")
@@ -43,9 +45,6 @@ def farm(servers: tuple[Server, Server]) -> int:
     return servers[1].http_port
 
 
-PYTHON_MODELS = Path(__file__).resolve().parent.parent / "python_models"
-"""Sources of Python models, one folder each."""
-
 SERVED = (
     *("adder", "answers", "asked", "asynchronous", "asynchronous_streams", "batched_adder", "batches", "calls", "dies", "faults", "kept"),
     *("generate_batched", "generate_names", "generate_parameters", "generate_script", "generate_seen", "generate_unary"),
@@ -55,13 +54,6 @@ SERVED = (
 
 COUNTED = ("answers", "batches", "faults", "senders", "streams")
 """Those that it serves a second time as ``counted_…``: for tests that count, nobody else asks them."""
-
-
-def copy_model(source: str, folder: Path) -> None:
-    """Copy a Python model's folder to ``folder``, whose name it gets."""
-    shutil.copytree(PYTHON_MODELS / source, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    config = folder / "config.pbtxt"
-    config.write_text(config.read_text().replace(f'name: "{source}"', f'name: "{folder.name}"'))
 
 
 @pytest.fixture(scope="package")
@@ -136,3 +128,18 @@ def explicit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def outcomes(explicit: Pair, request: pytest.FixtureRequest) -> Outcomes:
     """What came of all the SCRIPTS of a module, which are run at the same time."""
     return explicit.play_all(request.module.SCRIPTS)
+
+
+@pytest.fixture(scope="package")
+def grpc_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """The two servers of the gRPC parity tests."""
+    flags = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in LOADED))
+    with grpc_pair(tmp_path_factory.mktemp("grpc"), *flags, prepare=prepare_models) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def grpc_ends(grpc_servers: Started) -> Iterator[Ends]:
+    """The same, with channels of this module's own."""
+    with connected(grpc_servers) as both:
+        yield both

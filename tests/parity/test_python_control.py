@@ -11,8 +11,9 @@ from ..broken_python import SOURCES, write_model
 from ..servers import Server, metric, wait_until
 from ..wire import exchange
 from .case import check, infer, tensor, verb
-from .conftest import controlled, copy_model
+from .conftest import controlled
 from .control_script import Pair
+from .model_copies import copy_model
 
 
 def prepare(repository: Path) -> None:

@@ -15,7 +15,7 @@ from .. import oracle as real
 from ..broken_python import AUTO_COMPLETE, SOURCES, write_broken, write_model
 from ..servers import SHM, Server, start_tensorfarm, stopping
 from .case import Case, check, infer, stream, tensor
-from .conftest import copy_model
+from .model_copies import copy_model
 
 BACKENDS = Path(__file__).resolve().parent.parent / "python_backends"
 """Backends that are written in Python, one folder each."""

@@ -292,17 +292,21 @@ def test_deprecated_flags_become_the_new_ones() -> None:
 
 
 def test_flags_without_effect_are_named_once_each() -> None:
-    options = options_of("--grpc-port=9", "--buffer-manager-thread-count=2", "--grpc-port=10", "--http-port=1", "--trace-rate=3")
-    assert unbuilt_flags(options) == ["--grpc-port", "--buffer-manager-thread-count", "--trace-rate"]
-    assert unbuilt_warning(options).endswith(": --grpc-port, --buffer-manager-thread-count, --trace-rate")
+    options = options_of("--sagemaker-port=9", "--buffer-manager-thread-count=2", "--sagemaker-port=10", "--http-port=1", "--trace-rate=3")
+    assert unbuilt_flags(options) == ["--sagemaker-port", "--buffer-manager-thread-count", "--trace-rate"]
+    assert unbuilt_warning(options).endswith(": --sagemaker-port, --buffer-manager-thread-count, --trace-rate")
     assert "\n" not in unbuilt_warning(options)
 
 
 def test_asking_for_what_happens_anyway_is_no_reason_to_warn() -> None:
-    options = options_of("--allow-grpc=false", "--allow-sagemaker=false", "--allow-gpu-metrics=false")
+    options = options_of("--allow-vertex-ai=false", "--allow-sagemaker=false", "--allow-gpu-metrics=false")
     assert unbuilt_flags(options) == []
     assert unbuilt_warning(options) == ""
-    assert unbuilt_flags(options_of("--allow-grpc=true", "--allow-sagemaker=true")) == ["--allow-grpc", "--allow-sagemaker"]
+    assert unbuilt_flags(options_of("--allow-vertex-ai=true", "--vertex-ai-port=8090", "--allow-sagemaker=true")) == [
+        "--allow-vertex-ai",
+        "--vertex-ai-port",
+        "--allow-sagemaker",
+    ]
 
 
 def test_usage_names_every_flag_under_headings_in_eighty_columns() -> None:
