@@ -61,7 +61,8 @@ def serving(repository: Path, http_port: int | None, log: Path, flags: Sequence[
     """
     http_port = _port(8000, 0) if http_port is None else _port(http_port)
     command = [sys.executable, "-P", "-m", "tensorfarm.server", f"--model-repository={repository}", f"--http-address={ADDRESS}"]
-    command += [f"--http-port={http_port}", f"--metrics-port={_port(8002, 0)}", "--allow-grpc=false", *flags]
+    command += [f"--http-port={http_port}", f"--metrics-port={_port(8002, 0)}"]
+    command += [f"--grpc-address={ADDRESS}", f"--grpc-port={_port(8001, 0)}", *flags]
     log.parent.mkdir(parents=True, exist_ok=True)
     start_ns = time.monotonic_ns()
     with log.open("wb") as sink:
