@@ -83,17 +83,7 @@ class Stream:
             # As if the client had ended its side: what it has asked before is answered.
             self.ended()
             return
-        answering = Answering(self, message.id, time.monotonic_ns())
-        try:
-            answering.begin(message)
-        except StatusError as error:
-            message.release()
-            answering.refuse(error)
-        except Exception:
-            # Its connection carries the calls of others, too.
-            _logger.exception("a request of a gRPC stream could not be begun")
-            message.release()
-            answering.refuse(internal("internal error"))
+        Answering(self, message.id, time.monotonic_ns()).start(message)
 
     def ended(self) -> None:
         """As ``Receiver`` says."""
@@ -165,7 +155,22 @@ class Answering:
         self._gone = False
         stream.outstanding[self] = None
 
-    def begin(self, message: InferMessage) -> None:
+    def start(self, message: InferMessage, error: StatusError | None = None) -> None:
+        """Begin it, or refuse it with the error there is; takes the message over."""
+        try:
+            if error is not None:
+                raise error
+            self._begin(message)
+        except StatusError as failure:
+            message.release()
+            self.refuse(failure)
+        except Exception:
+            # Its connection carries the calls of others, too.
+            _logger.exception("a request of a gRPC stream could not be begun")
+            message.release()
+            self.refuse(internal("internal error"))
+
+    def _begin(self, message: InferMessage) -> None:
         """Queue it, or wait for its model first. Raises StatusError."""
         stream = self._stream
         try:
@@ -181,17 +186,7 @@ class Answering:
     def _brought(self, message: InferMessage, error: StatusError | None) -> Callable[[], None] | None:
         """Begin it now that its model can be asked, or refuse it."""
         self._bringing = None
-        try:
-            if error is not None:
-                raise error
-            self.begin(message)
-        except StatusError as failure:
-            message.release()
-            self.refuse(failure)
-        except Exception:
-            _logger.exception("a request of a gRPC stream could not be begun")
-            message.release()
-            self.refuse(internal("internal error"))
+        self.start(message, error)
         return None
 
     def refuse(self, error: StatusError) -> None:
