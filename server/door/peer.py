@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 
 
@@ -19,3 +20,9 @@ def peer_is_local(peer: str, own: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped.is_loopback
     return address.is_loopback
+
+
+def transport_peer_is_local(transport: asyncio.BaseTransport) -> bool:
+    """As ``peer_is_local``, of the two ends of a connection."""
+    peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    return isinstance(peer, tuple) and isinstance(own, tuple) and peer_is_local(str(peer[0]), str(own[0]))

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from ...workers.contract.status import StatusError, internal, unsupported
-from ..door.peer import peer_is_local
+from ..door.peer import transport_peer_is_local
 from . import frames
 from .frames import ErrorCode
 from .http2 import ConnectionFailure, Http2
@@ -190,8 +190,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._door.admit(self):
             self._transport.abort()
             return
-        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self.peer_is_local = isinstance(peer, tuple) and isinstance(own, tuple) and peer_is_local(str(peer[0]), str(own[0]))
+        self.peer_is_local = transport_peer_is_local(transport)
         self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:

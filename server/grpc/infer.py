@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...workers.contract.status import StatusError, internal, unsupported
-from ..dispatch.request import Request, Response
+from ..dispatch.request import Response
 from ..door.body import Body
 from ..door.bringing import Bringing
 from ..door.restriction import Restriction
@@ -41,8 +41,7 @@ class Infer:
 
     def begin(self, rpc: Rpc) -> SingleMessage:
         """What takes a call's message. Raises StatusError where the call may not be made."""
-        if self._rule is not None:
-            check_restriction(self._rule, rpc)
+        check_restriction(self._rule, rpc)
         return SingleMessage(rpc, self._run)
 
     def _run(self, rpc: Rpc, body: Body) -> Callable[[], None] | None:
@@ -74,7 +73,7 @@ class Infer:
             message.release()
             rpc.fail(internal("internal error"))
             return None
-        return partial(_cancel, service, version, request)
+        return partial(service.cancel, version, request)
 
     def _brought(self, rpc: Rpc, message: InferMessage, error: StatusError | None) -> Callable[[], None] | None:
         """Begin an inference whose model can be asked now, or refuse it."""
@@ -83,10 +82,6 @@ class Infer:
             rpc.fail(error)
             return None
         return self._begin(rpc, message)
-
-
-def _cancel(service: Service, version: ModelVersion, request: Request) -> None:
-    service.cancel(version, request)
 
 
 class _Exchange(SingleResponse):

@@ -40,7 +40,7 @@ def read_request(
     headers: Iterable[tuple[str, str]] = (),
     forwarded: re.Pattern[str] | None = None,
 ) -> InferCall:
-    """Read a request. Its tensors refer to the bytes that were received, or to ``scratch`` where they are large. Raises StatusError.
+    """Read a request. Its tensors refer to the bytes received, or to ``scratch`` where they came as typed lists. Raises StatusError.
 
     ``regions_of`` is only asked where the request uses regions.
     """

@@ -1,4 +1,4 @@
-"""Writes a ``ModelInferResponse``: the message's bytes, into which every tensor is copied once."""
+"""Writes a ``ModelInferResponse``: the pieces of its bytes, tensors where they lie."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def response_parts(
     """
     parts: list[bytes | memoryview] = [_model_fields(version.name, version.version)]
     if request_id:
-        parts.append(field(_ID, request_id.encode()))
+        parts.append(_id_field(request_id))
     if response.parameters:
         parts.append(_parameter_fields(response.parameters))
     if final:
@@ -66,26 +66,30 @@ def response_parts(
 
 
 def stream_response(version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bool) -> bytes:
-    """As ``infer_response``, as a message of a stream; ``final``: it is the last one of its request. Raises StatusError."""
+    """As ``response_parts``, put together as a message of a stream; ``final``: it is the last one of its request. Raises StatusError."""
     parts = response_parts(version, request_id, classes, response, _FINAL_FIELDS[final])
     return b"".join((field_head(_STREAM_RESPONSE, sum(map(len, parts))), *parts))
 
 
 def stream_refusal(message: str, request_id: str) -> bytes:
     """The message of a stream about a request that has not begun."""
-    return _stream_error(message, field(_ID, request_id.encode()) if request_id else b"")
+    return _stream_error(message, _id_field(request_id))
 
 
 def stream_error(message: str, request_id: str, model: str, final: bool) -> bytes:
     """The message of a stream about an error in place of a response. No version is told, as in the original."""
     named = field(_MODEL_NAME, model.encode())
-    return _stream_error(message, named + (field(_ID, request_id.encode()) if request_id else b"") + _FINAL_FIELDS[final])
+    return _stream_error(message, named + _id_field(request_id) + _FINAL_FIELDS[final])
 
 
 def stream_end(request_id: str, model: str) -> bytes:
     """The message of a stream that says only that a request has had its last response."""
     named = field(_MODEL_NAME, model.encode())
-    return field(_STREAM_RESPONSE, named + (field(_ID, request_id.encode()) if request_id else b"") + _FINAL_FIELDS[True])
+    return field(_STREAM_RESPONSE, named + _id_field(request_id) + _FINAL_FIELDS[True])
+
+
+def _id_field(request_id: str) -> bytes:
+    return field(_ID, request_id.encode()) if request_id else b""
 
 
 def _stream_error(message: str, response: bytes) -> bytes:

@@ -18,7 +18,7 @@ from ..door.bringing import bring
 from ..door.restriction import Restriction
 from ..repository.demand import NotResident
 from .protocol import Unparsable
-from .rpc import Rpc
+from .rpc import Rpc, nothing
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -119,7 +119,7 @@ class UnaryMethod:
         except StatusError as error:
             rpc.fail(error)
         else:
-            rpc.reply((message.SerializeToString(),), _nothing)
+            rpc.reply((message.SerializeToString(),), nothing)
 
     async def _message(self, rpc: Rpc, content: bytes) -> Message:
         request = self._method.request()
@@ -146,7 +146,3 @@ def _ended(rpc: Rpc, task: asyncio.Task[None]) -> None:
 
 def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-
-
-def _nothing() -> None:
-    """A message that was made here has nothing to give back."""

@@ -399,7 +399,7 @@ class Rpc:
     def _reply_packed(self, content: bytes, encoding: str) -> None:
         stream = self._leave()
         stream.send_headers(reply_head(encoding))
-        self._send_reply(stream, [_PREFIX.pack(1, len(content)) + content], _nothing)
+        self._send_reply(stream, [_PREFIX.pack(1, len(content)) + content], nothing)
 
     def _reply(self, parts: Sequence[bytes | memoryview], byte_size: int, release: Callable[[], None]) -> None:
         stream = self._leave()
@@ -407,13 +407,13 @@ class Rpc:
         if byte_size <= _JOINED_BYTE_SIZE:
             content = b"".join((_PREFIX.pack(0, byte_size), *parts))
             release()
-            self._send_reply(stream, [content], _nothing)
+            self._send_reply(stream, [content], nothing)
         else:
             self._send_reply(stream, [_PREFIX.pack(0, byte_size), *parts], release)
 
     def _send_reply(self, stream: Stream, contents: list[Octets], release: Callable[[], None]) -> None:
         """Send the one message of a reply, and the end; what cannot leave at once is counted until it has."""
-        stream.on_left = None if release is _nothing else release
+        stream.on_left = None if release is nothing else release
         stream.send(contents, OK_TRAILERS)
         byte_size = stream.unsent_byte_size
         if byte_size:
@@ -507,5 +507,5 @@ def _left(release: Callable[[], None], admission: Admission, byte_size: int) -> 
     release()
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """What has nothing to give back."""

@@ -38,7 +38,7 @@ def field_head(number: int, byte_size: int) -> bytes:
 
 def field(number: int, content: bytes) -> bytes:
     """A field of type string, bytes or message."""
-    return varint(number << 3 | LENGTH_DELIMITED) + varint(len(content)) + content
+    return field_head(number, len(content)) + content
 
 
 def packed_varints(number: int, values: Iterable[int]) -> bytes:

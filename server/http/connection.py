@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..door.body import SMALL_BYTE_SIZE, Body, HeldBody, InlineBody, KnownLength
 from ..door.malformed import Malformed
-from ..door.peer import peer_is_local
+from ..door.peer import transport_peer_is_local
 from .chunked import Chunked
 from .crowded import CROWDED, answer_probe, crowded_reply
 from .errors import JSON_TYPE, PLAIN_TYPE, error_body, retry_after
@@ -144,8 +144,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._door.admit(self):
             self._transport.abort()
             return
-        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self._local = isinstance(peer, tuple) and isinstance(own, tuple) and peer_is_local(str(peer[0]), str(own[0]))
+        self._local = transport_peer_is_local(transport)
         door = self._door
         if door.crowded:
             if door.full:

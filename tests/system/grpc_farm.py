@@ -6,7 +6,6 @@ import contextlib
 import os
 import queue
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,13 +70,9 @@ class GrpcFarm:
 
 def start_grpc_farm(repository: Path, *flags: str, folder: Path, port: int | None = None) -> GrpcFarm:
     """Start a tensorfarm with a gRPC port, a free one unless ``port`` names it; for a caller that stops it itself."""
-    with socket.socket() as kept:
-        if port is None:
-            # Held until the other ports have been chosen, which it might be one of otherwise.
-            kept.bind(("127.0.0.1", 0))
-            port = int(kept.getsockname()[1])
-        own = ("--allow-grpc=true", "--grpc-address=127.0.0.1", f"--grpc-port={port}")
-        return GrpcFarm(start_tensorfarm(repository, *own, *flags, folder=folder, wait=False), port)
+    own = () if port is None else (f"--grpc-port={port}",)
+    server = start_tensorfarm(repository, *own, *flags, folder=folder, wait=False, grpc=True)
+    return GrpcFarm(server, server.grpc_port if port is None else port)
 
 
 @contextlib.contextmanager
