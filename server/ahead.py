@@ -16,17 +16,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..workers.contract.backends import ONNXRUNTIME
-from .farm.launch import Launched, launch
+from .farm.launch import Launched, launch, worker_words
 
 if TYPE_CHECKING:
-    from .grpc.listener import GrpcDoor
-    from .http.front import Front
-    from .http.listener import HttpDoor
+    from .front_end.front_ends import FrontEnds
+    from .front_end.sessions import Sessions
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,7 +39,7 @@ def first_worker(repositories: Sequence[str]) -> Launched | None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         wanted = any(any(Path(path).glob("*/*/model.onnx")) for path in repositories if "\0" not in path)
-        return launch(ahead=ONNXRUNTIME if wanted else "")
+        return launch(worker_words(ahead=ONNXRUNTIME if wanted else ""))
     except OSError:
         return None
 
@@ -56,19 +55,20 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def doors() -> tuple[type[Front], Callable[[Callable[[], bytes]], HttpDoor]]:
-    """Import what the doors need; returns what makes the main one, and what makes the metrics door."""
-    from .http.front import Front
-    from .http.metrics_page import metrics_door
+def own_doors(grpc: bool) -> None:
+    """Import what the doors need."""
+    from .http import front, metrics_page  # noqa: F401
 
-    return Front, metrics_door
+    if grpc:
+        from .grpc import listener  # noqa: F401
 
 
-def grpc_door() -> type[GrpcDoor]:
-    """Import what the gRPC door needs."""
-    from .grpc.listener import GrpcDoor
+def front_ends() -> tuple[type[FrontEnds], type[Sessions]]:
+    """Import what the server process needs for its front ends; returns what starts them, and what makes their sessions."""
+    from .front_end.front_ends import FrontEnds
+    from .front_end.sessions import Sessions
 
-    return GrpcDoor
+    return FrontEnds, Sessions
 
 
 def rest() -> None:

@@ -142,17 +142,12 @@ class CustomMetrics:
 
     def families(self) -> list[Family]:
         """All families with their series, in the order in which they were made: a source of the metrics page."""
-        page = []
-        for named in self._named.values():
-            family = Family(named.name, named.kind, named.description)
-            for series in named.series.values():
-                labels = dict(series.labels)
-                if series.histogram is None:
-                    family.add(labels, series.value)
-                else:
-                    family.add_histogram(labels, series.histogram)
-            page.append(family)
-        return page
+        return [_shown(named) for named in self._named.values()]
+
+    def family(self, name: str) -> Family | None:
+        """The family of that name with its series."""
+        named = self._named.get(name)
+        return None if named is None else _shown(named)
 
     def _found(self, owner: Hashable, number: int, verb: str) -> tuple[_Series, str]:
         handle, series = self._series.get(number, (None, None))
@@ -174,3 +169,14 @@ class CustomMetrics:
         handle.family.holders -= 1
         if not handle.family.holders:
             del self._named[handle.family.name]
+
+
+def _shown(named: _Named) -> Family:
+    family = Family(named.name, named.kind, named.description)
+    for series in named.series.values():
+        labels = dict(series.labels)
+        if series.histogram is None:
+            family.add(labels, series.value)
+        else:
+            family.add_histogram(labels, series.histogram)
+    return family

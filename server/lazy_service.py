@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .dispatch.request import Request
+from .inference_service import Version
 from .repository.demand import Awaited, NotResident, OnReady
 from .repository.lazy_lifecycle import LazyLifecycle
 from .repository.version import ModelVersion
@@ -78,12 +79,12 @@ class LazyService(Service):
         self._reconsider()
         return cancel
 
-    def _submit(self, version: ModelVersion, request: Request) -> None:
+    def _submit(self, version: Version, request: Request) -> None:
         super()._submit(version, request)
         if version.ensemble is not None:
             self._reconsider()
 
-    def submit_checked(self, version: ModelVersion, request: Request) -> None:
+    def submit_checked(self, version: Version, request: Request) -> None:
         """As in the base class."""
         super().submit_checked(version, request)
         if version.ensemble is not None:

@@ -25,7 +25,7 @@ from ..workers.contract.messages import (
 from ..workers.contract.status import StatusError, invalid
 from .calls import ModelCalls
 from .custom_metrics import CustomMetrics
-from .farm.worker_process import WorkerProcess
+from .farm.child_process import ChildProcess
 from .log import Log
 from .service import Service
 
@@ -50,7 +50,7 @@ class ModelTalk:
         self._metrics = metrics
         self._log = log
 
-    def heard(self, message: Spoken, process: WorkerProcess) -> None:
+    def heard(self, message: Spoken, process: ChildProcess) -> None:
         """Do what a model in ``process`` says."""
         if isinstance(message, Call):
             self._calls.call(message, process)
@@ -77,7 +77,7 @@ class ModelTalk:
                 reply = Reply(message.question, None, Fault(error.code, error.message))
             process.send(reply)
 
-    async def _control(self, question: AskLoad | AskUnload, process: WorkerProcess) -> None:
+    async def _control(self, question: AskLoad | AskUnload, process: ChildProcess) -> None:
         reply = Reply(question.question)
         try:
             if isinstance(question, AskLoad):
@@ -90,7 +90,7 @@ class ModelTalk:
         if process.returncode is None:
             process.send(reply)
 
-    def _reply(self, question: OpenFamily | OpenMetric | ReadMetric | AskReady, process: WorkerProcess) -> bool | int | float | None:
+    def _reply(self, question: OpenFamily | OpenMetric | ReadMetric | AskReady, process: ChildProcess) -> bool | int | float | None:
         if isinstance(question, OpenFamily):
             return self._metrics.open_family(process, question)
         if isinstance(question, OpenMetric):
@@ -111,12 +111,12 @@ class ModelTalk:
         except StatusError:
             return False
 
-    def _say(self, message: Say, process: WorkerProcess) -> None:
+    def _say(self, message: Say, process: ChildProcess) -> None:
         if self._log.takes(message.severity):
             severity = "I" if message.severity == "V" else message.severity
             self._log.record(severity, message.text, f"{message.file}:{message.line}", process.pid)
 
-    def gone(self, process: WorkerProcess) -> None:
+    def gone(self, process: ChildProcess) -> None:
         """A worker has ended."""
         self._calls.gone(process)
         self._metrics.drop_owner(process)

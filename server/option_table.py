@@ -34,8 +34,16 @@ def _general() -> Iterator[Group]:
         read.between(0, 10_000, "--busy-poll-us must be between 0 and 10000"),
         None,
         "How many microseconds the server process looks for more work before it sleeps, while few requests are in flight to models that "
-        "take less than a millisecond: lower latency for a lone client, at the cost of processor time. 0: not at all. Default: 100, on "
-        "a single core 0.",
+        "take less than a millisecond: lower latency for a lone client, at the cost of processor time. 0: not at all. Default: 100; 0 "
+        "where there are no more cores than processes that serve clients.",
+    )
+    g.add(
+        "front-ends",
+        INTEGER,
+        read.between(0, 64, "--front-ends must be between 0 and 64"),
+        0,
+        "How many processes share the HTTP and the gRPC port, read requests and write replies, for machines whose cores a single process "
+        "leaves idle. Every one of them serves every model and region. 0: the server process does it itself.",
     )
     yield g
 

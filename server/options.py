@@ -22,6 +22,9 @@ class Options:
     busy_poll_us: int | None
     """None: for as long as suits the number of cores."""
 
+    front_ends: int
+    """How many processes of their own have the doors; 0: the server's own process has them."""
+
     max_inflight_requests: int
     """0: no limit, as for the two that follow."""
     max_inflight_byte_size: int | None

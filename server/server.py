@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from .alarm import Alarm
 from .busy_poll import DEFAULT_US, BusyPoll
 from .caches import CacheThreads, local_families, open_cache
 from .calls import ModelCalls
+from .collector import relax_collector
 from .custom_metrics import CustomMetrics
 from .dispatch.cached import Caching
 from .dispatch.delay_hooks import delay_hooks
@@ -32,11 +32,12 @@ from .dispatch.ensemble_plan import EnsemblePlan
 from .dispatch.instance import PlannedBatch
 from .dispatch.rate_limiter import RateLimiter
 from .dispatch.response_cache import LocalCache
-from .door.tls import Tls, tls_of
+from .doors import Doors
+from .farm.child_process import ChildProcess
 from .farm.environments import Environments
 from .farm.farm import Farm
 from .farm.launch import Launched
-from .farm.worker_process import WorkerProcess
+from .farm.processes import Processes
 from .host_cpu import HostCpu
 from .lazy_service import LazyService
 from .log import Log
@@ -63,9 +64,6 @@ from .statistics import StatisticsBook, VersionStatistics
 from .tables import backend_table, model_table, option_rows, option_table, terminal_columns
 
 if TYPE_CHECKING:
-    from .grpc.listener import GrpcDoor
-    from .http.front import Front
-    from .http.listener import HttpDoor
     from .redis_cache import RedisCache
 
 _STDOUT, _STDERR = 1, 2
@@ -95,10 +93,10 @@ def admission_limits(options: Options, arena_byte_size: int) -> AdmissionLimits:
 
 
 def busy_poll_us(options: Options) -> int:
-    """How long the loop stays awake for a lone client, in microseconds: not at all on a single core, which the workers need."""
+    """How long the loop stays awake for a lone client, in microseconds: not at all without a core more than doors need, for the workers."""
     if options.busy_poll_us is not None:
         return options.busy_poll_us
-    return DEFAULT_US if usable_core_count() > 1 else 0
+    return DEFAULT_US if usable_core_count() > 1 + options.front_ends else 0
 
 
 class Server:
@@ -133,7 +131,8 @@ class Server:
         self.catalogue: Catalogue | Namespaces
         self.lifecycle: Lifecycle | Namespaces
         self._generations = Generations(self._dispatcher, log)
-        self._farm = Farm(self._loop, self._generations, self._regions, self._arena_fd, self._sizes, worker)
+        self._processes = Processes(self._loop, self._regions, self._arena_fd, self._sizes)
+        self._farm = Farm(self._loop, self._generations, self._processes, worker)
         self._sources: list[Source] = []
         self._lazy: LazyLifecycle | None = None
         self._cache: LocalCache | RedisCache | None = None
@@ -157,10 +156,10 @@ class Server:
             self.lifecycle = Lifecycle(options, creation, self._generations, log, self.catalogue)
         readiness = ReadinessChecks(self._farm.check, log.warning)
         admission = Admission(admission_limits(options, self._sizes[0]), self._dispatcher, arena, lambda: self.service.counted())
-        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, log.settings, self._farm.view, admission)
+        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, log.settings, self._processes.view, admission)
         self.service = Service(options, *parts) if self._lazy is None else LazyService(self._lazy, options, *parts)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
-        calls = ModelCalls(self.service.find_number, self.service.ask, self._farm.share, bring=self._bring)
+        calls = ModelCalls(self.service.find_number, self.service.ask, self._processes.share, bring=self._bring)
         talk = ModelTalk(self.service, calls, metrics, log, self.lifecycle.spawn)
         self._generations.heard, self._generations.worker_left = talk.heard, talk.gone
         self._generations.renew = self.lifecycle.renew
@@ -171,18 +170,15 @@ class Server:
             cpu=HostCpu(options.metrics_interval_ms * 1_000_000) if options.allow_cpu_metrics else None,
             pool_total_bytes=lambda: self._sizes[1],
             pool_used_bytes=lambda: arena.used_byte_size,
-            worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()},
+            worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()} | self._doors.restarts,
             arena_used_bytes=lambda: {"requests": arena.used_byte_size},
             lazy=None if self._lazy is None else self._lazy.figures,
             admission=admission,
             sources=(metrics.families, self._cache_families),
         )
-        self.service.custom_families = metrics.families
-        self._http: HttpDoor | None = None
-        self._tls: Tls | None = None
-        self._metrics: HttpDoor | None = None
-        self._grpc: GrpcDoor | None = None
-        self._grpc_tls: Tls | None = None
+        self.service.family_of = metrics.family
+        self._doors = Doors(options, log, self.service, self._processes, self._exposition.render, self._busy_poll.stay_awake)
+        self.catalogue.on_change = self._doors.models_changed
 
     def _send(self, batch: PlannedBatch) -> None:
         self._farm.send(batch)
@@ -193,7 +189,7 @@ class Server:
     def _hold(self, batch: PlannedBatch, index: int, held: bool) -> None:
         self._farm.tell(batch, Hold(batch.number, index, held))
 
-    def _bring(self, absent: NotResident, on_ready: OnReady, caller: WorkerProcess) -> Awaited:
+    def _bring(self, absent: NotResident, on_ready: OnReady, caller: ChildProcess) -> Awaited:
         return self.service.bring(absent, on_ready, next(iter(self._generations.models_in(caller.name)), ""))
 
     def _any_view(self, lease: Lease) -> memoryview:
@@ -241,7 +237,9 @@ class Server:
         self._signals += 1
         if self._signals > 1:
             # Whoever asks twice does not want to wait: no clean-up but the workers and the sockets' folder.
+            self._doors.end_now()
             self._farm.end_now()
+            self._processes.end_now()
             self._environments.end_now()
             os._exit(1)
         self.service.exiting = True
@@ -256,15 +254,11 @@ class Server:
             self._cache = await open_cache(self._options, self._log)
             if self._cache is not None:
                 self._creation.caching = Caching(self._cache, self.service.view, self._cache_threads, self._dispatcher)
-            if self._options.allow_http:
-                self._tls = tls_of(self._options, self._log)
-            if self._options.allow_grpc:
-                self._grpc_tls = tls_of(self._options, self._log, "gRPC")
+            self._doors.check_certificates()
             self._sources += [source_of(name, self._say_later) for name in self._options.model_repository]
             await asyncio.gather(*[asyncio.to_thread(source.check) for source in self._sources])
             self._farm.start("cpu")
-            doors = self._loop.run_in_executor(None, ahead.doors)
-            grpc_door = self._loop.run_in_executor(None, ahead.grpc_door) if self._options.allow_grpc else None
+            await self._doors.prepare()
             self.lifecycle.open(self._sources)
             failure = await self.lifecycle.start()
             self._print_tables()
@@ -275,8 +269,8 @@ class Server:
             return False
         self._follow_repositories()
         self.service.started = True
-        _relax_collector()
-        opened = await self._open_doors(*await doors) and (grpc_door is None or await self._open_grpc(await grpc_door))
+        relax_collector()
+        opened = await self._doors.open()
         if opened:
             self._loop.run_in_executor(None, ahead.rest)
         return opened
@@ -306,54 +300,18 @@ class Server:
         self._log.table(model_table(self.catalogue.status_rows(), columns))
         self._log.table(option_table(option_rows(options, self.service.version, self.service.extensions), columns))
 
-    async def _open_doors(self, front: type[Front], metrics_door: Callable[[Callable[[], bytes]], HttpDoor]) -> bool:
-        options = self._options
-        try:
-            if options.allow_http:
-                self._http = front(self.service, options.http_restricted_api).door(self._busy_poll.stay_awake)
-                await self._http.start(options.http_address, options.http_port, options.reuse_http_port, self._tls)
-                over = " over TLS" if self._tls is not None else ""
-                self._log.info(f"Started HTTPService{over} at {options.http_address}:{self._http.port}")
-        except StatusError as error:
-            self._log.error(f"failed to start HTTP service: {error.code.text} - {error.message}")
-            return False
-        try:
-            if options.allow_metrics:
-                self._metrics = metrics_door(self._exposition.render)
-                await self._metrics.start(options.metrics_address, options.metrics_port, False)
-                self._log.info(f"Started Metrics Service at {options.metrics_address}:{self._metrics.port}")
-        except StatusError as error:
-            self._log.error(f"failed to start Metrics service: {error.code.text} - {error.message}")
-            return False
-        return True
-
-    async def _open_grpc(self, door: type[GrpcDoor]) -> bool:
-        options = self._options
-        try:
-            self._grpc = door(self.service)
-            await self._grpc.start(options.grpc_address, options.grpc_port, options.reuse_grpc_port, self._grpc_tls)
-            over = " over TLS" if self._grpc_tls is not None else ""
-            self._log.info(f"Started GRPCInferenceService{over} at {options.grpc_address}:{self._grpc.port}")
-        except StatusError as error:
-            self._log.error(f"failed to start GRPC service: {error.code.text} - {error.message}")
-            return False
-        return True
-
     # end
 
     async def _drain(self) -> int:
         """Let what is in flight finish, within the time the options give."""
         left = self._options.exit_timeout_secs
-        if self._http is not None:
-            await self._http.stop_accepting()
-        if self._grpc is not None:
-            self._grpc.stop_accepting()
+        await self._doors.stop_accepting()
         self.lifecycle.give_up_loads()
         self._generations.drain()
         self._log.info("Waiting for in-flight requests to complete.")
         while True:
             busy = self._generations.in_flight()
-            connections, calls = self._open_connections(), self._answering_calls()
+            connections, calls = self._doors.connection_count, self._doors.answering_count
             if not busy and not connections and not calls:
                 break
             if calls:
@@ -385,28 +343,19 @@ class Server:
         deadline = self._loop.time() + longest_secs
         while self._loop.time() < deadline:
             await asyncio.sleep(0.01)
-            if not self._generations.in_flight() and not self._open_connections() and not self._answering_calls():
+            if not self._generations.in_flight() and not self._doors.connection_count and not self._doors.answering_count:
                 return
-
-    def _open_connections(self) -> int:
-        return self._http.connection_count if self._http is not None else 0
-
-    def _answering_calls(self) -> int:
-        return self._grpc.answering_count if self._grpc is not None else 0
 
     async def _close(self) -> None:
         for source in self._sources:
             # Threads that wait for a store are needed by what follows.
             source.stop()
-        if self._http is not None:
-            await self._http.close()
-        if self._grpc is not None:
-            await self._grpc.close()
+        await self._doors.close()
         await self._farm.close()
+        self._processes.close()
         await self._environments.close()
         await asyncio.gather(*[asyncio.to_thread(source.close) for source in self._sources])
-        if self._metrics is not None:
-            await self._metrics.close()
+        await self._doors.close_metrics()
         if self._cache is not None and not isinstance(self._cache, LocalCache):
             await self._cache.close()
         self._cache_threads.close()
@@ -419,14 +368,3 @@ def _say(line: str, descriptor: int) -> None:
     """Write a line that is not of the log. Whoever reads it may have gone, so nothing is left in a buffer either."""
     with contextlib.suppress(OSError):
         os.write(descriptor, f"{line}\n".encode())
-
-
-def _relax_collector() -> None:
-    """Keep the cycle collector off what was made at start, and let it run rarely.
-
-    A burst of requests in flight is more than its default 700 new objects, so it would look for
-    cycles in every turn of the loop: 14 % of the time under load. Requests leave none.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)

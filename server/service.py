@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from ..shm.arena import Arena
-from ..shm.placement import Lease, Span
-from ..workers.contract.status import StatusError, invalid, unavailable, unsupported
-from ..workers.contract.validation import validate
+from ..shm.placement import Lease
+from ..workers.contract.status import invalid, unavailable, unsupported
 from .admission import Admission
 from .dispatch.request import Request
+from .inference_service import InferenceService
 from .log import LogSettings
 from .options import Options
 from .prometheus_text import Family
@@ -29,8 +29,15 @@ def _no_worker(lease: Lease) -> memoryview:
     raise unavailable("there is no worker")
 
 
-class Service:
-    """What doors may ask of the server. Loop thread only; every refusal is a StatusError."""
+async def _nobody_asks() -> None:
+    """Nobody else keeps what models are like."""
+
+
+class Service(InferenceService):
+    """What doors may ask of the server. Loop thread only; every refusal is a StatusError.
+
+    ``on_change`` is awaited before anybody hears that a model has been loaded or unloaded. ``family_of`` gives metrics of models.
+    """
 
     def __init__(
         self,
@@ -44,18 +51,17 @@ class Service:
         worker_view: Callable[[Lease], memoryview] = _no_worker,
         admission: Admission | None = None,
     ) -> None:
-        self.options = options
+        super().__init__(options, arena, admission or Admission())
         self.server_id = options.id
         self.version = PROTOCOL_VERSION
         self.extensions = EXTENSIONS
         self.regions = regions
-        self.arena = arena
         self.log_settings = log_settings
-        self.admission = admission or Admission()
         self._worker_view = worker_view
         self.started = False
         self.exiting = False
-        self.custom_families: Callable[[], Iterable[Family]] = tuple
+        self.on_change: Callable[[], Awaitable[None]] = _nobody_asks
+        self.family_of: Callable[[str], Family | None] = lambda name: None
         self._catalogue = catalogue
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -75,10 +81,6 @@ class Service:
         Raises StatusError: NOT_FOUND, or UNAVAILABLE for a version that is not ready.
         """
         return self._catalogue.find(name, version)
-
-    def current(self, version: ModelVersion, asked: str) -> ModelVersion:
-        """What a request goes to that found ``version`` a while ago, when it asked for ``asked``. Raises what ``find`` raises."""
-        return version if not version.stopping else self.find(version.name, asked)
 
     def find_number(self, name: str, version: int) -> ModelVersion:
         """As ``find``, for those inside the server, who name versions by number: -1 is the newest."""
@@ -139,16 +141,17 @@ class Service:
 
     async def load(self, name: str, parameters: Mapping[str, object]) -> None:
         """Load or reload a model; ``parameters`` are those of the repository extension, files as bytes. Raises StatusError."""
-        await self._lifecycle.load(name, parameters)
+        try:
+            await self._lifecycle.load(name, parameters)
+        finally:
+            await self.on_change()
 
     async def unload(self, name: str, dependents: bool) -> None:
         """Unload a model, with ``dependents`` also what only it needs. Raises StatusError."""
-        await self._lifecycle.unload(name, dependents)
-
-    def client_shm_allowed(self, peer_is_local: bool) -> bool:
-        """May this peer register shared memory? Where no flag says so: if it shares our memory at all."""
-        allowed = self.options.allow_client_shm
-        return peer_is_local if allowed is None else allowed
+        try:
+            await self._lifecycle.unload(name, dependents)
+        finally:
+            await self.on_change()
 
     def check_shm_allowed(self, peer_is_local: bool) -> None:
         """Raises StatusError UNSUPPORTED where a client may not register shared memory."""
@@ -156,8 +159,12 @@ class Service:
             raise unsupported("Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable.")
 
     def regions_for(self, peer_is_local: bool) -> RegionRegistry:
-        """The regions that a client may know of: their names are all it takes to read and write them."""
+        """As the base class says."""
         return self.regions if self.client_shm_allowed(peer_is_local) else NO_REGIONS
+
+    def custom_family(self, name: str) -> Family | None:
+        """As the base class says."""
+        return self.family_of(name)
 
     def view(self, lease: Lease) -> memoryview:
         """The bytes of a lease, in the server's arena or a worker's. Raises StatusError where that worker has gone."""
@@ -176,38 +183,6 @@ class Service:
         self._submit(version, request)
         return partial(self.cancel, version, request)
 
-    def submit(self, version: ModelVersion, request: Request) -> None:
-        """Check a request that enters by a door and queue it; its responses come by ``request.on_response``.
-
-        Raises StatusError, Overloaded where no more may enter, and then nothing is called back, ``request.on_finish`` included.
-        """
-        admission = self.admission
-        if admission.flow.in_flight >= admission.most or admission.per_model:
-            admission.check(version)
-        self._submit(version, request)
-
-    def _submit(self, version: ModelVersion, request: Request) -> None:
-        """As ``submit``, for a request that comes from inside: what it belongs to has entered already."""
-        request.body = validate(version.signature, request.body, self.view)
-        inputs = request.body.inputs
-        request.arenas = tuple([tensor.place.arena for tensor in inputs if type(tensor.place) is Lease and tensor.place.arena])
-        regions = [tensor.place.region for tensor in inputs if type(tensor.place) is Span]
-        regions += [output.span.region for output in request.body.outputs if output.span is not None]
-        if regions:
-            self._hold(request, tuple(regions))
-        try:
-            version.enter(request)
-        except StatusError:
-            self.regions.release(request.regions)
-            raise
-
-    def submit_checked(self, version: ModelVersion, request: Request) -> None:
-        """As ``submit``, for a request without regions of which it is known that ``validate`` passes it as it is."""
-        admission = self.admission
-        if admission.flow.in_flight >= admission.most or admission.per_model:
-            admission.check(version)
-        version.enter(request)
-
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
         self.regions.hold(regions)
         request.regions = regions
@@ -220,10 +195,5 @@ class Service:
 
         request.on_finish = on_finish
 
-    def cancel(self, version: ModelVersion, request: Request) -> None:
-        """The client has gone: nobody waits for this request's responses any more."""
-        version.withdraw(request)
-
-    def hold(self, version: ModelVersion, request: Request, held: bool) -> None:
-        """The client takes no more of this request's responses for now, or takes them again; those of an ensemble come all the same."""
-        version.hold(request, held)
+    def _let_go(self, regions: tuple[int, ...]) -> None:
+        self.regions.release(regions)

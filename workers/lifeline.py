@@ -1,6 +1,6 @@
 """The lifeline: a socket pair between server and worker that carries file descriptors, and whose end means death.
 
-The server's side is ``server/farm/worker_process.py``.
+The server's side is ``server/farm/child_process.py``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from ...shm.arena import create_memory
 from ...workers.contract.cores import usable_core_count
 from ...workers.contract.messages import Done, Inspect, Inspected, Respond, Spoken, Warmed
 from ...workers.contract.status import StatusError
+from ..farm.child_process import ChildProcess
 from ..farm.farm import Farm
-from ..farm.worker_process import WorkerProcess
+from ..farm.processes import Processes
 from ..regions import RegionRegistry
 
 MAX_LANES = 4
@@ -65,7 +66,9 @@ class CheckWorkers:
     def _running_farm(self) -> Farm:
         if self._farm is None:
             self._arena_fd = create_memory(_ARENA_BYTE_SIZES[0])
-            self._farm = Farm(asyncio.get_running_loop(), self, RegionRegistry(), self._arena_fd, _ARENA_BYTE_SIZES)
+            loop = asyncio.get_running_loop()
+            self._processes = Processes(loop, RegionRegistry(), self._arena_fd, _ARENA_BYTE_SIZES)
+            self._farm = Farm(loop, self, self._processes)
         return self._farm
 
     async def close(self) -> None:
@@ -73,6 +76,7 @@ class CheckWorkers:
         if self._farm is not None:
             farm, self._farm = self._farm, None
             await farm.close()
+            self._processes.close()
             os.close(self._arena_fd)
 
     # what the farm says
@@ -93,16 +97,16 @@ class CheckWorkers:
     def model_lost(self, model: int, error: StatusError) -> None:
         """A check loads no models."""
 
-    def batch_done(self, done: Done, process: WorkerProcess) -> None:
+    def batch_done(self, done: Done, process: ChildProcess) -> None:
         """A check runs nothing."""
 
-    def responded(self, message: Respond, process: WorkerProcess) -> None:
+    def responded(self, message: Respond, process: ChildProcess) -> None:
         """A check runs nothing."""
 
-    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+    def spoken(self, message: Spoken, process: ChildProcess) -> None:
         """A check runs nothing."""
 
-    def worker_gone(self, process: WorkerProcess) -> None:
+    def worker_gone(self, process: ChildProcess) -> None:
         """A worker process has ended."""
         self._gone.add(process.name)
 

@@ -50,6 +50,11 @@ class EndMark(Response):
 
 
 @dataclass(slots=True, eq=False)
+class Rejection(Response):
+    """Says that a request was refused on entry, after it had been handed over: it was never queued."""
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One inference request.
 

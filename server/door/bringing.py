@@ -10,7 +10,7 @@ from ...workers.contract.status import StatusError
 from ..repository.demand import NotResident
 
 if TYPE_CHECKING:
-    from ..service import Service
+    from ..inference_service import InferenceService
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Bringing:
     __slots__ = ("_awaited", "_cancel", "_drop", "_run")
 
     def __init__(
-        self, service: Service, absent: NotResident, run: Callable[[StatusError | None], Cancel | None], drop: Callable[[], None]
+        self, service: InferenceService, absent: NotResident, run: Callable[[StatusError | None], Cancel | None], drop: Callable[[], None]
     ) -> None:
         self._run: Callable[[StatusError | None], Cancel | None] | None = run
         self._drop = drop
@@ -54,7 +54,7 @@ class Bringing:
             self._cancel()
 
 
-async def bring(service: Service, absent: NotResident, run: Callable[[], T]) -> T:
+async def bring(service: InferenceService, absent: NotResident, run: Callable[[], T]) -> T:
     """What ``run`` gives or raises once the model is there; raises StatusError where it does not come. Cancelling it gives it up."""
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 

@@ -1,22 +1,35 @@
-"""The server's end of a worker's ZeroMQ link: the only place where the server knows ZeroMQ.
+"""The server's end of a child process's ZeroMQ link: the only place where the server process knows ZeroMQ.
 
-A plain ROUTER socket whose descriptor the loop watches: the worker's control socket and each of
-its instances are peers of it. The descriptor is edge-triggered and a send may use up its edge, so the
+A plain ROUTER socket whose descriptor the loop watches: a front end's one socket, or a worker's control socket and those of each of
+its instances, are peers of it. The descriptor is edge-triggered and a send may use up its edge, so the
 socket is drained each time it rings and once more at the end of each turn with sends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import zmq
 
-from ...workers.contract.messages import FromWorker, ToInstance, ToWorker
+from ...workers.contract.messages import FromWorker
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(FromWorker)
+Decode = Callable[[memoryview], Any]
+"""Makes a message of its bytes. Raises MsgspecError."""
+
+decode_worker: Decode = msgspec.msgpack.Decoder(FromWorker).decode
+
+
+def _plain(value: object) -> object:
+    """A mapping that cannot be changed, as the command line's options have them, as one that msgspec knows."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not for messages")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -27,9 +40,9 @@ def new_context() -> Context:
 
 
 class Channel:
-    """Messages to and from one worker process. ``receive(identity, message)`` is called for each that comes.
+    """Messages to and from one child process. ``receive(identity, message)`` is called for each that comes.
 
-    ``reject(why)`` is called for what is no message. Raises OSError where there is no room for another socket.
+    ``reject(why)`` is called for what ``decode`` finds is no message. Raises OSError where there is no room for another socket.
     """
 
     def __init__(
@@ -37,12 +50,14 @@ class Channel:
         context: Context,
         endpoint: str,
         loop: asyncio.AbstractEventLoop,
-        receive: Callable[[bytes, FromWorker], None],
+        receive: Callable[[bytes, Any], None],
         reject: Callable[[str], None],
+        decode: Decode = decode_worker,
     ) -> None:
         self._loop = loop
         self._receive = receive
         self._reject = reject
+        self._decode = decode
         self._closed = False
         self._drain_is_due = False
         try:
@@ -60,7 +75,7 @@ class Channel:
             raise OSError(error.errno, str(error)) from error
         loop.add_reader(self._fd, self.drain)
 
-    def send(self, identity: bytes, message: ToWorker | ToInstance) -> None:
+    def send(self, identity: bytes, message: msgspec.Struct) -> None:
         """Send a message to a peer. Never blocks; for a peer that is gone it is dropped, its process's end tells the rest."""
         self._socket.send(identity, zmq.SNDMORE)
         self._socket.send(_encoder.encode(message))
@@ -87,7 +102,7 @@ class Channel:
                 self._reject("a message in several parts was dropped")
                 continue
             try:
-                message = _decoder.decode(frame.buffer)
+                message = self._decode(frame.buffer)
             except msgspec.MsgspecError as error:
                 self._reject(f"a malformed message was dropped: {error}")
                 continue

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ...workers.contract.messages import Done, Respond, Spoken, Warmed
 from ...workers.contract.status import StatusError
-from .worker_process import WorkerProcess
+from .child_process import ChildProcess
 
 
 class FarmEvents(Protocol):
@@ -27,16 +27,16 @@ class FarmEvents(Protocol):
     def model_lost(self, model: int, error: StatusError) -> None:
         """A model will not be back soon (crash loop), or could not be loaded again after its worker's restart."""
 
-    def batch_done(self, done: Done, process: WorkerProcess) -> None:
+    def batch_done(self, done: Done, process: ChildProcess) -> None:
         """A batch has been answered."""
 
-    def responded(self, message: Respond, process: WorkerProcess) -> None:
+    def responded(self, message: Respond, process: ChildProcess) -> None:
         """A model has answered a request by its sender."""
 
-    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+    def spoken(self, message: Spoken, process: ChildProcess) -> None:
         """A model asks or tells the server something else."""
 
-    def worker_gone(self, process: WorkerProcess) -> None:
+    def worker_gone(self, process: ChildProcess) -> None:
         """A worker process has ended: what it was lent, and what it asked, is nobody's any more."""
 
     def worker_says(self, worker: str, line: str) -> None:

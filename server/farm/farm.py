@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from ...shm.placement import Lease
 from ...workers.contract.backends import PYTHON
 from ...workers.contract.messages import (
     Cancel,
@@ -37,15 +36,13 @@ from ...workers.contract.messages import (
 )
 from ...workers.contract.status import Code, StatusError, unavailable
 from ..dispatch.instance import PlannedBatch
-from ..regions import RegionRegistry
-from .channel import Channel, Context, new_context
+from .child_process import ChildProcess
 from .events import FarmEvents
 from .interpreter import OWN, Interpreter
-from .launch import Launched, launch
+from .launch import Launched, launch, worker_words
 from .process_memory import resident_byte_size
-from .runtime_directory import RuntimeDirectory
+from .processes import Processes
 from .seat import Answered, Holding, Seat
-from .worker_process import WorkerProcess
 
 OUTAGE_SECS = 1.0
 """A restart further away than this is an outage: requests are refused instead of kept waiting."""
@@ -64,36 +61,22 @@ KILL_TIMEOUT_SECS = 2.0
 
 
 class Farm:
-    """All seats. ``arena_byte_sizes`` are the capacity and the resident part of each worker's own arena.
+    """All seats, and the ``processes`` that fill them.
 
     ``spare`` is a worker in our own Python that has been started already: the first that needs one gets it.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        events: FarmEvents,
-        regions: RegionRegistry,
-        request_arena_fd: int,
-        arena_byte_sizes: tuple[int, int],
-        spare: Launched | None = None,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, events: FarmEvents, processes: Processes, spare: Launched | None = None) -> None:
         self.seats: dict[str, Seat] = {}
+        self.processes = processes
         self._loop = loop
         self._events = events
-        self._regions = regions
-        self._request_arena_fd = request_arena_fd
-        self._arena_byte_sizes = arena_byte_sizes
         self._spare = spare
-        self._context: Context = new_context()
-        self._runtime = RuntimeDirectory()
         self._numbers = itertools.count(1)
         self._seat_of_instance: dict[int, Seat] = {}
-        self._arenas: dict[int, WorkerProcess] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._leaving: set[Seat] = set()
         self._closing = False
-        regions.on_drop = self._region_dropped
 
     # tasks
 
@@ -257,7 +240,7 @@ class Farm:
         holding.checks = isinstance(answer, Loaded) and answer.checks
         await self._gather(seat, holding, process)
 
-    async def _gather(self, seat: Seat, holding: Holding, process: WorkerProcess | None) -> None:
+    async def _gather(self, seat: Seat, holding: Holding, process: ChildProcess | None) -> None:
         """Wait for the instances of ``process``: each speaks over a socket of its own, so a task's answer may overtake them."""
         if seat.holdings.get(holding.load.model) is not holding:
             raise _leaving(holding)
@@ -306,11 +289,7 @@ class Farm:
         process = seat.process
         assert process is not None
         for request in batch.requests:
-            for region in request.regions:
-                if not process.attached(region):
-                    process.attach(region, *self._regions.mapping(region))
-            for arena in request.arenas:
-                self.share(arena, process)
+            self.processes.lend(request, process)
         process.execute(batch.instance.number, Execute(batch.number, batch.bodies or [request.body for request in batch.requests]))
 
     def tell(self, batch: PlannedBatch, message: Cancel | Hold) -> None:
@@ -319,19 +298,6 @@ class Farm:
         process = seat.process
         if seat.up and process is not None and process.returncode is None:
             process.send(message)
-
-    def share(self, arena: int, process: WorkerProcess) -> None:
-        """Let a worker read the arena of another, before it gets leases of it."""
-        owner = self._arenas.get(arena)
-        if arena:
-            process.adopt(arena, None if owner is None else owner.arena_fd)
-
-    def view(self, lease: Lease) -> memoryview:
-        """The bytes of a lease of any worker's arena. Raises StatusError where that worker has gone."""
-        owner = self._arenas.get(lease.arena)
-        if owner is None:
-            raise unavailable("the worker that made a tensor has gone, and the tensor with it")
-        return owner.view(lease)
 
     # seats
 
@@ -353,16 +319,11 @@ class Farm:
 
     def _start(self, seat: Seat) -> None:
         seat.restart = None
-        number = next(self._numbers)
-
-        def make_channel(receive: Callable[[bytes, FromWorker], None]) -> tuple[Channel, str]:
-            endpoint = self._runtime.endpoint(f"worker-{number}")
-            return Channel(self._context, endpoint, self._loop, receive, say), endpoint
 
         def say(line: str) -> None:
             self._events.worker_says(seat.name, line)
 
-        def receive(process: WorkerProcess, message: FromWorker) -> None:
+        def receive(process: ChildProcess, message: FromWorker) -> None:
             if type(message) is Done:
                 self._events.batch_done(message, process)
             elif type(message) is Respond:
@@ -373,23 +334,13 @@ class Farm:
                 self._received(seat, message)
 
         try:
-            seat.process = WorkerProcess(
-                seat.name,
-                number,
-                self._arena_byte_sizes,
-                self._request_arena_fd,
-                make_channel,
-                self._loop,
-                receive,
-                say,
-                lambda process: self._ended(seat, process),
-                lambda: self._launch(seat),
+            seat.process = self.processes.start(
+                seat.name, receive, say, lambda process: self._ended(seat, process), lambda: self._launch(seat)
             )
-            self._arenas[number] = seat.process
         except OSError as error:
             delay_secs = seat.backoff.delay_secs(0)
             text = f"could not be started: {error.strerror}"
-            self._events.worker_event("E", f"worker '{seat.name}' {text}; it is tried again {_when(delay_secs)}")
+            self._events.worker_event("E", f"worker '{seat.name}' {text}; it is tried again {when_text(delay_secs)}")
             self._start_later(seat, delay_secs, unavailable(f"worker '{seat.name}' {text}"))
 
     def _launch(self, seat: Seat) -> Launched:
@@ -397,7 +348,7 @@ class Farm:
         if spare is not None and seat.interpreter is OWN:
             self._spare = None
             return spare
-        return launch(seat.interpreter.program, seat.interpreter.environment())
+        return launch(worker_words(seat.interpreter.program), seat.interpreter.environment())
 
     def _start_later(self, seat: Seat, delay_secs: float, error: StatusError) -> None:
         """Start a seat's worker again; those who wait for it hear ``error`` where it has failed too often."""
@@ -477,10 +428,7 @@ class Farm:
             _fail((waiting,), _leaving(holding))
         return holding
 
-    def _ended(self, seat: Seat, process: WorkerProcess) -> None:
-        del self._arenas[process.arena.number]
-        for other in self._arenas.values():
-            other.disown(process.arena.number)
+    def _ended(self, seat: Seat, process: ChildProcess) -> None:
         self._events.worker_gone(process)
         if seat.process is not process:
             return
@@ -491,7 +439,7 @@ class Farm:
             return
         seat.restarts += 1
         delay_secs = seat.backoff.delay_secs(time.monotonic_ns() - process.started_ns)
-        when = _when(delay_secs)
+        when = when_text(delay_secs)
         self._events.worker_event("E", f"worker '{seat.name}' (pid {process.pid}) {process.exit_text}; it is started again {when}")
         error = unavailable(f"worker '{seat.name}' {process.exit_text} while it ran this request")
         loading = unavailable(f"worker '{seat.name}' {process.exit_text} while it loaded this model; the log has its last words")
@@ -508,11 +456,6 @@ class Farm:
         self._start_later(
             seat, delay_secs, unavailable(f"worker '{seat.name}' {process.exit_text} at its start; the log has its last words")
         )
-
-    def _region_dropped(self, region: int) -> None:
-        for seat in self.seats.values():
-            if seat.process is not None:
-                seat.process.detach(region)
 
     # end
 
@@ -563,8 +506,6 @@ class Farm:
         await self._leave(KILL_TIMEOUT_SECS)
         for task in list(self._background):
             task.cancel()
-        self._context.destroy(linger=0)
-        self._runtime.close()
 
     async def _leave(self, timeout_secs: float) -> None:
         deadline = self._loop.time() + timeout_secs
@@ -572,9 +513,8 @@ class Farm:
             await asyncio.sleep(0.005)
 
     def end_now(self) -> None:
-        """Kill all workers and remove the sockets' directory; the process exits right after."""
+        """Kill all workers; the process exits right after."""
         _kill([*self.seats.values(), *self._leaving])
-        self._runtime.close()
 
 
 def _leaving(holding: Holding) -> StatusError:
@@ -593,5 +533,6 @@ def _fail(futures: Iterable[asyncio.Future[Any]], error: StatusError) -> None:
             future.set_exception(error)
 
 
-def _when(delay_secs: float) -> str:
+def when_text(delay_secs: float) -> str:
+    """When something is tried again, for logs."""
     return f"in {delay_secs:g} s" if delay_secs else "at once"

@@ -1,4 +1,4 @@
-"""Starts worker processes. Imports little, because the first of them is started before the server's own modules are imported."""
+"""Starts child processes: workers and front ends. Imports little, because the first worker comes before the server's own modules."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _BOOTSTRAP = Path(__file__).resolve().parents[2] / "workers" / "bootstrap.py"
 
 
 class Launched:
-    """A worker process that waits for its greeting: whatever else it needs comes with that."""
+    """A child process that waits for its greeting: whatever else it needs comes with that."""
 
     __slots__ = ("lifeline", "process", "started_ns")
 
@@ -32,21 +32,27 @@ class Launched:
         self.lifeline.close()
 
 
-def launch(program: str = sys.executable, environment: Mapping[str, str] | None = None, ahead: str = "") -> Launched:
-    """Start a worker in the Python ``program``, with these environment variables (None: the server's own).
+def worker_words(program: str = sys.executable, ahead: str = "") -> list[str]:
+    """The command of a worker in the Python ``program``. ``ahead`` names a backend that it imports before it is told to."""
+    return [program, str(_BOOTSTRAP), *(("--ahead", ahead) if ahead else ())]
 
-    ``ahead`` names a backend that it imports before it is told to. Raises OSError, and then nothing is left of it.
+
+def launch(words: Sequence[str], environment: Mapping[str, str] | None = None, descriptors: Sequence[int] = ()) -> Launched:
+    """Start a child process by its command, with these environment variables (None: the server's own).
+
+    ``--lifeline`` and the number of a descriptor are added to the command; ``descriptors`` are more that it inherits. Raises OSError, and
+    then nothing is left of it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         try:
             process = subprocess.Popen(
-                [program, str(_BOOTSTRAP), "--lifeline", str(theirs.fileno()), *(("--ahead", ahead) if ahead else ())],
+                [*words, "--lifeline", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *descriptors),
                 start_new_session=True,
             )
             assert process.stdout is not None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ...workers.contract.messages import Checked, Inspected, Load, Loaded, Unloaded
 from .backoff import Backoff
+from .child_process import ChildProcess
 from .interpreter import OWN, Interpreter
-from .worker_process import WorkerProcess
 
 Answered = Inspected | Loaded | Unloaded | Checked
 """What a task may be answered, if not by Failed."""
@@ -49,7 +49,7 @@ class Seat:
 
     name: str
     interpreter: Interpreter = OWN
-    process: WorkerProcess | None = None
+    process: ChildProcess | None = None
     up: bool = False
     closing: bool = False
     restarts: int = 0

@@ -8,7 +8,6 @@ from ...workers.contract.status import Code, StatusError
 from ..door.version_text import version_text
 from .method import Method
 from .protocol import messages
-from .rpc import Rpc
 from .standard_files import HEALTH, message_class
 
 if TYPE_CHECKING:
@@ -17,15 +16,15 @@ if TYPE_CHECKING:
 _CheckResponse: Any = message_class(f"{HEALTH}.HealthCheckResponse")
 
 
-def _live(service: Service, request: Any, rpc: Rpc) -> Any:
+def _live(service: Service, request: Any, peer_is_local: bool) -> Any:
     return messages.ServerLiveResponse(live=service.live)
 
 
-async def _ready(service: Service, request: Any, rpc: Rpc) -> Any:
+async def _ready(service: Service, request: Any, peer_is_local: bool) -> Any:
     return messages.ServerReadyResponse(ready=await service.asked_ready())
 
 
-async def _model_ready(service: Service, request: Any, rpc: Rpc) -> Any:
+async def _model_ready(service: Service, request: Any, peer_is_local: bool) -> Any:
     version = version_text(request.version)
     try:
         ready = await service.asked_version_ready(request.name, version)
@@ -37,7 +36,7 @@ async def _model_ready(service: Service, request: Any, rpc: Rpc) -> Any:
     return messages.ModelReadyResponse(ready=ready)
 
 
-async def _check(service: Service, request: Any, rpc: Rpc) -> Any:
+async def _check(service: Service, request: Any, peer_is_local: bool) -> Any:
     serving = await service.asked_ready()
     return _CheckResponse(status="SERVING" if serving else "NOT_SERVING")
 

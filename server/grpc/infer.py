@@ -24,8 +24,7 @@ from .rpc import Rpc
 from .submission import submit
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
-    from ..service import Service
+    from ..inference_service import InferenceService, Version
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ NO_DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction
 class Infer:
     """Begins calls of the method."""
 
-    def __init__(self, service: Service, rule: Restriction | None) -> None:
+    def __init__(self, service: InferenceService, rule: Restriction | None) -> None:
         self._service = service
         self._rule = rule
 
@@ -89,7 +88,7 @@ class _Exchange(SingleResponse):
 
     __slots__ = ("_call", "_rpc", "_version")
 
-    def __init__(self, rpc: Rpc, version: ModelVersion) -> None:
+    def __init__(self, rpc: Rpc, version: Version) -> None:
         super().__init__()
         self._rpc = rpc
         self._version = version

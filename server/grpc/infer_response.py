@@ -15,7 +15,7 @@ from .protocol import messages
 from .wire import field, field_head, packed_varints, varint
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
+    from ..inference_service import Version
 
 MOST_BYTES = 2**31 - 1
 """No gRPC message is larger."""
@@ -30,7 +30,7 @@ _FINAL = "triton_final_response"
 
 
 def response_parts(
-    version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bytes = b""
+    version: Version, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bytes = b""
 ) -> list[bytes | memoryview]:
     """The pieces of the message with a response's outputs, some of which lie where the response does. Raises StatusError.
 
@@ -65,7 +65,7 @@ def response_parts(
     return parts
 
 
-def stream_response(version: ModelVersion, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bool) -> bytes:
+def stream_response(version: Version, request_id: str, classes: Mapping[str, int] | None, response: Response, final: bool) -> bytes:
     """As ``response_parts``, put together as a message of a stream; ``final``: it is the last one of its request. Raises StatusError."""
     parts = response_parts(version, request_id, classes, response, _FINAL_FIELDS[final])
     return b"".join((field_head(_STREAM_RESPONSE, sum(map(len, parts))), *parts))
@@ -128,6 +128,6 @@ def _parameter_fields(parameters: Parameters) -> bytes:
 _FINAL_FIELDS = (_parameter_fields({_FINAL: False}), _parameter_fields({_FINAL: True}))
 
 
-def _classes(version: ModelVersion, tensor: Tensor, content: memoryview, count: int) -> tuple[bytes, tuple[int, ...]]:
+def _classes(version: Version, tensor: Tensor, content: memoryview, count: int) -> tuple[bytes, tuple[int, ...]]:
     labels = version.labels.get(tensor.name, ())
     return classify(content, tensor.datatype, tensor.shape, version.signature.batching, count, labels)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ...workers.contract.status import unavailable
@@ -14,7 +16,7 @@ from ..door.body import most_byte_size
 from ..door.listening import bound_socket
 from ..door.tls_stream import TlsStream
 from .connection import Connection
-from .handlers import handlers
+from .handlers import handlers, unary_replies
 from .http2 import ConnectionFailure, Http2Limits
 from .keep_alive import KeepAliveSettings
 from .limits import Limits
@@ -22,8 +24,10 @@ from .rpc_head import RpcHead
 
 if TYPE_CHECKING:
     from ..door.tls import Tls
+    from ..inference_service import InferenceService
     from ..options import Options
     from ..service import Service
+    from .handlers import Begin
 
 _logger = logging.getLogger(__name__)
 
@@ -50,12 +54,14 @@ def keep_alive_settings(options: Options) -> KeepAliveSettings:
 
 
 class GrpcDoor:
-    """The port and its connections."""
+    """The port and its connections. ``begins`` has what begins a call, by its method's path."""
 
-    def __init__(self, service: Service, limits: Limits | None = None, http2_limits: Http2Limits | None = None) -> None:
+    def __init__(
+        self, service: InferenceService, begins: Mapping[str, Begin], limits: Limits | None = None, http2_limits: Http2Limits | None = None
+    ) -> None:
         options = service.options
         loop = asyncio.get_running_loop()
-        self.handlers = handlers(service, options.grpc_restricted_protocol)
+        self.handlers = begins
         self.arena = service.arena
         self.admission = service.admission
         self.limits = limits or Limits()
@@ -78,8 +84,12 @@ class GrpcDoor:
 
     async def start(self, address: str, port: int, reuse_port: bool, tls: Tls | None = None) -> None:
         """Listen on ``address:port`` (0: a free port), over TLS where that is given. Raises UNAVAILABLE where the port cannot be had."""
+        await self.serve(bound_socket(address, port, reuse_port), tls)
+
+    async def serve(self, listening: socket.socket, tls: Tls | None = None) -> None:
+        """Listen on a socket that is bound to its port, over TLS where that is given."""
         accept = (lambda: Connection(self)) if tls is None else (lambda: TlsStream(self, Connection(self), tls))
-        self._acceptor = Acceptor(bound_socket(address, port, reuse_port), accept, lambda: None)
+        self._acceptor = Acceptor(listening, accept, lambda: None)
         if tls is not None:
             self.sealed_view = memoryview(bytearray(_SEALED_BYTE_SIZE))
             self._watch = asyncio.get_running_loop().create_task(tls.watch())
@@ -167,3 +177,8 @@ class GrpcDoor:
                 # The others' time limits do not depend on this one.
                 _logger.exception("a connection's time limits cannot be told, it is ended")
                 connection.abort()
+
+
+def own_door(service: Service, limits: Limits | None = None, http2_limits: Http2Limits | None = None) -> GrpcDoor:
+    """A door that the service itself answers."""
+    return GrpcDoor(service, handlers(service, service.options.grpc_restricted_protocol, unary_replies(service)), limits, http2_limits)

@@ -9,13 +9,12 @@ from ...workers.contract.signature import TensorSpec
 from ..door.version_text import version_text
 from .method import Method
 from .protocol import messages
-from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
 
 
-def _server(service: Service, request: Any, rpc: Rpc) -> Any:
+def _server(service: Service, request: Any, peer_is_local: bool) -> Any:
     return messages.ServerMetadataResponse(name=service.server_id, version=service.version, extensions=service.extensions)
 
 
@@ -24,7 +23,7 @@ def _tensors(specs: Iterable[TensorSpec]) -> list[Any]:
     return [kind(name=spec.name, datatype=spec.datatype.name, shape=spec.shape) for spec in specs]
 
 
-def _model(service: Service, request: Any, rpc: Rpc) -> Any:
+def _model(service: Service, request: Any, peer_is_local: bool) -> Any:
     version = service.find(request.name, version_text(request.version))
     numbers = [version.version] if request.version else service.ready_versions(request.name)
     return messages.ModelMetadataResponse(
@@ -36,7 +35,7 @@ def _model(service: Service, request: Any, rpc: Rpc) -> Any:
     )
 
 
-def _config(service: Service, request: Any, rpc: Rpc) -> Any:
+def _config(service: Service, request: Any, peer_is_local: bool) -> Any:
     return messages.ModelConfigResponse(config=service.find(request.name, version_text(request.version)).config)
 
 

@@ -35,7 +35,12 @@ class Method:
 
     category: str
     request: Callable[[], Message]
-    handler: Callable[[Service, Any, Rpc], Message | Awaitable[Message]]
+    handler: Callable[[Service, Any, bool], Message | Awaitable[Message]]
+    """Also gets whether the client is on this host."""
+
+
+UnaryReply = Callable[[bytes, bool], Awaitable[bytes]]
+"""Answers a unary call: the reply's message for a request's message, and whether its client is on this host. Raises StatusError."""
 
 
 def check_restriction(rule: Restriction | None, rpc: Rpc) -> None:
@@ -93,11 +98,10 @@ class SingleMessage:
 
 
 class UnaryMethod:
-    """Begins calls of a method."""
+    """Begins calls of a method that ``reply`` answers."""
 
-    def __init__(self, service: Service, method: Method, rule: Restriction | None) -> None:
-        self._service = service
-        self._method = method
+    def __init__(self, reply: UnaryReply, rule: Restriction | None) -> None:
+        self._reply = reply
         self._rule = rule
 
     def begin(self, rpc: Rpc) -> SingleMessage:
@@ -115,27 +119,30 @@ class UnaryMethod:
 
     async def _answer(self, rpc: Rpc, content: bytes) -> None:
         try:
-            message = await self._message(rpc, content)
+            message = await self._reply(content, rpc.peer_is_local)
         except StatusError as error:
             rpc.fail(error)
         else:
-            rpc.reply((message.SerializeToString(),), nothing)
+            rpc.reply((message,), nothing)
 
-    async def _message(self, rpc: Rpc, content: bytes) -> Message:
-        request = self._method.request()
-        try:
-            request.ParseFromString(content)
-        except DecodeError:
-            raise Unparsable from None
 
-        def run() -> Message | Awaitable[Message]:
-            return self._method.handler(self._service, request, rpc)
+async def reply(service: Service, method: Method, content: bytes, peer_is_local: bool) -> bytes:
+    """A ``UnaryReply`` of the service itself."""
+    request = method.request()
+    try:
+        request.ParseFromString(content)
+    except DecodeError:
+        raise Unparsable from None
 
-        try:
-            reply = run()
-        except NotResident as absent:
-            reply = await bring(self._service, absent, run)
-        return await reply if inspect.isawaitable(reply) else reply
+    def run() -> Message | Awaitable[Message]:
+        return method.handler(service, request, peer_is_local)
+
+    try:
+        message = run()
+    except NotResident as absent:
+        message = await bring(service, absent, run)
+    message = await message if inspect.isawaitable(message) else message
+    return bytes(message.SerializeToString())
 
 
 def _ended(rpc: Rpc, task: asyncio.Task[None]) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ...workers.contract.status import invalid, unsupported
 from .method import Method
 from .protocol import messages
-from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -23,7 +22,7 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-async def _index(service: Service, request: Any, rpc: Rpc) -> Any:
+async def _index(service: Service, request: Any, peer_is_local: bool) -> Any:
     _check_no_repository(request)
     entry = messages.RepositoryIndexResponse.ModelIndex
     return messages.RepositoryIndexResponse(
@@ -34,7 +33,7 @@ async def _index(service: Service, request: Any, rpc: Rpc) -> Any:
     )
 
 
-async def _load(service: Service, request: Any, rpc: Rpc) -> Any:
+async def _load(service: Service, request: Any, peer_is_local: bool) -> Any:
     _check_no_repository(request)
     parameters: dict[str, object] = {}
     for name, value in request.parameters.items():
@@ -48,7 +47,7 @@ async def _load(service: Service, request: Any, rpc: Rpc) -> Any:
     return messages.RepositoryModelLoadResponse()
 
 
-async def _unload(service: Service, request: Any, rpc: Rpc) -> Any:
+async def _unload(service: Service, request: Any, peer_is_local: bool) -> Any:
     _check_no_repository(request)
     dependents = False
     if "unload_dependents" in request.parameters:

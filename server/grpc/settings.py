@@ -8,7 +8,6 @@ from ...workers.contract.status import invalid, unavailable, unsupported
 from ..log import FORMATS
 from .method import Method
 from .protocol import messages
-from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 _SWITCHES = ("log_info", "log_warning", "log_error")
 
 
-def _trace(service: Service, request: Any, rpc: Rpc) -> Any:
+def _trace(service: Service, request: Any, peer_is_local: bool) -> Any:
     raise unavailable("the server does not support tracing")
 
 
-def _log(service: Service, request: Any, rpc: Rpc) -> Any:
+def _log(service: Service, request: Any, peer_is_local: bool) -> Any:
     """One by one, as the original does: those before a wrong one have changed."""
     settings = service.log_settings
     given = request.settings

@@ -9,13 +9,12 @@ from google.protobuf import json_format
 from ..door.version_text import version_text
 from .method import Method
 from .protocol import messages
-from .rpc import Rpc
 
 if TYPE_CHECKING:
     from ..service import Service
 
 
-def _statistics(service: Service, request: Any, rpc: Rpc) -> Any:
+def _statistics(service: Service, request: Any, peer_is_local: bool) -> Any:
     versions = service.reported(request.name, version_text(request.version))
     entries = [version.statistics.as_json(version.name, version.version) for version in versions]
     return json_format.ParseDict({"model_stats": entries}, messages.ModelStatisticsResponse())

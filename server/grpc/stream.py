@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...workers.contract.status import StatusError, internal
-from ..dispatch.request import EndMark, Request, Response
+from ..dispatch.request import EndMark, Rejection, Request, Response
 from ..door.body import Body
 from ..door.bringing import Bringing
 from ..door.restriction import Restriction
@@ -27,8 +27,7 @@ from .rpc import Rpc
 from .submission import submit
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
-    from ..service import Service
+    from ..inference_service import InferenceService, Version
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ _ERROR_KEY = "triton_grpc_error"
 class StreamInfer:
     """Begins calls of the method."""
 
-    def __init__(self, service: Service, rule: Restriction | None) -> None:
+    def __init__(self, service: InferenceService, rule: Restriction | None) -> None:
         self._service = service
         self._rule = rule
 
@@ -59,7 +58,7 @@ class Stream:
 
     __slots__ = ("_complete", "_ends_by_error", "_full", "_most_unsent", "order", "outstanding", "rpc", "service")
 
-    def __init__(self, service: Service, rpc: Rpc) -> None:
+    def __init__(self, service: InferenceService, rpc: Rpc) -> None:
         self.service = service
         self.rpc = rpc
         self.order: ResponseOrder[bytes] = ResponseOrder(self._leave)
@@ -149,7 +148,7 @@ class Answering:
         self._request_id = request_id
         self._start_ns = start_ns
         self._call: InferCall
-        self._version: ModelVersion
+        self._version: Version
         self._request: Request | None = None
         self._bringing: Bringing | None = None
         self._gone = False
@@ -196,6 +195,12 @@ class Answering:
             stream.order.add(self.place, stream_refusal(error.message, self._request_id))
             stream.finished(self)
 
+    def rejected(self, response: Rejection) -> None:
+        """It was refused after it had been handed over."""
+        self._request = None
+        assert response.error is not None
+        self.refuse(response.error)
+
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         self._gone = True
@@ -220,6 +225,9 @@ class Answering:
         final = response.final
         if self._gone:
             response.release()
+        elif type(response) is Rejection:
+            self.rejected(response)
+            return
         elif type(response) is EndMark:
             response.release()
             if self._call.empty_final:
@@ -274,5 +282,8 @@ class _Single(SingleResponse):
 
     def settle(self, response: Response, refusal: StatusError | None) -> None:
         """As the base class says."""
+        if type(response) is Rejection:
+            self._answering.rejected(response)
+            return
         self._answering.write(response, refusal, True)
         self._answering.end()

@@ -17,8 +17,7 @@ from .infer_request import read_request
 from .rpc import Rpc
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
-    from ..service import Service
+    from ..inference_service import InferenceService, Version
 
 
 def metadata_texts(rpc: Rpc) -> Iterable[tuple[str, str]]:
@@ -28,8 +27,8 @@ def metadata_texts(rpc: Rpc) -> Iterable[tuple[str, str]]:
 
 
 def submit(
-    service: Service,
-    version: ModelVersion,
+    service: InferenceService,
+    version: Version,
     message: InferMessage,
     rpc: Rpc,
     start_ns: int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -20,13 +19,13 @@ from . import (
     statistics_routes,
     trace_settings,
 )
-from .endpoint import Endpoint, send_reply
+from .endpoint import EndpointOf, send_reply
 from .errors import plain_error_reply
 from .limits import Limits
 from .restriction import Restrictions
 
 if TYPE_CHECKING:
-    from ..service import Service
+    from ..inference_service import InferenceService
 
 _NOT_FOUND = plain_error_reply(404, "Not Found")
 
@@ -65,9 +64,8 @@ class RawPath:
             await send({"type": "websocket.close"})
 
 
-def http_app(service: Service, restrictions: Restrictions, limits: Limits) -> ASGIApp:
-    """The app; ``limits`` says where request bodies of inference go."""
-    endpoint = partial(Endpoint, service, restrictions)
+def http_app(service: InferenceService, restrictions: Restrictions, limits: Limits, endpoint: EndpointOf) -> ASGIApp:
+    """The app; ``limits`` says where request bodies of inference go, ``endpoint`` makes what answers everything else."""
     routes = [
         *statistics_routes.routes(endpoint),
         *logging_settings.routes(endpoint),

@@ -10,10 +10,10 @@ from ..door.version_text import version_text
 from ..repository.demand import NotResident
 
 if TYPE_CHECKING:
-    from ..service import Service
+    from ..inference_service import InferenceService
 
 
-def early_refusal(service: Service, model: str, version: str, byte_size: int) -> Overloaded | None:
+def early_refusal(service: InferenceService, model: str, version: str, byte_size: int) -> Overloaded | None:
     """Why a request with a body of ``byte_size`` bytes cannot enter now; None where it may, or where something else is wrong with it.
 
     What else is wrong is told once the body is there, as it is at any other time.

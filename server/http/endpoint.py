@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -139,7 +140,7 @@ async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
             reply.on_sent()
 
 
-async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The result of ``work``; cancels it and raises Disconnected where the client goes first."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnect(receive))
     try:
@@ -176,19 +177,23 @@ def _foreign_page(scope: Scope) -> Reply | None:
     return plain_error_reply(403, "This API is not for web pages of other sites")
 
 
-class Endpoint:
-    """The ASGI app of one route. ``handlers``: method → handler.
+class Endpoint(ABC):
+    """The ASGI app of one route for these methods.
 
-    ``plain`` routes send their 405 as text/plain. A StatusError of a handler becomes its JSON error,
+    ``plain`` routes send their 405 as text/plain. A StatusError of ``answer`` becomes its JSON error,
     any other exception a 500 that tells the client nothing.
     """
 
     def __init__(
-        self, service: Service, restrictions: Restrictions, category: str, handlers: Mapping[str, Handler], plain: bool = False
+        self, admission: Admission, most_body_byte_size: int, restrictions: Restrictions, category: str, methods: Iterable[str], plain: bool
     ) -> None:
-        self._service = service
-        self._handlers = handlers
-        self._guard = Guard(restrictions, category, tuple(handlers), plain)
+        self._admission = admission
+        self._most_body_byte_size = most_body_byte_size
+        self._guard = Guard(restrictions, category, tuple(methods), plain)
+
+    @abstractmethod
+    async def answer(self, call: Call, scope: Scope, receive: Receive) -> Reply:
+        """The reply to a call that has been received. Raises StatusError, and Disconnected where nobody waits for it any more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -203,23 +208,35 @@ class Endpoint:
         await send_reply(reply, scope, send)
 
     async def _handle(self, scope: Scope, receive: Receive) -> Reply:
-        admission = self._service.admission
+        admission = self._admission
         # A connection of our own has received all of it, and counts it until the last piece has been taken.
         admitted = scope["http_version"] == "1.1"
-        body = await read_body(receive, self._service.options.http_max_input_size, admission, admitted)
+        body = await read_body(receive, self._most_body_byte_size, admission, admitted)
         try:
-            return await self._answer(Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"]), scope, receive)
+            return await self.answer(Call(scope["path_params"], body, scope_peer_is_local(scope), scope["headers"]), scope, receive)
         finally:
             admission.let_go(len(body))
 
-    async def _answer(self, call: Call, scope: Scope, receive: Receive) -> Reply:
+
+class ServiceEndpoint(Endpoint):
+    """An endpoint that the service itself answers. ``handlers``: method → handler."""
+
+    def __init__(
+        self, service: Service, restrictions: Restrictions, category: str, handlers: Mapping[str, Handler], plain: bool = False
+    ) -> None:
+        super().__init__(service.admission, service.options.http_max_input_size, restrictions, category, handlers, plain)
+        self._service = service
+        self._handlers = handlers
+
+    async def answer(self, call: Call, scope: Scope, receive: Receive) -> Reply:
+        """As the base class says."""
         handler = partial(self._handlers[scope["method"]], self._service, call)
         try:
             reply = handler()
         except NotResident as absent:
-            reply = await _unless_gone(bring(self._service, absent, handler), receive)
+            reply = await unless_gone(bring(self._service, absent, handler), receive)
         return await reply if inspect.isawaitable(reply) else reply
 
 
 EndpointOf = Callable[..., Endpoint]
-"""``Endpoint`` with the service and the restrictions filled in: what route files take."""
+"""Makes an endpoint of its category, its handlers by method, and whether it is ``plain``: what route files take."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
 
 from ..door.malformed import Malformed
 from . import health
 from .app import http_app
 from .asgi_call import AsgiCalls
 from .early_refusal import early_refusal
-from .exchange import Answer, Cancel, Head, StreamingRequest
+from .endpoint import ServiceEndpoint
+from .exchange import Answer, Cancel, Head, Reply, StreamingRequest
 from .generate import generate, generate_target
 from .http2 import Http2
 from .infer import infer
@@ -21,6 +25,7 @@ from .listener import HttpDoor
 from .restriction import Restrictions
 
 if TYPE_CHECKING:
+    from ..inference_service import InferenceService
     from ..service import Service
 
 _MODELS = "/v2/models/"
@@ -40,15 +45,26 @@ def infer_target(path: str) -> tuple[str, str] | None:
     return None
 
 
-class Front:
-    """The handler of the service's HTTP door. ``rules``: restricted API category → (header name, value)."""
+Probe = Callable[[Head], Reply | None]
+"""Answers a health probe that needs no waiting; None for any other request."""
 
-    def __init__(self, service: Service, rules: Mapping[str, tuple[str, str]], limits: Limits | None = None) -> None:
+
+def no_probe(head: Head) -> None:
+    """Leaves health probes to the app."""
+
+
+class Front:
+    """The handler of the service's HTTP door. ``app`` answers what is neither inference nor answered by ``probe``."""
+
+    def __init__(
+        self, service: InferenceService, restrictions: Restrictions, app: ASGIApp, probe: Probe = no_probe, limits: Limits | None = None
+    ) -> None:
         self.limits = limits or Limits()
         self._service = service
-        self._restrictions = Restrictions(rules)
-        self._app = http_app(service, self._restrictions, self.limits)
-        self._calls = AsgiCalls(self._app)
+        self._restrictions = restrictions
+        self._app = app
+        self._probe = probe
+        self._calls = AsgiCalls(app)
 
     def door(self, stay_awake: Callable[[], None] = lambda: None) -> HttpDoor:
         """A door that this front answers, with HTTP/2 by prior knowledge."""
@@ -93,10 +109,34 @@ class Front:
                 answer(refused)
                 return None
         elif head.method == "GET":
-            probe = _HEALTH.get(path)
-            # A model's own check takes a while, and is asked through the app.
-            if probe is not None and not (probe is health.ready and self._service.checks):
+            probed = self._probe(head)
+            if probed is not None:
                 request.body.release()
-                answer(self._restrictions.refusal("health", head.headers) or probe(self._service))
+                answer(probed)
                 return None
         return self._calls.begin(request, answer)
+
+
+def probe_of(service: Service, restrictions: Restrictions) -> Probe:
+    """Has the service itself say how it is."""
+
+    def probe(head: Head) -> Reply | None:
+        found = _HEALTH.get(head.path)
+        # A model's own check takes a while, and is asked through the app.
+        if found is None or (found is health.ready and service.checks):
+            return None
+        return restrictions.refusal("health", head.headers) or found(service)
+
+    return probe
+
+
+def own_app(service: Service, restrictions: Restrictions, limits: Limits) -> ASGIApp:
+    """The app that the service itself answers."""
+    return http_app(service, restrictions, limits, partial(ServiceEndpoint, service, restrictions))
+
+
+def own_front(service: Service, rules: Mapping[str, tuple[str, str]], limits: Limits | None = None) -> Front:
+    """A front that the service itself answers. ``rules``: restricted API category → (header name, value)."""
+    limits = limits or Limits()
+    restrictions = Restrictions(rules)
+    return Front(service, restrictions, own_app(service, restrictions, limits), probe_of(service, restrictions), limits)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from ...workers.contract.status import StatusError, internal, invalid
-from ..dispatch.request import EndMark, Request, Response
+from ..dispatch.request import EndMark, Rejection, Request, Response
 from ..door.bringing import Bringing
 from ..door.scratch import Scratch
 from ..door.version_text import version_text
@@ -26,14 +26,13 @@ from .generate_request import GenerateCall, read_generate, read_long_generate
 from .generate_response import EXPECTS_ONE, response_steps
 from .handler_app import HandlerApp
 from .limits import Limits
-from .load_metrics import load_metrics_headers
+from .load_metrics import FAMILY, load_metrics_headers
 from .long_request import LONG_BYTE_SIZE
 from .restriction import Restrictions
 from .turns import in_turns
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
-    from ..service import Service
+    from ..inference_service import InferenceService, Version
 
 _MODELS = "/v2/models/"
 _EVENTS_TYPE = (b"Content-Type", b"text/event-stream; charset=utf-8")
@@ -54,7 +53,7 @@ def generate_target(path: str) -> tuple[str, str, bool] | None:
 
 
 def generate(
-    service: Service, model: str, version: str, request: StreamingRequest, answer: Answer, streamed: bool = False
+    service: InferenceService, model: str, version: str, request: StreamingRequest, answer: Answer, streamed: bool = False
 ) -> Cancel | None:
     """Run one inference and reply with its response, or with an event for each of its responses.
 
@@ -112,7 +111,7 @@ class _Generation:
     )
 
     def __init__(
-        self, service: Service, version: ModelVersion, asked: str, streamed: bool, request: StreamingRequest, answer: Answer
+        self, service: InferenceService, version: Version, asked: str, streamed: bool, request: StreamingRequest, answer: Answer
     ) -> None:
         self._service = service
         self._version = version
@@ -205,6 +204,11 @@ class _Generation:
         if self._gone:
             response.release()
             return
+        if type(response) is Rejection:
+            self._queued = None
+            assert response.error is not None
+            self._refuse(response.error)
+            return
         self._responses.append(response)
         if len(self._responses) == 1:
             self._go_on()
@@ -285,7 +289,7 @@ class _Generation:
     def _headers(self, head: Head) -> Headers:
         kind = _EVENTS_TYPE if self._streamed else JSON_TYPE
         wanted = head.header(b"endpoint-load-metrics-format")
-        return (kind,) if wanted is None else (kind, *load_metrics_headers(wanted, self._service.custom_families()))
+        return (kind,) if wanted is None else (kind, *load_metrics_headers(wanted, self._service.custom_family(FAMILY)))
 
     def _break_off(self) -> None:
         """Something went wrong here: the client is to hear of it, and outputs' memory to come back."""
@@ -297,7 +301,7 @@ class _Generation:
             stream.abort()
 
 
-def model_routes(service: Service, restrictions: Restrictions, limits: Limits) -> list[Route]:
+def model_routes(service: InferenceService, restrictions: Restrictions, limits: Limits) -> list[Route]:
     """Both forms of it, with and without a version."""
     return [
         Route(f"/v2/models/{{model}}{version}/generate{suffix}", HandlerApp(service, restrictions, limits, handler, plain=False))

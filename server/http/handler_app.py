@@ -23,14 +23,14 @@ from .limits import Limits
 from .restriction import Restrictions
 
 if TYPE_CHECKING:
-    from ..service import Service
+    from ..inference_service import InferenceService
 
 _logger = logging.getLogger(__name__)
 
 STREAM_BYTE_SIZE = 64 * 1024
 """What a request over HTTP/2 takes by itself: objects, tasks and buffers, those of the library included."""
 
-Handler = Callable[["Service", str, str, StreamingRequest, Answer], Cancel | None]
+Handler = Callable[["InferenceService", str, str, StreamingRequest, Answer], Cancel | None]
 """Replies to a request to a model and, where that is not empty, one version of it; takes over its body in any case."""
 
 
@@ -62,7 +62,7 @@ class _AsgiRequest(StreamingRequest):
 class HandlerApp:
     """The ASGI app of a model's route; ``plain`` routes send their 405 as text/plain."""
 
-    def __init__(self, service: Service, restrictions: Restrictions, limits: Limits, handler: Handler, plain: bool) -> None:
+    def __init__(self, service: InferenceService, restrictions: Restrictions, limits: Limits, handler: Handler, plain: bool) -> None:
         self._service = service
         self._admission = service.admission
         self._plain = plain

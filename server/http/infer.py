@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...shm.arena import Arena
 from ...workers.contract.status import StatusError, internal, unsupported
 from ...workers.contract.strings import CutString
-from ..dispatch.request import Request, Response
+from ..dispatch.request import Rejection, Request, Response
 from ..door.body import ArenaBody, InlineBody
 from ..door.bringing import Bringing
 from ..door.content_encoding import (
@@ -39,13 +39,12 @@ from .long_request import LONG_BYTE_SIZE, LongScratch, read_long_request
 from .turns import in_turns
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
-    from ..service import Service
+    from ..inference_service import InferenceService, Version
 
 NO_DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
-def infer(service: Service, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+def infer(service: InferenceService, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """Run one inference and answer with its outcome.
 
     Takes the request's body over: it is released once the inference has ended, or at once where
@@ -58,7 +57,7 @@ def infer(service: Service, head: InferHead, request: HttpRequest, answer: Answe
     return _unpacked(service, head, request, answer)
 
 
-def _unpacked(service: Service, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+def _unpacked(service: InferenceService, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """Run an inference once its body is as it should be read."""
     try:
         version = service.find(head.model, head.version)
@@ -78,16 +77,16 @@ def _unpacked(service: Service, head: InferHead, request: HttpRequest, answer: A
     return _begin(service, version, head, request, answer)
 
 
-_Begin = Callable[["Service", InferHead, HttpRequest, Answer], Cancel | None]
+_Begin = Callable[["InferenceService", InferHead, HttpRequest, Answer], Cancel | None]
 
 
-def _bring(service: Service, absent: NotResident, begin: _Begin, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel:
+def _bring(service: InferenceService, absent: NotResident, begin: _Begin, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel:
     """Have the model loaded, and ``begin`` then; returns what gives it up."""
     return Bringing(service, absent, partial(_brought, service, begin, head, request, answer), request.body.release).cancel
 
 
 def _brought(
-    service: Service, begin: _Begin, head: InferHead, request: HttpRequest, answer: Answer, error: StatusError | None
+    service: InferenceService, begin: _Begin, head: InferHead, request: HttpRequest, answer: Answer, error: StatusError | None
 ) -> Cancel | None:
     if error is not None:
         _refuse(request, error, True, answer)
@@ -100,7 +99,7 @@ def _brought(
         raise
 
 
-def _begin_unpacked(service: Service, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+def _begin_unpacked(service: InferenceService, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """Run an inference whose body has been unpacked before its model left."""
     try:
         version = service.find(head.model, head.version)
@@ -110,7 +109,7 @@ def _begin_unpacked(service: Service, head: InferHead, request: HttpRequest, ans
     return _begin(service, version, head, request, answer)
 
 
-def _begin(service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
+def _begin(service: InferenceService, version: Version, head: InferHead, request: HttpRequest, answer: Answer) -> Cancel | None:
     """Run an inference whose body is as it should be read."""
     scratch: Scratch | None = None
     plain = True
@@ -146,7 +145,7 @@ def _begin(service: Service, version: ModelVersion, head: InferHead, request: Ht
     return partial(service.cancel, version, queued)
 
 
-def _current(service: Service, version: ModelVersion, head: InferHead) -> ModelVersion:
+def _current(service: InferenceService, version: Version, head: InferHead) -> Version:
     """What an inference goes to that found ``version`` before its body was read. Raises StatusError."""
     current = service.current(version, head.version)
     if current.signature.decoupled:
@@ -179,7 +178,9 @@ class _Unpacking:
 
     __slots__ = ("_arguments", "_cancel", "_gone", "_job")
 
-    def __init__(self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, limit: int, answer: Answer) -> None:
+    def __init__(
+        self, service: InferenceService, version: Version, head: InferHead, request: HttpRequest, limit: int, answer: Answer
+    ) -> None:
         self._arguments = (service, version, head, request, answer)
         self._cancel: Cancel | None = None
         self._gone = False
@@ -276,7 +277,7 @@ class _LongReading:
     __slots__ = ("_arguments", "_cancel", "_drop", "_scratch")
 
     def __init__(
-        self, service: Service, version: ModelVersion, head: InferHead, request: HttpRequest, json_size: int, answer: Answer
+        self, service: InferenceService, version: Version, head: InferHead, request: HttpRequest, json_size: int, answer: Answer
     ) -> None:
         self._arguments = (service, version, head, request, answer)
         self._cancel: Cancel | None = None
@@ -339,7 +340,7 @@ class _Exchange(SingleResponse):
 
     __slots__ = ("_answer", "_call", "_version")
 
-    def __init__(self, version: ModelVersion, call: InferCall, answer: Answer) -> None:
+    def __init__(self, version: Version, call: InferCall, answer: Answer) -> None:
         super().__init__()
         self._version = version
         self._call = call
@@ -350,7 +351,7 @@ class _Exchange(SingleResponse):
         if refusal is not None:
             # Raised, it would keep this frame, and with it itself and the request's body, for the collector.
             response.release()
-            self._answer(failure(refusal, plain=True))
+            self._answer(failure(refusal, plain=type(response) is not Rejection))
             return
         try:
             reply = infer_reply(self._version, self._call, response)

@@ -20,7 +20,7 @@ from .json_tensor import json_array
 from .long_reply import SHORT_BYTE_SIZE, LongArray, LongReply, unequal
 
 if TYPE_CHECKING:
-    from ..repository.version import ModelVersion
+    from ..inference_service import Version
 
 _BINARY_TYPE = (b"Content-Type", b"application/octet-stream")
 _JSON_HEADERS = (JSON_TYPE,)
@@ -35,7 +35,7 @@ def failure(error: StatusError, *, plain: bool = False) -> Reply:
     return error_reply(error, plain)
 
 
-def infer_reply(version: ModelVersion, call: InferCall, response: Response) -> Reply | LongReply:
+def infer_reply(version: Version, call: InferCall, response: Response) -> Reply | LongReply:
     """The reply with a response's outputs, each in the form that the request asked for; or what makes it, where that takes long.
 
     The response is released by the reply's ``on_sent``, or at once where nothing of it is left to
@@ -136,7 +136,7 @@ def _region_object(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
     return _head(name, datatype, shape) + b"}"
 
 
-def _classes_object(version: ModelVersion, tensor: Tensor, content: memoryview, count: int, tail: list[bytes | memoryview] | None) -> bytes:
+def _classes_object(version: Version, tensor: Tensor, content: memoryview, count: int, tail: list[bytes | memoryview] | None) -> bytes:
     classes, shape = classify(
         content, tensor.datatype, tensor.shape, version.signature.batching, count, version.labels.get(tensor.name, ())
     )

@@ -17,10 +17,10 @@ from .limits import Limits
 from .restriction import Restrictions
 
 if TYPE_CHECKING:
-    from ..service import Service
+    from ..inference_service import InferenceService
 
 
-def infer_guarded(service: Service, model: str, version: str, request: HttpRequest, answer: Answer) -> Cancel | None:
+def infer_guarded(service: InferenceService, model: str, version: str, request: HttpRequest, answer: Answer) -> Cancel | None:
     """Hand a request to ``infer`` once its version is known to be a number; takes over its body in any case."""
     try:
         version = version_text(version)
@@ -32,7 +32,7 @@ def infer_guarded(service: Service, model: str, version: str, request: HttpReque
     return infer(service, head, request, answer)
 
 
-def model_routes(service: Service, restrictions: Restrictions, limits: Limits) -> list[Route]:
+def model_routes(service: InferenceService, restrictions: Restrictions, limits: Limits) -> list[Route]:
     """Inference with a model."""
     app = HandlerApp(service, restrictions, limits, infer_guarded, plain=True)
     return [Route("/v2/models/{model}/versions/{version:digits}/infer", app), Route("/v2/models/{model}/infer", app)]

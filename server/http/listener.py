@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -87,9 +88,13 @@ class HttpDoor:
 
         Raises UNAVAILABLE where the port cannot be had.
         """
+        await self.serve(bound_socket(address, port, reuse_port), tls)
+
+    async def serve(self, listening: socket.socket, tls: Tls | None = None) -> None:
+        """Listen on a socket that is bound to its port, over TLS where that is given."""
         loop = asyncio.get_running_loop()
         accept = (lambda: Connection(self)) if tls is None else (lambda: TlsStream(self, Connection(self), tls))
-        self._acceptor = Acceptor(bound_socket(address, port, reuse_port), accept, self._make_room)
+        self._acceptor = Acceptor(listening, accept, self._make_room)
         if tls is not None:
             self.sealed_view = memoryview(bytearray(_SEALED_BYTE_SIZE))
             self._watch = loop.create_task(tls.watch())

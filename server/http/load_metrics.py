@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
 
 from ...workers.contract.json_writing import write
 from ..prometheus_text import Family
@@ -20,13 +19,12 @@ FAMILY = "nv_trt_llm_kv_cache_block_metrics"
 _LABEL = "kv_cache_block_type"
 
 
-def load_metrics_headers(form: bytes, families: Iterable[Family]) -> Headers:
+def load_metrics_headers(form: bytes, family: Family | None) -> Headers:
     """The header in the form asked for, ``text`` or ``json``; none, and a line in the log, where that cannot be told.
 
-    ``families`` are the custom metrics of all models.
+    ``family`` is the one called ``FAMILY``, if a model has made it.
     """
-    samples = [sample for family in families if family.name == FAMILY for sample in family.samples]
-    blocks = {sample.labels[_LABEL]: sample.value for sample in samples if _LABEL in sample.labels}
+    blocks = {} if family is None else {sample.labels[_LABEL]: sample.value for sample in family.samples if _LABEL in sample.labels}
     try:
         used, most, tokens = blocks["used"], blocks["max"], blocks["tokens_per"]
     except KeyError:

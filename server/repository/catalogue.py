@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...workers.contract.status import not_found, unavailable
@@ -26,10 +26,14 @@ class IndexEntry:
 
 
 class Catalogue:
-    """Models by name: those of the repositories, and those that came with a load request."""
+    """Models by name: those of the repositories, and those that came with a load request.
+
+    ``on_change`` is called when other versions than before have begun to serve, or some have ceased to.
+    """
 
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
+        self.on_change: Callable[[], None] = lambda: None
 
     def find(self, name: str, version: str) -> ModelVersion:
         """The version a request means. Raises StatusError with the protocol's lookup texts."""

@@ -13,7 +13,7 @@ from ...workers.contract.messages import Done, Respond, Spoken, Warmed
 from ...workers.contract.status import StatusError
 from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.instance import Instance
-from ..farm.worker_process import WorkerProcess
+from ..farm.child_process import ChildProcess
 from ..log import Log
 from .version import ModelVersion
 
@@ -26,8 +26,8 @@ class Generations:
     """
 
     def __init__(self, dispatcher: Dispatcher, log: Log) -> None:
-        self.heard: Callable[[Spoken, WorkerProcess], None]
-        self.worker_left: Callable[[WorkerProcess], None]
+        self.heard: Callable[[Spoken, ChildProcess], None]
+        self.worker_left: Callable[[ChildProcess], None]
         self.renew: Callable[[ModelVersion], None]
         self._dispatcher = dispatcher
         self._log = log
@@ -134,19 +134,19 @@ class Generations:
             served.scheduler.suspend(error)
             self._dispatcher.touch(served.scheduler)
 
-    def batch_done(self, done: Done, process: WorkerProcess) -> None:
+    def batch_done(self, done: Done, process: ChildProcess) -> None:
         """A batch has been answered."""
         self._dispatcher.batch_done(done, process)
 
-    def responded(self, message: Respond, process: WorkerProcess) -> None:
+    def responded(self, message: Respond, process: ChildProcess) -> None:
         """A model has answered a request by its sender."""
         self._dispatcher.respond(message, process)
 
-    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+    def spoken(self, message: Spoken, process: ChildProcess) -> None:
         """A model says something else."""
         self.heard(message, process)
 
-    def worker_gone(self, process: WorkerProcess) -> None:
+    def worker_gone(self, process: ChildProcess) -> None:
         """A worker process has ended."""
         self.worker_left(process)
 

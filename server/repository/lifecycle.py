@@ -188,6 +188,7 @@ class Lifecycle:
             found = models.get(member)
             if found is not None and found.implicit and found.wanted and not users_of({member}, models):
                 leaving += self._take_out(member, dependents)
+        self._catalogue.on_change()
         return leaving
 
     async def bring(self, names: Collection[str], overrides: Mapping[str, Override] | None = None) -> dict[str, StatusError]:

@@ -29,14 +29,19 @@ class Namespaces:
         self._options = options
         self._make = make
         self._pairs: list[tuple[Source, Catalogue, Lifecycle]] = []
+        self.on_change: Callable[[], None] = lambda: None
 
     def open(self, sources: Sequence[Source]) -> None:
         """These are the repositories."""
         for source in sources:
             catalogue = Catalogue()
+            catalogue.on_change = self._changed
             lifecycle = self._make(catalogue, source.name, [other for other in sources if other is not source])
             lifecycle.open([source])
             self._pairs.append((source, catalogue, lifecycle))
+
+    def _changed(self) -> None:
+        self.on_change()
 
     @property
     def pairs(self) -> list[tuple[Source, Catalogue, Lifecycle]]:

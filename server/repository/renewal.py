@@ -168,6 +168,7 @@ class Renewal:
             del model.slots[version]
         if made or change.retire:
             self._renewed.add(model.name)
+            self._catalogue.on_change()
 
     def _give_up(self, model: Model, made: list[ModelVersion]) -> None:
         """A version did not load, so what loaded beside it goes again."""

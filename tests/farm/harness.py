@@ -20,8 +20,9 @@ from tensorfarm.server.dispatch.instance import Instance
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.dispatch.scheduler import Scheduler
 from tensorfarm.server.dispatch.schedulers import scheduler_of
+from tensorfarm.server.farm.child_process import ChildProcess
 from tensorfarm.server.farm.farm import Farm
-from tensorfarm.server.farm.worker_process import WorkerProcess
+from tensorfarm.server.farm.processes import Processes
 from tensorfarm.server.regions import RegionRegistry
 from tensorfarm.server.statistics import VersionStatistics
 from tensorfarm.shm.arena import create_memory
@@ -76,7 +77,8 @@ class House:
         self.gone: list[int] = []
         self.regions = RegionRegistry()
         self.arena_fd = create_memory(1 << 20)
-        self.farm = Farm(self.loop, self, self.regions, self.arena_fd, ARENA_BYTE_SIZES)
+        self.processes = Processes(self.loop, self.regions, self.arena_fd, ARENA_BYTE_SIZES)
+        self.farm = Farm(self.loop, self, self.processes)
         self.dispatcher = Dispatcher(self.farm.send, self.loop.call_soon, lambda at_ns: None)
         self.served: dict[int, Served] = {}
         self._numbers = itertools.count(1)
@@ -113,20 +115,20 @@ class House:
         self.lost_models.append((model, error))
         self.changed()
 
-    def batch_done(self, done: Done, process: WorkerProcess) -> None:
+    def batch_done(self, done: Done, process: ChildProcess) -> None:
         self.done.append(done)
         self.dispatcher.batch_done(done, process)
         self.changed()
 
-    def responded(self, message: Respond, process: WorkerProcess) -> None:
+    def responded(self, message: Respond, process: ChildProcess) -> None:
         self.responses.append(message)
         self.changed()
 
-    def spoken(self, message: Spoken, process: WorkerProcess) -> None:
+    def spoken(self, message: Spoken, process: ChildProcess) -> None:
         self.said.append(message)
         self.changed()
 
-    def worker_gone(self, process: WorkerProcess) -> None:
+    def worker_gone(self, process: ChildProcess) -> None:
         self.gone.append(process.arena.number)
         self.changed()
 
@@ -173,7 +175,7 @@ class House:
         await self.farm.load(worker, served.load)
         return served
 
-    def process(self, worker: str = "cpu") -> WorkerProcess:
+    def process(self, worker: str = "cpu") -> ChildProcess:
         process = self.farm.seats[worker].process
         assert process is not None
         return process
@@ -235,6 +237,7 @@ async def house(folder: Path) -> AsyncIterator[House]:
         yield made
     finally:
         await made.farm.close()
+        made.processes.close()
         made.regions.close()
         os.close(made.arena_fd)
         made.__dict__.clear()

@@ -53,7 +53,7 @@ def arenas() -> int:
 @contextlib.contextmanager
 def stranger(house: House, worker: str = "cpu") -> Iterator[zmq.Socket[bytes]]:
     """A socket of somebody who found the worker's address but has no token."""
-    (path,) = house.farm._runtime.path.glob(f"worker-{house.process(worker).arena.number}")
+    (path,) = house.processes._runtime.path.glob(f"process-{house.process(worker).arena.number}")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 1000)
@@ -380,7 +380,8 @@ def test_the_end_waits_for_nobody_for_long(tmp_path: Path) -> None:
             await arriving
         with pytest.raises(StatusError, match="Server is stopping"):
             await house.load("fourth")
-        assert not house.farm._runtime.path.exists()
+        house.processes.close()
+        assert not house.processes._runtime.path.exists()
 
     run(tmp_path, work)
 
@@ -416,7 +417,7 @@ def test_strangers_and_rubbish_on_the_socket_are_dropped(tmp_path: Path) -> None
             ):
                 socket.send(message)
             await house.until(lambda: len(house.lines) == 3, "the strange messages to be noticed")
-            assert {line for _, line in house.lines} == {"a message of a peer that does not have the worker's token was dropped"}
+            assert {line for _, line in house.lines} == {"a message of a peer that does not have its token was dropped"}
             for rubbish in (pickle.dumps(Evil()), b"", b"\xc1", encode({"a": 1})):
                 socket.send(rubbish)
             await house.until(lambda: len(house.lines) == 7, "the rubbish to be noticed")

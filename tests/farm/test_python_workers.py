@@ -208,7 +208,7 @@ def test_a_worker_reads_what_another_has_made(tmp_path: Path) -> None:
         maker, caller = house.process(), house.process(SEAT)
         for loan in (5, 6):
             call, asked = await ask()
-            house.farm.share(output.place.arena, caller)
+            house.processes.share(output.place.arena, caller)
             caller.answer(call.instance, Answer(call.call, loan, Result([output]), True))
             answered = await asyncio.wait_for(asked, PATIENCE_S)
             assert answered.error is None  # type: ignore[attr-defined]
@@ -217,16 +217,16 @@ def test_a_worker_reads_what_another_has_made(tmp_path: Path) -> None:
             del total
             answered.release()  # type: ignore[attr-defined]
             await house.until(lambda loan=loan: Release([loan]) in house.said, "the loan to be given back")  # type: ignore[misc]
-        assert bytes(house.farm.view(output.place))[:4] == (8).to_bytes(4, "little")
+        assert bytes(house.processes.view(output.place))[:4] == (8).to_bytes(4, "little")
         maps = Path(f"/proc/{caller.pid}/maps")
         before = maps.read_text().count("tensorfarm-arena")
         maker.kill()
         await house.until(lambda: maker.arena.number in house.gone, "the maker's end")
         await house.until(lambda: maps.read_text().count("tensorfarm-arena") < before, "its arena to be unmapped")
         with pytest.raises(StatusError, match="the worker that made a tensor has gone"):
-            house.farm.view(output.place)
+            house.processes.view(output.place)
         call, asked = await ask()
-        house.farm.share(output.place.arena, caller)
+        house.processes.share(output.place.arena, caller)
         caller.answer(call.instance, Answer(call.call, 7, Result([output]), True))
         answered = await asyncio.wait_for(asked, PATIENCE_S)
         assert "the worker that made a tensor has gone" in answered.error.message  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ from tensorfarm.server.door.tls import Tls
 from tensorfarm.server.grpc.frames import HEAD_BYTE_SIZE
 from tensorfarm.server.grpc.http2 import Http2Limits
 from tensorfarm.server.grpc.limits import Limits
-from tensorfarm.server.grpc.listener import GrpcDoor
+from tensorfarm.server.grpc.listener import GrpcDoor, own_door
 from tensorfarm.server.grpc.rpc import Receiver, Rpc
 from tensorfarm.shm.arena import Arena
 from tests.http.doors import PATIENCE_S
@@ -147,7 +147,7 @@ async def a_grpc_door(
     """A door on a free loopback port; in the end it has no connection, and holds nothing of any."""
     admission = admission or Admission()
     service = SimpleNamespace(options=options(**flags), arena=arena, admission=admission)
-    door = GrpcDoor(cast(Any, service), limits or Limits(), http2_limits)
+    door = own_door(cast(Any, service), limits or Limits(), http2_limits)
     door.handlers = methods.handlers
     await door.start("127.0.0.1", 0, False, tls)
     try:

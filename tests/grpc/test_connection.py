@@ -18,7 +18,7 @@ from tensorfarm.server.grpc.frames import ErrorCode
 from tensorfarm.server.grpc.header_block import written
 from tensorfarm.server.grpc.http2 import Http2Limits
 from tensorfarm.server.grpc.limits import Limits
-from tensorfarm.server.grpc.listener import GrpcDoor
+from tensorfarm.server.grpc.listener import GrpcDoor, own_door
 from tests.http.doors import Client, QuietTransport, an_arena, run, until
 
 from .doors import BRISK, Methods, Silent, a_grpc_client, a_grpc_door, message, messages_in, options
@@ -254,7 +254,7 @@ def test_a_client_that_must_read_first_is_not_read_from() -> None:
 
     async def scenario() -> None:
         service = SimpleNamespace(options=options(), arena=None, admission=Admission())
-        door = GrpcDoor(cast(Any, service))
+        door = own_door(cast(Any, service))
         connection = Connection(door)
         transport = QuietTransport()
         connection.connection_made(transport)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from tritonclient.grpc import service_pb2
 
 from tensorfarm.server.door.restriction import Restriction, restrictions
-from tensorfarm.server.grpc.method import Method, UnaryMethod
+from tensorfarm.server.grpc.method import Method, UnaryMethod, reply
 from tensorfarm.workers.contract.status import not_found
 from tests.http.doors import run, until
 
 from .doors import Methods, Reply, a_grpc_client, a_grpc_door, message, messages_in
 
-Handler = Callable[[Any, Any, Any], Any]
+Handler = Callable[[Any, Any, bool], Any]
 
 
 def answer(handler: Handler, *contents: bytes, rule: Restriction | None = None, more: tuple[tuple[str, str], ...] = ()) -> Reply:
@@ -23,7 +24,7 @@ def answer(handler: Handler, *contents: bytes, rule: Restriction | None = None, 
     found: list[Reply] = []
 
     async def scenario() -> None:
-        method = UnaryMethod(cast(Any, None), Method("health", service_pb2.ModelReadyRequest, handler), rule)
+        method = UnaryMethod(partial(reply, cast(Any, None), Method("health", service_pb2.ModelReadyRequest, handler)), rule)
         async with a_grpc_door(Methods(m=method.begin)) as door, a_grpc_client(door) as client:
             found.append(await client.call("/m", b"".join(map(message, contents)), *more))
 
@@ -31,7 +32,7 @@ def answer(handler: Handler, *contents: bytes, rule: Restriction | None = None, 
     return found[0]
 
 
-def named(service: Any, request: Any, rpc: Any) -> Any:
+def named(service: Any, request: Any, local: bool) -> Any:
     return service_pb2.ServerMetadataResponse(name=request.name)
 
 
@@ -44,10 +45,10 @@ REQUEST = service_pb2.ModelReadyRequest(name="é").SerializeToString()
 
 
 def test_one_message_is_answered_by_one() -> None:
-    for handler in (named, lambda service, request, rpc: _later(request)):
-        reply = answer(handler, REQUEST)
-        ((_, content),) = messages_in(reply.content)
-        assert reply.status == (0, "") and service_pb2.ServerMetadataResponse.FromString(content).name == "é"
+    for handler in (named, lambda service, request, local: _later(request)):
+        heard = answer(handler, REQUEST)
+        ((_, content),) = messages_in(heard.content)
+        assert heard.status == (0, "") and service_pb2.ServerMetadataResponse.FromString(content).name == "é"
 
 
 def test_other_counts_of_messages() -> None:
@@ -62,11 +63,11 @@ def test_bytes_that_are_no_message() -> None:
 
 
 def test_errors_of_a_handler() -> None:
-    def refuse(service: Any, request: Any, rpc: Any) -> Any:
+    def refuse(service: Any, request: Any, local: bool) -> Any:
         raise not_found("no 100% é\n")
 
     assert answer(refuse, REQUEST).status == (5, "no 100%25 %C3%A9%0A")
-    assert answer(lambda service, request, rpc: 1 // 0, REQUEST).status == (13, "internal error")
+    assert answer(lambda service, request, local: 1 // 0, REQUEST).status == (13, "internal error")
 
 
 def test_a_restricted_method() -> None:
@@ -91,11 +92,11 @@ def test_a_handler_whose_client_goes_is_cancelled() -> None:
     async def scenario() -> None:
         begun: list[bool] = []
 
-        def handler(service: Any, request: Any, rpc: Any) -> Any:
+        def handler(service: Any, request: Any, local: bool) -> Any:
             begun.append(True)
             return forever(request)
 
-        method = UnaryMethod(cast(Any, None), Method("health", service_pb2.ModelReadyRequest, handler), None)
+        method = UnaryMethod(partial(reply, cast(Any, None), Method("health", service_pb2.ModelReadyRequest, handler)), None)
         async with a_grpc_door(Methods(m=method.begin)) as door, a_grpc_client(door) as client:
             number = client.open("/m")
             await client.send(number, message(REQUEST))

@@ -12,7 +12,7 @@ import numpy as np
 
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
 from tensorfarm.server.door.tls import Tls
-from tensorfarm.server.http.front import Front
+from tensorfarm.server.http.front import own_front
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
 from tensorfarm.server.prometheus_text import Family
@@ -48,8 +48,8 @@ class GeneratingService(EchoService):
     finished: int = 0
     called_off: list[Request] = field(default_factory=list)
 
-    def custom_families(self) -> list[Family]:
-        return self.families
+    def custom_family(self, name: str) -> Family | None:
+        return next((family for family in self.families if family.name == name), None)
 
     def submit(self, version: Any, request: Request) -> None:
         if self.refuse is not None:
@@ -102,7 +102,7 @@ async def a_front(
     service: GeneratingService, limits: Limits | None = None, tls: Tls | None = None, **rules: tuple[str, str]
 ) -> AsyncIterator[HttpDoor]:
     """The door of a front before a service."""
-    door = Front(cast(Service, service), rules, limits).door()
+    door = own_front(cast(Service, service), rules, limits).door()
     await door.start("127.0.0.1", 0, False, tls)
     try:
         yield door

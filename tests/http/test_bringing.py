@@ -13,7 +13,7 @@ import pytest
 
 from tensorfarm.server.door.bringing import Bringing
 from tensorfarm.server.http import turns
-from tensorfarm.server.http.endpoint import Call, Endpoint, json_reply
+from tensorfarm.server.http.endpoint import Call, Endpoint, ServiceEndpoint, json_reply
 from tensorfarm.server.http.exchange import Cancel, Head, Reply, StreamingRequest
 from tensorfarm.server.http.generate import generate
 from tensorfarm.server.http.inference import infer_guarded
@@ -76,8 +76,8 @@ class AbsentService(EchoService):
         self.absent = error is not None
         self.waiting.pop(0).on_ready(error)
 
-    def custom_families(self) -> list[Any]:
-        return []
+    def custom_family(self, name: str) -> None:
+        return None
 
 
 def in_arena(arena: Arena) -> AbsentService:
@@ -305,7 +305,7 @@ def test_a_model_that_leaves_while_a_long_text_is_read(monkeypatch: pytest.Monke
 
 
 def endpoint(service: AbsentService, handler: Callable[[Any, Call], Any]) -> Endpoint:
-    return Endpoint(cast(Any, service), Restrictions({}), "metadata", {"GET": handler})
+    return ServiceEndpoint(cast(Any, service), Restrictions({}), "metadata", {"GET": handler})
 
 
 async def call(app: Endpoint, gone: asyncio.Event) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 from tensorfarm.server.door.body import ArenaBody
 from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
-from tensorfarm.server.http.front import Front
+from tensorfarm.server.http.front import own_front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.http.listener import HttpDoor
@@ -121,7 +121,7 @@ def test_requests_over_http2() -> None:
 
     async def scenario() -> None:
         with an_arena() as arena:
-            door = Front(cast(Service, SmallService(arena)), {"logging": ("x-key", "secret")}).door()
+            door = own_front(cast(Service, SmallService(arena)), {"logging": ("x-key", "secret")}).door()
             await door.start("127.0.0.1", 0, False)
             client = await connected(door)
             assert (await client.reply(client.ask("GET", "/v2/health/live")))[::2] == (200, b"")
@@ -150,7 +150,7 @@ def test_disconnect_cancels_over_http2() -> None:
 
     async def scenario() -> None:
         with an_arena() as arena:
-            door = Front(cast(Service, SmallService(arena)), {}).door()
+            door = own_front(cast(Service, SmallService(arena)), {}).door()
             await door.start("127.0.0.1", 0, False)
             client = await connected(door)
             stream = client.ask("POST", "/v2/models/slow/infer", ended=False)
@@ -169,7 +169,7 @@ def test_preface_in_pieces_and_look_alikes() -> None:
 
     async def scenario() -> None:
         with an_arena() as arena:
-            door = Front(cast(Service, SmallService(arena)), {}).door()
+            door = own_front(cast(Service, SmallService(arena)), {}).door()
             await door.start("127.0.0.1", 0, False)
             async with a_client(door) as client:
                 for piece in (b"P", b"OST /v2/health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"):
@@ -192,7 +192,7 @@ def test_httpx_over_http1_beside_it() -> None:
 
     async def scenario() -> None:
         with an_arena() as arena:
-            door = Front(cast(Service, SmallService(arena)), {}).door()
+            door = own_front(cast(Service, SmallService(arena)), {}).door()
             await door.start("127.0.0.1", 0, False)
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", timeout=PATIENCE_S) as client:
                 assert (await client.get("/v2")).json()["name"] == "small"
@@ -205,7 +205,7 @@ def test_httpx_over_http1_beside_it() -> None:
 
 async def _served(scenario: Callable[[HttpDoor, Arena], Awaitable[None]], limits: Limits | None = None) -> None:
     with an_arena() as arena:
-        door = Front(cast(Service, SmallService(arena)), {"logging": ("x-key", "secret")}, limits).door()
+        door = own_front(cast(Service, SmallService(arena)), {"logging": ("x-key", "secret")}, limits).door()
         await door.start("127.0.0.1", 0, False)
         try:
             await scenario(door, arena)

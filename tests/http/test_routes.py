@@ -13,7 +13,7 @@ import pytest
 from tensorfarm.server.door.peer import peer_is_local
 from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.exchange import Answer, HttpRequest, Reply
-from tensorfarm.server.http.front import Front, infer_target
+from tensorfarm.server.http.front import infer_target, own_front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.metrics_page import metrics_door
 from tensorfarm.server.http.model_repository import file_content
@@ -47,7 +47,7 @@ async def served(
         service = SmallService(arena)
         if change is not None:
             change(service)
-        door = Front(cast(Service, service), rules or {}).door()
+        door = own_front(cast(Service, service), rules or {}).door()
         await door.start("127.0.0.1", 0, False)
         try:
             async with a_client(door) as client:

@@ -21,7 +21,7 @@ from tensorfarm.server.door.tls_stream import TlsStream
 from tensorfarm.server.http import front, inference
 from tensorfarm.server.http.connection import Connection
 from tensorfarm.server.http.exchange import Answer, Cancel, HttpRequest, Reply
-from tensorfarm.server.http.front import Front
+from tensorfarm.server.http.front import own_front
 from tensorfarm.server.http.infer_head import InferHead
 from tensorfarm.server.http.limits import Limits
 from tensorfarm.server.service import Service
@@ -289,7 +289,7 @@ def test_http2_by_alpn(authority: Authority, tls: Tls, monkeypatch: pytest.Monke
 
     async def scenario() -> None:
         with an_arena() as arena:
-            door = Front(cast(Service, SmallService(arena)), {}).door()
+            door = own_front(cast(Service, SmallService(arena)), {}).door()
             await door.start("127.0.0.1", 0, False, tls)
             url = f"https://localhost:{door.port}"
             for wanted, version in ((True, "HTTP/2"), (False, "HTTP/1.1")):
@@ -311,7 +311,7 @@ def test_http2_by_alpn(authority: Authority, tls: Tls, monkeypatch: pytest.Monke
 def test_http2_connections_end_at_exit(authority: Authority, tls: Tls) -> None:
     async def scenario() -> None:
         with an_arena() as arena:
-            door = Front(cast(Service, SmallService(arena)), {}).door()
+            door = own_front(cast(Service, SmallService(arena)), {}).door()
             await door.start("127.0.0.1", 0, False, tls)
             async with httpx.AsyncClient(verify=authority.client(), http2=True, timeout=PATIENCE_S) as client:
                 assert (await client.get(f"https://localhost:{door.port}/v2")).status_code == 200

@@ -13,7 +13,7 @@ from .tree import ROOT, distribution, lines, product_files
 
 # A room may import itself and those listed; the longest name that fits a file is its room. Every room of the server may also
 # import a root file of the server that knows no room itself (see is_leaf).
-BEHIND_DOORS = ("server/dispatch", "server/farm", "server/repository", "server/service")
+BEHIND_DOORS = ("server/dispatch", "server/farm", "server/repository", "server/service", "server/inference_service")
 MAY_IMPORT = {
     "shm": (),
     "workers/contract": ("shm",),
@@ -25,6 +25,11 @@ MAY_IMPORT = {
     "server/door": ("shm", "workers/contract", *BEHIND_DOORS),
     "server/grpc": ("shm", "workers/contract", *BEHIND_DOORS, "server/door"),
     "server/http": ("shm", "workers/contract", *BEHIND_DOORS, "server/door"),
+    # It hangs on the same lifeline as a worker does, and starts as the server process does.
+    "server/front_end": (
+        *("shm", "workers/contract", "workers/lifeline", "server/ahead"),
+        *(*BEHIND_DOORS, "server/door", "server/http", "server/grpc"),
+    ),
     "server": ("shm", "workers/contract", "server"),
 }
 
@@ -36,9 +41,9 @@ CONFINED = {
     "onnxruntime": ("workers/backends/onnxruntime.py",),
     "posix_ipc": ("shm/system.py",),
     "redis": ("server/redis_cache.py",),
-    "starlette": ("server/http",),
+    "starlette": ("server/http", "server/front_end/relay.py"),
     "tensorrt": ("workers/backends/tensorrt.py",),
-    "zmq": ("server/farm/channel.py", "workers/bootstrap.py", "workers/channel.py"),
+    "zmq": ("server/farm/channel.py", "server/front_end/link.py", "workers/bootstrap.py", "workers/channel.py"),
 }
 
 # Import names that differ from the distribution's.

@@ -20,7 +20,7 @@ print(*[name for name in ("asyncio", "uvloop", "msgspec", "zmq", "numpy", "googl
 BEFORE_READINESS = f"""
 import sys, uvloop, tensorfarm.server.__main__, tensorfarm.server.server
 from tensorfarm.server import ahead
-ahead.doors()
+ahead.own_doors(True)
 print(*[name for name in {PUT_OFF} if name in sys.modules])
 """
 
@@ -47,13 +47,13 @@ def test_the_worker_imports_its_backend_where_there_is_a_model_for_it(
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
     asked = []
-    monkeypatch.setattr(ahead, "launch", lambda ahead: asked.append(ahead))
+    monkeypatch.setattr(ahead, "launch", lambda words: asked.append(words[2:]))
     ahead.first_worker(("/no/such/folder", "s3://bucket/models", "nul\0", str(tmp_path)))
-    assert asked == [wanted]
+    assert asked == [["--ahead", wanted] if wanted else []]
 
 
 def test_a_worker_that_cannot_be_started_is_left_to_the_farm(monkeypatch: pytest.MonkeyPatch, signals: None) -> None:
-    def fail(ahead: str) -> None:
+    def fail(words: list[str]) -> None:
         raise BlockingIOError
 
     monkeypatch.setattr(ahead, "launch", fail)

@@ -50,6 +50,7 @@ def test_every_flag_is_explained() -> None:
 
 OWN = {
     "busy-poll-us",
+    "front-ends",
     "max-inflight-requests",
     "max-inflight-byte-size",
     "max-inflight-requests-per-model",

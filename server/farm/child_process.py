@@ -1,4 +1,4 @@
-"""One run of a worker process: started, greeted, watched, ended."""
+"""One run of a child process, a worker or a front end: started, greeted, watched, ended."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -25,13 +26,11 @@ from ...workers.contract.messages import (
     Detach,
     Disown,
     Execute,
-    FromWorker,
     Greeting,
     Hello,
     InstanceReady,
     LifelineMessage,
     Return,
-    ToWorker,
     Voice,
 )
 from .channel import Channel
@@ -39,13 +38,13 @@ from .launch import Launched
 
 _READ_BYTE_SIZE = 65536
 _LAST_READS = 32
-"""How often a dead worker's output is read: its pipe held no more than one read; a child of it may go on writing."""
+"""How often a dead process's output is read: its pipe held no more than one read; a child of it may go on writing."""
 
 _encoder = msgspec.msgpack.Encoder()
 
 
-class WorkerProcess:
-    """A worker process and the server's ends of its link, lifeline and output.
+class ChildProcess:
+    """A child process and the server's ends of its link, lifeline and output.
 
     ``receive(process, message)`` gets what it says, ``say(line)`` what it prints, and ``ended(process)`` is called
     once, when it is gone. Its own arena is made here and mapped read-only. ``launch`` starts it, or hands over one that
@@ -58,11 +57,11 @@ class WorkerProcess:
         arena_number: int,
         arena_byte_sizes: tuple[int, int],
         request_arena_fd: int,
-        make_channel: Callable[[Callable[[bytes, FromWorker], None]], tuple[Channel, str]],
+        make_channel: Callable[[Callable[[bytes, Any], None]], tuple[Channel, str]],
         loop: asyncio.AbstractEventLoop,
-        receive: Callable[[WorkerProcess, FromWorker], None],
+        receive: Callable[[ChildProcess, Any], None],
         say: Callable[[str], None],
-        ended: Callable[[WorkerProcess], None],
+        ended: Callable[[ChildProcess], None],
         launch: Callable[[], Launched],
     ) -> None:
         self.name = name
@@ -109,10 +108,10 @@ class WorkerProcess:
 
     # messages
 
-    def _arrived(self, identity: bytes, message: FromWorker) -> None:
+    def _arrived(self, identity: bytes, message: object) -> None:
         if identity not in self._trusted:
             if not isinstance(message, Hello | InstanceReady | Voice) or not secrets.compare_digest(message.token, self._token):
-                return self._say("a message of a peer that does not have the worker's token was dropped")
+                return self._say("a message of a peer that does not have its token was dropped")
             self._trusted.add(identity)
         if isinstance(message, Hello):
             self._control_identity = identity
@@ -120,8 +119,8 @@ class WorkerProcess:
             self._identities[message.instance] = identity
         self._receive(self, message)
 
-    def send(self, message: ToWorker) -> None:
-        """Send a control message; the worker has said Hello."""
+    def send(self, message: msgspec.Struct) -> None:
+        """Send a message to a worker's control socket, or a front end; it has said Hello."""
         assert self._control_identity is not None
         self._channel.send(self._control_identity, message)
 
@@ -147,11 +146,11 @@ class WorkerProcess:
         return self.arena.number
 
     def view(self, lease: Lease) -> memoryview:
-        """The bytes of an output in the worker's arena, read-only."""
+        """The bytes of a lease of its arena, read-only."""
         return self.arena.view(lease)
 
     def give_back(self, leases: list[Lease]) -> None:
-        """Tell the worker that outputs in its arena are no longer needed, once per turn of the loop."""
+        """Tell a worker that outputs in its arena are no longer needed, once per turn of the loop."""
         if not leases or self.returncode is not None:
             return
         if not self._returned:
@@ -166,29 +165,29 @@ class WorkerProcess:
     # lifeline
 
     def attach(self, region: int, fd: int, offset: int, byte_size: int) -> None:
-        """Let the worker map a client's region; once is enough."""
+        """Let it map a client's region; once is enough."""
         if region not in self._attached:
             self._attached.add(region)
             self._tell(Attach(region, offset, byte_size), fd)
 
     def attached(self, region: int) -> bool:
-        """Has the worker been given this region?"""
+        """Has it been given this region?"""
         return region in self._attached
 
     def detach(self, region: int) -> None:
-        """Let the worker unmap a region, if it has it."""
+        """Let it unmap a region, if it has that."""
         if region in self._attached:
             self._attached.remove(region)
             self._tell(Detach(region))
 
     def adopt(self, arena: int, fd: int | None) -> None:
-        """Let the worker read another worker's arena; once is enough. ``fd`` is None where that worker has gone."""
+        """Let it read another process's arena; once is enough. ``fd`` is None where that process has gone."""
         if arena not in self._adopted and arena != self.arena.number:
             self._adopted.add(arena)
             self._tell(Adopt(arena), *(() if fd is None else (fd,)))
 
     def disown(self, arena: int) -> None:
-        """Let the worker unmap the arena of a worker that has gone, if it has it."""
+        """Let it unmap the arena of a process that has gone, if it has that."""
         if arena in self._adopted:
             self._adopted.remove(arena)
             self._tell(Disown(arena))
@@ -197,7 +196,7 @@ class WorkerProcess:
         content = _encoder.encode(message)
         if self._unsent or not self._sent(content, fds):
             # The caller may close its descriptors while the message waits. Where there is no room for others,
-            # the message goes alone, and the worker tells those who use the region.
+            # the message goes alone, and the process tells those who use the region.
             waiting: list[int] = []
             with contextlib.suppress(OSError):
                 for fd in fds:
@@ -214,11 +213,11 @@ class WorkerProcess:
         except BlockingIOError:
             return False
         except ConnectionError:
-            return True  # the worker has gone; its pidfd tells
+            return True  # the process has gone; its pidfd tells
         except OSError as error:
             if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
                 raise
-            return False  # too much is under way to workers; they read without being asked
+            return False  # too much is under way to child processes; they read without being asked
         return True
 
     def _send_lifeline(self) -> None:

@@ -1,0 +1,103 @@
+"""The server's child processes, workers and front ends alike: their links, their arenas, and who reads whose."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from ...shm.placement import Lease
+from ...workers.contract.status import unavailable
+from ..dispatch.request import Request
+from ..regions import RegionRegistry
+from .channel import Channel, Context, Decode, decode_worker, new_context
+from .child_process import ChildProcess
+from .launch import Launched
+from .runtime_directory import RuntimeDirectory
+
+
+class Processes:
+    """All that run. ``arena_byte_sizes`` are the capacity and the resident part of each one's own arena.
+
+    ``regions`` are those of clients, ``request_arena_fd`` is a descriptor of the server's own arena.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, regions: RegionRegistry, request_arena_fd: int, arena_byte_sizes: tuple[int, int]
+    ) -> None:
+        self._loop = loop
+        self._regions = regions
+        self._request_arena_fd = request_arena_fd
+        self._arena_byte_sizes = arena_byte_sizes
+        self._context: Context = new_context()
+        self._runtime = RuntimeDirectory()
+        self._numbers = itertools.count(1)
+        self._by_arena: dict[int, ChildProcess] = {}
+        regions.on_drop = self._region_dropped
+
+    def start(
+        self,
+        name: str,
+        receive: Callable[[ChildProcess, Any], None],
+        say: Callable[[str], None],
+        ended: Callable[[ChildProcess], None],
+        launch: Callable[[], Launched],
+        decode: Decode = decode_worker,
+        arena_byte_sizes: tuple[int, int] | None = None,
+    ) -> ChildProcess:
+        """A process that ``launch`` starts, with a link and an arena of its own. Raises OSError where it cannot be started.
+
+        ``receive``, ``say`` and ``ended`` are as ``ChildProcess`` says; nobody has its arena any more when ``ended`` is called.
+        ``decode`` makes messages of what it says, and ``arena_byte_sizes`` is for one whose arena has other sizes than the rest.
+        """
+        number = next(self._numbers)
+
+        def make_channel(receive: Callable[[bytes, Any], None]) -> tuple[Channel, str]:
+            endpoint = self._runtime.endpoint(f"process-{number}")
+            return Channel(self._context, endpoint, self._loop, receive, say, decode), endpoint
+
+        def gone(process: ChildProcess) -> None:
+            del self._by_arena[number]
+            for other in self._by_arena.values():
+                other.disown(number)
+            ended(process)
+
+        sizes, request_fd = arena_byte_sizes or self._arena_byte_sizes, self._request_arena_fd
+        process = ChildProcess(name, number, sizes, request_fd, make_channel, self._loop, receive, say, gone, launch)
+        self._by_arena[number] = process
+        return process
+
+    def lend(self, request: Request, process: ChildProcess) -> None:
+        """Let a process reach the client regions and other processes' arenas that a request uses, before it gets that."""
+        for region in request.regions:
+            if not process.attached(region):
+                process.attach(region, *self._regions.mapping(region))
+        for arena in request.arenas:
+            self.share(arena, process)
+
+    def share(self, arena: int, process: ChildProcess) -> None:
+        """Let a process read the arena of another, before it gets leases of it."""
+        owner = self._by_arena.get(arena)
+        if arena:
+            process.adopt(arena, None if owner is None else owner.arena_fd)
+
+    def view(self, lease: Lease) -> memoryview:
+        """The bytes of a lease of any process's arena. Raises StatusError where that process has gone."""
+        owner = self._by_arena.get(lease.arena)
+        if owner is None:
+            raise unavailable("the worker that made a tensor has gone, and the tensor with it")
+        return owner.view(lease)
+
+    def _region_dropped(self, region: int) -> None:
+        for process in self._by_arena.values():
+            process.detach(region)
+
+    def close(self) -> None:
+        """Close all links, and remove the sockets' directory; all processes have ended."""
+        self._context.destroy(linger=0)
+        self._runtime.close()
+
+    def end_now(self) -> None:
+        """Remove the sockets' directory; the server process exits right after."""
+        self._runtime.close()

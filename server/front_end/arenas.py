@@ -1,0 +1,89 @@
+"""The arenas that a front end reaches: its own, and those of the server process and the workers, which it only reads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from ...shm.arena import Arena, ArenaView
+from ...shm.placement import Lease
+from ...workers.contract.messages import Adopt, Disown, LifelineMessage
+from ...workers.contract.status import unavailable
+from ...workers.lifeline import receive
+
+
+class Arenas:
+    """Takes arenas from the ``lifeline``, which is read on the loop. Without the server process there is nothing to serve: its end is ours.
+
+    ``own`` takes request bodies. ``request_arena_fd`` is a descriptor of the server process's arena, which is closed here.
+    ``on_arrival`` is called when others may have come.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        lifeline: socket.socket,
+        own: Arena,
+        request_arena_fd: int,
+        on_arrival: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.own = own
+        self.on_arrival = on_arrival
+        self._loop = loop
+        self._lifeline = lifeline
+        self._others: dict[int, ArenaView | None] = {}
+        self._adopt(0, request_arena_fd)
+        lifeline.setblocking(False)
+        loop.add_reader(lifeline.fileno(), self._arrived)
+
+    def has(self, number: int) -> bool:
+        """Is there an arena of that number, or was there one? Looks whether it has just come."""
+        if number == self.own.number or number in self._others:
+            return True
+        self._read()
+        return number in self._others
+
+    def view(self, lease: Lease) -> memoryview:
+        """The bytes of a lease. Raises StatusError UNAVAILABLE where the arena's process has gone."""
+        if lease.arena == self.own.number:
+            return self.own.view(lease)
+        arena = self._others.get(lease.arena)
+        if arena is None:
+            raise unavailable("the worker that made a tensor has gone, and the tensor with it")
+        return arena.view(lease)
+
+    def _arrived(self) -> None:
+        self._read()
+        self.on_arrival()
+
+    def _read(self) -> None:
+        """Take all that has come over the lifeline."""
+        while True:
+            try:
+                received = receive(self._lifeline)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                received = None
+            if received is None:
+                # What hangs on an exit handler would outlive the server process.
+                os._exit(0)
+            self._take(*received)
+
+    def _take(self, message: LifelineMessage, fd: int | None) -> None:
+        if isinstance(message, Adopt):
+            self._adopt(message.arena, fd)
+        elif isinstance(message, Disown):
+            # Views that are being sent keep their pages.
+            self._others[message.arena] = None
+
+    def _adopt(self, number: int, fd: int | None) -> None:
+        self._others[number] = None if fd is None else ArenaView(number, fd)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Listen to the lifeline no more."""
+        self._loop.remove_reader(self._lifeline.fileno())
