@@ -94,6 +94,7 @@ def mapped_objects(pid: int) -> set[str]:
         return set()
 
 
+MORE_FLAGS = "TENSORFARM_TEST_FLAGS"
 RUNNING: set[Server] = set()
 """Servers that were started and not yet stopped; the leak check leaves their processes alone."""
 
@@ -262,7 +263,11 @@ def start_tensorfarm(
     wait: bool = True,
     grpc: bool = False,
 ) -> Server:
-    """Start tensorfarm on free ports, with ``grpc`` on one for that too. ``wait=False`` returns at once, for starts that are meant to fail."""
+    """Start tensorfarm on free ports, with ``grpc`` on one for that too. ``wait=False`` returns at once, for starts that are meant to fail.
+
+    The environment variable TENSORFARM_TEST_FLAGS adds flags to those of every server, unless it has them already:
+    with ``--front-ends=2`` all tests go through front ends.
+    """
     http_port, metrics_port, grpc_port = free_ports(3)
     repositories = [repository] if isinstance(repository, Path) else repository
     command = [
@@ -270,6 +275,11 @@ def start_tensorfarm(
         *(f"--model-repository={path}" for path in repositories),
         *("--http-address=127.0.0.1", f"--http-port={http_port}", f"--metrics-port={metrics_port}"),
         *(("--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}") if grpc else ("--allow-grpc=false",)),
+        *(
+            flag
+            for flag in os.environ.get(MORE_FLAGS, "").split()
+            if flag.partition("=")[0] not in {one.partition("=")[0] for one in flags}
+        ),
         *flags,
     ]
     server = spawn(command, environment or {}, http_port, metrics_port, folder)

@@ -29,7 +29,7 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not for messages")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -78,7 +78,7 @@ class Channel:
     def send(self, identity: bytes, message: msgspec.Struct) -> None:
         """Send a message to a peer. Never blocks; for a peer that is gone it is dropped, its process's end tells the rest."""
         self._socket.send(identity, zmq.SNDMORE)
-        self._socket.send(_encoder.encode(message))
+        self._socket.send(encode(message))
         if not self._drain_is_due:
             self._drain_is_due = True
             self._loop.call_soon(self._drain_at_end_of_turn)

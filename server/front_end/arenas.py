@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from ...shm.placement import Lease
 from ...workers.contract.messages import Adopt, Disown, LifelineMessage
 from ...workers.contract.status import unavailable
 from ...workers.lifeline import receive
+
+_logger = logging.getLogger(__name__)
 
 
 class Arenas:
@@ -80,8 +83,15 @@ class Arenas:
             self._others[message.arena] = None
 
     def _adopt(self, number: int, fd: int | None) -> None:
-        self._others[number] = None if fd is None else ArenaView(number, fd)
-        if fd is not None:
+        self._others[number] = None
+        if fd is None:
+            return
+        try:
+            self._others[number] = ArenaView(number, fd)
+        except OSError as error:
+            # Responses that lie there are told of it; those that wait behind them must not wait for ever.
+            _logger.error("the memory of a worker cannot be mapped: %s", error)  # noqa: TRY400
+        finally:
             os.close(fd)
 
     def close(self) -> None:

@@ -17,4 +17,5 @@ class ForwardedLog(Log):
 
     def record(self, severity: str, message: str, place: str, pid: int | None = None) -> None:
         """As the base class says; the process is told by whoever writes the line."""
-        self._tell(Logged(severity, message, place))
+        # Names of files need not be text.
+        self._tell(Logged(severity, message.encode("utf-8", "backslashreplace").decode(), place))

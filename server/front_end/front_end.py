@@ -122,7 +122,7 @@ class FrontEnd:
                 self._grpc = grpc_door(service)
                 await self._grpc.serve(self._grpc_socket, tls_of(options, self._log, "gRPC"))
         except StatusError as error:
-            self._link.tell(Opened(Fault(error.code, error.message)))
+            self._link.tell(Opened(Fault(error.code, error.message.encode("utf-8", "replace").decode())))
             return
         except OSError as error:
             self._link.tell(Opened(Fault(Code.INTERNAL, f"cannot listen: {error.strerror}")))

@@ -17,17 +17,21 @@ import msgspec
 from ...workers.contract.messages import Hello
 from ...workers.contract.status import Code, StatusError, unavailable
 from ..farm.backoff import Backoff
+from ..farm.channel import encode
 from ..farm.child_process import ChildProcess
 from ..farm.farm import KILL_TIMEOUT_SECS, OUTAGE_SECS, when_text
 from ..farm.launch import Launched, launch
 from ..farm.processes import Processes
 from ..log import Log
 from ..options import Options
-from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, FrontEndFrame, Leave, Logged, Opened, Said, ToFrontEnd, Told
+from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, FrontEndFrame, Leave, Logged, Opened, Said, ToFrontEnd, ToldRaw
 from .session import Session
 
 END_TIMEOUT_SECS = 2.0
 """How long front ends may take to tell their clients that there is no more, before they are killed."""
+
+FORGET_TIMEOUT_SECS = 2.0
+"""How long whoever has changed a model waits for a front end that does not answer."""
 
 LEAVE_TIMEOUT_SECS = 1.0
 """How long is waited for one to say how much it has under way."""
@@ -56,7 +60,7 @@ class _Place:
     backoff: Backoff = field(default_factory=Backoff)
     restarts: int = 0
     restart: asyncio.TimerHandle | None = None
-    told: list[ToFrontEnd] = field(default_factory=list)
+    told: list[msgspec.Raw] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)
     waits: dict[str, asyncio.Future[None]] = field(default_factory=dict)
 
@@ -201,14 +205,15 @@ class FrontEnds:
     def _tell(self, place: _Place, process: ChildProcess | None, message: ToFrontEnd) -> None:
         if process is None or process is not place.process or process.returncode is not None:
             return
+        content = msgspec.Raw(encode(message))
         if not place.told:
             self._loop.call_soon(self._flush, place, process)
-        place.told.append(message)
+        place.told.append(content)
 
     def _flush(self, place: _Place, process: ChildProcess) -> None:
         if process is place.process and place.told and process.returncode is None:
             told, place.told = place.told, []
-            process.send(Told(told))
+            process.send(ToldRaw(told))
 
     def _wait(self, place: _Place, what: str) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
@@ -228,14 +233,18 @@ class FrontEnds:
         return True
 
     async def forget(self) -> None:
-        """What they know of models may be wrong; returns when none of them goes by it any more."""
+        """What they know of models may be wrong; returns when none of them that answers goes by it any more."""
         number = next(self._numbers)
         waits = []
         for place in self._places:
             if place.up and self._opening:
                 waits.append(self._wait(place, f"forget {number}"))
                 self._tell(place, place.process, Forget(number))
-        await asyncio.gather(*waits)
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=FORGET_TIMEOUT_SECS)
+            for wait in late:
+                # It answers nobody at the moment; what it still submits is checked again.
+                wait.cancel()
 
     @property
     def connection_count(self) -> int:

@@ -13,7 +13,7 @@ import msgspec
 import zmq
 
 from ...workers.contract.messages import Hello
-from .messages import FromFrontEnd, Said, Told
+from .messages import FromFrontEnd, SaidRaw, Told
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Told)
@@ -26,7 +26,7 @@ class Link:
     def __init__(self, loop: asyncio.AbstractEventLoop, endpoint: str, token: bytes, receive: Callable[[Told], None]) -> None:
         self._loop = loop
         self._receive = receive
-        self._said: list[FromFrontEnd] = []
+        self._said: list[msgspec.Raw] = []
         self._closed = False
         self._context = zmq.Context(1)
         self._socket = self._context.socket(zmq.DEALER)
@@ -40,16 +40,17 @@ class Link:
         loop.call_soon(self._drain)
 
     def tell(self, message: FromFrontEnd) -> None:
-        """Say something, at the end of this turn of the loop. Never blocks."""
+        """Say something, at the end of this turn of the loop. Never blocks. Raises what the encoder does, and then nothing is said."""
+        content = msgspec.Raw(_encoder.encode(message))
         if not self._said:
             self._loop.call_soon(self.flush)
-        self._said.append(message)
+        self._said.append(content)
 
     def flush(self) -> None:
         """Send what has been said."""
         said, self._said = self._said, []
         if said and not self._closed:
-            self._socket.send(_encoder.encode(Said(said)))
+            self._socket.send(_encoder.encode(SaidRaw(said)))
             self._drain()
 
     def _drain(self) -> None:

@@ -155,6 +155,12 @@ class Said(msgspec.Struct, frozen=True, array_like=True, tag=59):
     messages: list[FromFrontEnd]
 
 
+class SaidRaw(msgspec.Struct, frozen=True, array_like=True, tag=59):
+    """``Said`` as it is sent: each message encoded when it was said, so that one that cannot be is its own sender's trouble alone."""
+
+    messages: list[msgspec.Raw]
+
+
 FrontEndFrame = Hello | Said
 """What comes from a front end: it says Hello first."""
 
@@ -256,3 +262,9 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag=79):
     """All that the server has to say to a front end in one turn of its loop, in order."""
 
     messages: list[ToFrontEnd]
+
+
+class ToldRaw(msgspec.Struct, frozen=True, array_like=True, tag=79):
+    """``Told`` as it is sent; as ``SaidRaw``."""
+
+    messages: list[msgspec.Raw]

@@ -271,8 +271,8 @@ class RemoteService(InferenceService):
         refused: Callable[[StatusError], None],
     ) -> _Asking:
         number = next(self._numbers)
-        self._questions[number] = _Question(answered, refused)
         self._tell(message(number))
+        self._questions[number] = _Question(answered, refused)
         return _Asking(self, number)
 
     def drop(self, number: int) -> None:
@@ -285,12 +285,12 @@ class RemoteService(InferenceService):
     def enter(self, version: RemoteVersion, request: Request) -> None:
         """Submit a request that was checked."""
         number = request.order = next(self._numbers)
-        self._inferences[number] = _Inference(request, version)
         body = request.body
         names = {region: self._region_names.name(region) for region in request.regions} if request.regions else {}
         decoupled = version.signature.decoupled
         load, start_ns, priority, timeout_us = version.number, request.start_ns, request.priority, request.timeout_us
         self._tell(Submit(number, version.name, version.asked, load, body, start_ns, decoupled, priority, timeout_us, names))
+        self._inferences[number] = _Inference(request, version)
 
     def withdraw(self, request: Request) -> None:
         """Nobody waits for a request any more."""

@@ -58,7 +58,9 @@ Tell = Callable[[ToFrontEnd], None]
 
 def refusal_of(error: StatusError) -> Refusal:
     """What a client is told, as a message."""
-    return Refusal(error.code, error.message, error.retry_after_s if isinstance(error, Overloaded) else 0)
+    # Names of files need not be text.
+    message = error.message.encode("utf-8", "replace").decode()
+    return Refusal(error.code, message, error.retry_after_s if isinstance(error, Overloaded) else 0)
 
 
 def _terms(version: ModelVersion) -> Terms:
