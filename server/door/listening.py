@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 
@@ -32,13 +33,14 @@ def bind_all(unbound: Sequence[socket.socket], address: str, port: int, reuse_po
 
     Another server that has the port is found all the same, unless ``reuse_port`` says that it may. Raises as ``bind``.
     """
-    if not reuse_port:
-        # Those that share a port are not refused one another's.
-        with bound_socket(address, port, False) as probe:
+    with contextlib.ExitStack() as meanwhile:
+        if not reuse_port:
+            # Those that share a port are not refused one another's. Nobody gets it before they do: this one does not listen.
+            probe = meanwhile.enter_context(bound_socket(address, port, False))
             port = probe.getsockname()[1]
-    for one in unbound:
-        bind(one, address, port, True)
-        port = one.getsockname()[1]
+        for one in unbound:
+            bind(one, address, port, True)
+            port = one.getsockname()[1]
     return port
 
 

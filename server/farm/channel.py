@@ -77,8 +77,9 @@ class Channel:
 
     def send(self, identity: bytes, message: msgspec.Struct) -> None:
         """Send a message to a peer. Never blocks; for a peer that is gone it is dropped, its process's end tells the rest."""
+        content = encode(message)
         self._socket.send(identity, zmq.SNDMORE)
-        self._socket.send(encode(message))
+        self._socket.send(content)
         if not self._drain_is_due:
             self._drain_is_due = True
             self._loop.call_soon(self._drain_at_end_of_turn)

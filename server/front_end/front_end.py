@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from socket import socket
@@ -23,7 +24,7 @@ from .arenas import Arenas
 from .doors import grpc_door, http_door
 from .forwarded_log import ForwardedLog
 from .link import Link
-from .messages import Begin, Counted, End, Leave, Opened, Responded, ToFrontEnd, Told
+from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Leave, News, Opened, Order, Responded, Told
 from .remote_service import RemoteService
 
 if TYPE_CHECKING:
@@ -45,18 +46,19 @@ class FrontEnd:
         self, greeting: Greeting, lifeline: socket, arena: Arena, request_arena_fd: int, http: socket | None, grpc: socket | None
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._http_socket = http
         self._grpc_socket = grpc
         self._http: HttpDoor | None = None
         self._grpc: GrpcDoor | None = None
         self._service: RemoteService | None = None
-        self._orders: asyncio.Queue[Begin | Leave | End] = asyncio.Queue()
-        self._heard: deque[ToFrontEnd] = deque()
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._heard: deque[News] = deque()
         self._counted: tuple[int, int] | None = None
         self._counting: asyncio.TimerHandle | None = None
         self._arenas = Arenas(self._loop, lifeline, arena, request_arena_fd, self._go_on)
         self._link = Link(self._loop, greeting.endpoint, greeting.token, self._receive)
-        self._log = ForwardedLog(self._link.tell)
+        self._log = ForwardedLog(self._tell_from_anywhere)
 
     async def run(self) -> None:
         """Serve until the server process says that it is enough."""
@@ -73,10 +75,21 @@ class FrontEnd:
             self._arenas.close()
             self._link.close()
 
+    def _tell_from_anywhere(self, message: FromFrontEnd) -> None:
+        if threading.get_ident() == self._thread:
+            self._link.tell(message)
+        else:
+            self._loop.call_soon_threadsafe(self._link.tell, message)
+
     # what the server process tells
 
     def _receive(self, told: Told) -> None:
-        self._heard.extend(told.messages)
+        for message in told.messages:
+            if isinstance(message, Begin | Leave | End):
+                # These wait for nothing that is about requests.
+                self._orders.put_nowait(message)
+            else:
+                self._heard.append(message)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -97,16 +110,17 @@ class FrontEnd:
         """Have the arenas come that its outputs lie in? Their descriptors may be overtaken."""
         return all([type(tensor.place) is not Lease or self._arenas.has(tensor.place.arena) for tensor in message.outputs])
 
-    def _take(self, message: ToFrontEnd) -> None:
-        if isinstance(message, Begin | Leave | End):
-            self._orders.put_nowait(message)
-        elif self._service is not None:
+    def _take(self, message: News) -> None:
+        if self._service is not None:
             self._service.receive(message)
+        elif isinstance(message, Forget):
+            self._link.tell(Forgotten(message.number))
 
     # orders
 
     async def _begin(self, order: Begin) -> None:
         options = order.options
+        self._log.settings.log_verbose_level = options.log_verbose
         arena = self._arenas.own
         byte_size = options.max_inflight_byte_size
         bound = (arena.capacity_byte_size if byte_size is None else byte_size) // order.front_end_count

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from socket import SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET, socket
+from socket import socket
 from typing import Any
 
 import msgspec
 
 from ...workers.contract.messages import Hello
 from ...workers.contract.status import Code, StatusError, unavailable
+from ..door.listening import bind
 from ..farm.backoff import Backoff
 from ..farm.channel import encode
 from ..farm.child_process import ChildProcess
-from ..farm.farm import KILL_TIMEOUT_SECS, OUTAGE_SECS, when_text
+from ..farm.farm import KILL_TIMEOUT_SECS, OUTAGE_SECS, PATIENT_DEATHS, when_text
 from ..farm.launch import Launched, launch
 from ..farm.processes import Processes
 from ..log import Log
@@ -108,7 +110,6 @@ class FrontEnds:
     def _start(self, place: _Place) -> None:
         place.restart = None
         try:
-            self._reopen_sockets(place)
             place.process = self._processes.start(
                 place.name,
                 partial(self._heard, place),
@@ -120,24 +121,30 @@ class FrontEnds:
         except OSError as error:
             delay_secs = place.backoff.delay_secs(0)
             self._log.error(f"front end '{place.name}' could not be started: {error.strerror}; it is tried again {when_text(delay_secs)}")
-            place.restart = self._loop.call_later(delay_secs, self._start, place)
+            self._start_later(place, delay_secs, unavailable(f"front end '{place.name}' could not be started: {error.strerror}"))
+
+    def _start_later(self, place: _Place, delay_secs: float, error: StatusError) -> None:
+        """Start one again; whoever waits for its doors hears ``error`` where it has failed too often."""
+        place.restart = self._loop.call_later(delay_secs, self._start, place)
+        if place.backoff.deaths > PATIENT_DEATHS:
+            self._answered(place, "open", error)
 
     def _begin(self, place: _Place) -> None:
-        self._tell(place, place.process, Begin(self._options, len(self._places)))
+        self._tell(place, place.process, Begin(_as_text(self._options), len(self._places)))
 
-    def _reopen_sockets(self, place: _Place) -> None:
-        """Bind sockets that were closed for an outage to the ports that they had. Raises OSError."""
-        for protocol, closed in place.sockets.items():
-            if closed.fileno() < 0:
-                reopened = socket(closed.family, closed.type)
-                place.sockets[protocol] = reopened
-                reopened.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-                reopened.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
-                try:
-                    reopened.bind(place.bound[protocol])
-                except OSError:
-                    reopened.close()
-                    raise
+    def _renew_sockets(self, place: _Place) -> None:
+        """Put sockets that do not listen yet in the place of those that do: nobody else gets the ports meanwhile, and no client waits."""
+        for protocol, bound in place.bound.items():
+            old = place.sockets[protocol]
+            renewed = socket(old.family, old.type)
+            try:
+                bind(renewed, bound[0], bound[1], True)
+            except StatusError as error:
+                renewed.close()
+                self._log.warning(f"clients of front end '{place.name}' wait until it is back: {error.message}")
+                continue
+            place.sockets[protocol] = renewed
+            old.close()
 
     # what they say
 
@@ -146,7 +153,7 @@ class FrontEnds:
             place.up = True
             share = partial(self._processes.share, process=process)
             place.session = self._make_session(partial(self._tell, place, process), share, process.arena_number)
-            if self._opening:
+            if self._opening and not self._leaving:
                 self._begin(place)
             return
         for message in frame.messages:
@@ -187,9 +194,8 @@ class FrontEnds:
         place.process, place.session, place.up = None, None, False
         place.told.clear()
         place.counted = (0, 0)
-        failure = unavailable(f"front end '{place.name}' {process.exit_text} at its start; the log has its last words")
-        for what in list(place.waits):
-            self._answered(place, what, failure if what == "open" else None)
+        for what in [what for what in place.waits if what != "open"]:
+            self._answered(place, what)
         if self._leaving or self._closing:
             return
         place.restarts += 1
@@ -197,8 +203,9 @@ class FrontEnds:
         self._log.error(f"front end '{place.name}' (pid {process.pid}) {process.exit_text}; it is started again {when_text(delay_secs)}")
         if delay_secs > OUTAGE_SECS:
             # Its clients are better off with the others.
-            _close(place.sockets.values())
-        place.restart = self._loop.call_later(delay_secs, self._start, place)
+            self._renew_sockets(place)
+        failure = f"front end '{place.name}' {process.exit_text} at its start; the log has its last words"
+        self._start_later(place, delay_secs, unavailable(failure))
 
     # what they are told
 
@@ -272,8 +279,12 @@ class FrontEnds:
             if place.restart is not None:
                 place.restart.cancel()
             if place.up:
+                # Until it says how much it has under way, that is something.
+                place.counted = (1, 0)
                 waits.append(self._wait(place, "leave"))
                 self._tell(place, place.process, Leave())
+            elif place.process is not None:
+                place.process.kill()
         if waits:
             await asyncio.wait(waits, timeout=LEAVE_TIMEOUT_SECS)
 
@@ -315,3 +326,16 @@ def _launch(sockets: dict[str, socket]) -> Launched:
 def _close(sockets: Iterable[socket]) -> None:
     for one in sockets:
         one.close()
+
+
+def _as_text(value: Any) -> Any:
+    """The value with nothing in it but text that any message can carry: names of files may be any bytes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{one.name: _as_text(getattr(value, one.name)) for one in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        return {_as_text(key): _as_text(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return type(value)._make(map(_as_text, value)) if hasattr(value, "_make") else tuple(map(_as_text, value))
+    return value

@@ -255,7 +255,13 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag=91):
     samples: list[tuple[dict[str, str], float]] | None
 
 
-ToFrontEnd = Begin | Found | Refused | Responded | Rejected | Finished | AnsweredHttp | AnsweredRpc | Forget | Leave | End | Measured
+Order = Begin | Leave | End
+"""What a front end does as a whole."""
+
+News = Found | Refused | Responded | Rejected | Finished | AnsweredHttp | AnsweredRpc | Forget | Measured
+"""What is about models and requests: it is taken in order."""
+
+ToFrontEnd = Order | News
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, tag=79):

@@ -38,6 +38,7 @@ from .messages import (
     Hold,
     HttpHeaders,
     Measured,
+    News,
     Refusal,
     Refused,
     Rejected,
@@ -308,7 +309,7 @@ class RemoteService(InferenceService):
 
     # what the server process says
 
-    def receive(self, message: Found | Refused | Responded | Rejected | Finished | AnsweredHttp | AnsweredRpc | Forget | Measured) -> None:
+    def receive(self, message: News) -> None:
         """Take a message of the server process."""
         if type(message) is Responded:
             self._responded(message)
