@@ -164,8 +164,12 @@ class Admission:
         return self._refusal(model, BYTES, "too many bytes of requests and replies in flight", self.most_bytes, self.retry_after_s())
 
     def _refusal(self, model: str, reason: str, what: str, limit: int, seconds: int) -> Overloaded:
-        self.refused[model, reason] = self.refused.get((model, reason), 0) + 1
+        self.count_refused(model, reason, 1)
         return Overloaded(f"{what} (limit {limit}); retry after {seconds} s", seconds)
+
+    def count_refused(self, model: str, reason: str, count: int) -> None:
+        """So many more requests have been refused."""
+        self.refused[model, reason] = self.refused.get((model, reason), 0) + count
 
     def retry_after_s(self) -> int:
         """When what is in flight now will have been answered, in whole seconds."""

@@ -77,7 +77,9 @@ class Doors:
             GRPC: [new_socket(options.grpc_address) for _ in range(options.front_ends)] if options.allow_grpc else [],
         }
         sessions = self._sessions = make_sessions(self._service)
-        self._front_ends = make_front_ends(self._loop, self._processes, options, self._log, sessions.begin)
+        self._front_ends = make_front_ends(
+            self._loop, self._processes, options, self._log, sessions.begin, self._service.admission.count_refused
+        )
         self._front_ends.launch(self._unbound[HTTP], self._unbound[GRPC])
         self._service.on_change = self._front_ends.forget
 
@@ -173,6 +175,16 @@ class Doors:
         task = self._loop.create_task(front_ends.forget())
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
+
+    @property
+    def arena_used_bytes(self) -> dict[str, int]:
+        """Bytes in use of each front end's arena."""
+        return {} if self._front_ends is None else self._front_ends.arena_used_bytes
+
+    @property
+    def held_byte_size(self) -> int:
+        """Bytes that front ends hold for requests and replies."""
+        return 0 if self._front_ends is None else self._front_ends.held_byte_size
 
     @property
     def restarts(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..shm.arena import Arena
 from ..shm.placement import Lease, Span
+from ..workers.contract.messages import RequestBody
 from ..workers.contract.signature import Signature
 from ..workers.contract.status import StatusError
 from ..workers.contract.validation import validate
@@ -48,6 +49,13 @@ class Wait(Protocol):
 
     def cancel(self) -> None:
         """Nobody waits any more; nothing will be told."""
+
+
+def regions_of(body: RequestBody) -> tuple[int, ...]:
+    """The regions that a request uses, by number."""
+    regions = [tensor.place.region for tensor in body.inputs if type(tensor.place) is Span]
+    regions += [output.span.region for output in body.outputs if output.span is not None]
+    return tuple(regions)
 
 
 class InferenceService(ABC):
@@ -105,10 +113,9 @@ class InferenceService(ABC):
         request.body = validate(version.signature, request.body, self.view)
         inputs = request.body.inputs
         request.arenas = tuple([tensor.place.arena for tensor in inputs if type(tensor.place) is Lease and tensor.place.arena])
-        regions = [tensor.place.region for tensor in inputs if type(tensor.place) is Span]
-        regions += [output.span.region for output in request.body.outputs if output.span is not None]
+        regions = regions_of(request.body)
         if regions:
-            self._hold(request, tuple(regions))
+            self._hold(request, regions)
         try:
             version.enter(request)
         except StatusError:

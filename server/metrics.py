@@ -127,8 +127,9 @@ class MetricsExposition:
     ``pool_total_bytes`` and ``pool_used_bytes`` tell of the server's request arena (the protocol's
     pinned memory pool), ``worker_restarts`` counts restarts by worker name, ``arena_used_bytes``
     maps the name of each arena to its bytes in use, ``lazy`` gives, with lazy loading, how many models are in memory, have been
-    loaded, have left, ``admission`` refuses requests. ``sources`` give further families (GPUs, metrics
-    that models define); they come last. Durations are truncated to whole µs once, at their total.
+    loaded, have left, ``admission`` refuses requests, ``held_elsewhere`` are bytes that front ends hold for them. ``sources``
+    give further families (GPUs, metrics that models define); they come last. Durations are truncated to whole µs once, at their
+    total.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class MetricsExposition:
         arena_used_bytes: Callable[[], Mapping[str, int]] | None = None,
         lazy: Callable[[], tuple[int, int, int]] | None = None,
         admission: Admission | None = None,
+        held_elsewhere: Callable[[], int] = lambda: 0,
         sources: Sequence[Callable[[], Iterable[Family]]] = (),
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -156,6 +158,7 @@ class MetricsExposition:
         self._arena_used_bytes = arena_used_bytes
         self._lazy = lazy
         self._admission = admission
+        self._held_elsewhere = held_elsewhere
         self._sources = sources
         self._clock_ns = clock_ns
 
@@ -267,12 +270,12 @@ class MetricsExposition:
                 "Bytes of an arena's shared memory in use",
                 [Sample({"arena": arena}, byte_size) for arena, byte_size in sorted(arenas.items())],
             ),
-            *(_admission(self._admission) if self._admission else ()),
+            *(_admission(self._admission, self._held_elsewhere()) if self._admission else ()),
             *(_lazy_loading(*self._lazy()) if self._lazy else ()),
         ]
 
 
-def _admission(admission: Admission) -> Iterable[Family]:
+def _admission(admission: Admission, held_elsewhere: int) -> Iterable[Family]:
     refused = Family(
         "tensorfarm_requests_refused_total",
         "counter",
@@ -282,7 +285,7 @@ def _admission(admission: Admission) -> Iterable[Family]:
         refused.add({"model": model, "reason": reason}, count)
     yield refused
     help_text = "Bytes of memory held for request bodies, and for replies that clients have not taken yet"
-    yield Family("tensorfarm_requests_held_bytes", "gauge", help_text, [Sample({}, admission.byte_size)])
+    yield Family("tensorfarm_requests_held_bytes", "gauge", help_text, [Sample({}, admission.byte_size + held_elsewhere)])
 
 
 def _lazy_loading(resident: int, loads: int, evictions: int) -> Iterable[Family]:

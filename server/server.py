@@ -171,9 +171,10 @@ class Server:
             pool_total_bytes=lambda: self._sizes[1],
             pool_used_bytes=lambda: arena.used_byte_size,
             worker_restarts=lambda: {seat.name: seat.restarts for seat in self._farm.seats.values()} | self._doors.restarts,
-            arena_used_bytes=lambda: {"requests": arena.used_byte_size},
+            arena_used_bytes=lambda: {"requests": arena.used_byte_size, **self._doors.arena_used_bytes},
             lazy=None if self._lazy is None else self._lazy.figures,
             admission=admission,
+            held_elsewhere=lambda: self._doors.held_byte_size,
             sources=(metrics.families, self._cache_families),
         )
         self.service.family_of = metrics.family

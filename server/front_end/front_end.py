@@ -24,7 +24,7 @@ from .arenas import Arenas
 from .doors import grpc_door, http_door
 from .forwarded_log import ForwardedLog
 from .link import Link
-from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Leave, News, Opened, Order, Responded, Told
+from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Leave, News, Opened, Order, Responded, Told, Used
 from .remote_service import RemoteService
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _COUNT_S = 0.01
+_USE_S = 0.2
 
 
 class FrontEnd:
@@ -56,6 +57,7 @@ class FrontEnd:
         self._heard: deque[News] = deque()
         self._counted: tuple[int, int] | None = None
         self._counting: asyncio.TimerHandle | None = None
+        self._using: asyncio.TimerHandle | None = None
         self._arenas = Arenas(self._loop, lifeline, arena, request_arena_fd, self._go_on)
         self._link = Link(self._loop, greeting.endpoint, greeting.token, self._receive)
         self._log = ForwardedLog(self._tell_from_anywhere)
@@ -143,7 +145,18 @@ class FrontEnd:
             return
         relax_collector()
         self._link.tell(Opened())
+        self._tell_use(admission, Used(0, 0))
         self._loop.run_in_executor(None, ahead.rest)
+
+    def _tell_use(self, admission: Admission, before: Used) -> None:
+        """Say what it uses, where that is not what was said last."""
+        refused = [(model, reason, count) for (model, reason), count in admission.refused.items()]
+        admission.refused.clear()
+        used = Used(admission.memory.used_byte_size, admission.held_byte_size, refused)
+        if used != before:
+            self._link.tell(used)
+        before = Used(used.arena_byte_size, used.held_byte_size)
+        self._using = self._loop.call_later(_USE_S, self._tell_use, admission, before)
 
     async def _leave(self) -> None:
         if self._http is not None:
@@ -164,8 +177,9 @@ class FrontEnd:
         self._counting = self._loop.call_later(_COUNT_S, self._count)
 
     async def _close(self) -> None:
-        if self._counting is not None:
-            self._counting.cancel()
+        for timer in (self._counting, self._using):
+            if timer is not None:
+                timer.cancel()
         if self._http is not None:
             await self._http.close()
         if self._grpc is not None:

@@ -26,7 +26,22 @@ from ..farm.launch import Launched, launch
 from ..farm.processes import Processes
 from ..log import Log
 from ..options import Options
-from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, FrontEndFrame, Leave, Logged, Opened, Said, ToFrontEnd, ToldRaw
+from .messages import (
+    Begin,
+    Counted,
+    End,
+    Forget,
+    Forgotten,
+    FromFrontEnd,
+    FrontEndFrame,
+    Leave,
+    Logged,
+    Opened,
+    Said,
+    ToFrontEnd,
+    ToldRaw,
+    Used,
+)
 from .session import Session
 
 END_TIMEOUT_SECS = 2.0
@@ -64,20 +79,28 @@ class _Place:
     restart: asyncio.TimerHandle | None = None
     told: list[msgspec.Raw] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)
+    used: Used = Used(0, 0)
     waits: dict[str, asyncio.Future[None]] = field(default_factory=dict)
 
 
 class FrontEnds:
-    """All of them. ``make_session`` makes what serves one."""
+    """All of them. ``make_session`` makes what serves one, ``refused`` counts what they refuse: of a model, for a reason, how often."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, processes: Processes, options: Options, log: Log, make_session: MakeSession
+        self,
+        loop: asyncio.AbstractEventLoop,
+        processes: Processes,
+        options: Options,
+        log: Log,
+        make_session: MakeSession,
+        refused: Callable[[str, str, int], None],
     ) -> None:
         self._loop = loop
         self._processes = processes
         self._options = options
         self._log = log
         self._make_session = make_session
+        self._refused = refused
         self._places: list[_Place] = []
         self._numbers = itertools.count(1)
         self._opening = False
@@ -171,6 +194,10 @@ class FrontEnds:
         elif isinstance(message, Counted):
             place.counted = (message.connections, message.calls)
             self._answered(place, "leave")
+        elif isinstance(message, Used):
+            place.used = message
+            for model, reason, count in message.refused:
+                self._refused(model, reason, count)
         elif isinstance(message, Logged):
             if self._log.takes(message.severity):
                 self._log.record(message.severity, message.message, message.place, process.pid)
@@ -193,7 +220,7 @@ class FrontEnds:
             place.session.end()
         place.process, place.session, place.up = None, None, False
         place.told.clear()
-        place.counted = (0, 0)
+        place.counted, place.used = (0, 0), Used(0, 0)
         for what in [what for what in place.waits if what != "open"]:
             self._answered(place, what)
         if self._leaving or self._closing:
@@ -262,6 +289,16 @@ class FrontEnds:
     def answering_count(self) -> int:
         """gRPC connections whose clients wait for an answer, since they were told to leave."""
         return sum([place.counted[1] for place in self._places])
+
+    @property
+    def arena_used_bytes(self) -> dict[str, int]:
+        """Bytes in use of each one's arena."""
+        return {place.name: place.used.arena_byte_size for place in self._places}
+
+    @property
+    def held_byte_size(self) -> int:
+        """Bytes that they hold for requests and their replies, in arenas and elsewhere."""
+        return sum([place.used.arena_byte_size + place.used.held_byte_size for place in self._places])
 
     @property
     def restarts(self) -> dict[str, int]:

@@ -146,7 +146,18 @@ class Logged(msgspec.Struct, frozen=True, array_like=True, tag=71):
     place: str
 
 
-FromFrontEnd = Opened | Find | Submit | Withdraw | Hold | Release | AskHttp | AskRpc | Drop | Forgotten | Counted | Logged
+class Used(msgspec.Struct, frozen=True, array_like=True, tag=72):
+    """How many bytes of its arena are in use, how many it holds in ordinary memory, and what it has refused since it said so last.
+
+    ``refused``: model, reason and count.
+    """
+
+    arena_byte_size: int
+    held_byte_size: int
+    refused: list[tuple[str, str, int]] = []
+
+
+FromFrontEnd = Opened | Find | Submit | Withdraw | Hold | Release | AskHttp | AskRpc | Drop | Forgotten | Counted | Logged | Used
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True, tag=59):

@@ -18,7 +18,7 @@ from ...workers.contract.signature import Signature, signature_of
 from ...workers.contract.status import Code, StatusError, invalid
 from ..admission import Admission, Overloaded
 from ..dispatch.request import EndMark, Rejection, Request, Response
-from ..inference_service import InferenceService
+from ..inference_service import InferenceService, Version, regions_of
 from ..options import Options
 from ..prometheus_text import Family
 from ..regions import NO_REGIONS, RegionRegistry
@@ -280,6 +280,15 @@ class RemoteService(InferenceService):
         """Nobody waits for the answer to a question any more."""
         if self._questions.pop(number, None) is not None:
             self._tell(Drop(number))
+
+    def submit(self, version: Version, request: Request) -> None:
+        """As the base class says; where it uses regions, all of it is checked by the server process, which looks at them first."""
+        regions = regions_of(request.body)
+        if regions:
+            self._hold(request, regions)
+            version.enter(request)
+        else:
+            super().submit(version, request)
 
     # what versions ask
 

@@ -136,7 +136,7 @@ class Session:
 
     def end(self) -> None:
         """It has gone: nobody waits for anything any more."""
-        self.tell = _nobody
+        self.tell, self._share = _nobody, _nothing_shared
         inferences, self._inferences = self._inferences, {}
         for inference in inferences.values():
             inference.cancel()
@@ -288,7 +288,7 @@ class Session:
 class _Inference:
     """An inference that a front end has submitted, until its last response."""
 
-    __slots__ = ("_bringing", "_gone", "_message", "_number", "_request", "_session", "_version")
+    __slots__ = ("_bringing", "_ended", "_gone", "_message", "_number", "_request", "_session", "_version")
 
     def __init__(self, session: Session, message: Submit) -> None:
         self._session = session
@@ -298,6 +298,7 @@ class _Inference:
         self._version: ModelVersion
         self._bringing: Bringing | None = None
         self._gone = False
+        self._ended = False
 
     def begin(self, error: StatusError | None = None) -> None:
         """Queue it, or refuse it with the error there is."""
@@ -308,7 +309,9 @@ class _Inference:
             if error is not None:
                 raise error
             version = self._version = session.service.find(message.model, message.asked)
-            self._request = session.submit(self, message, version)
+            request = session.submit(self, message, version)
+            if not self._ended:
+                self._request = request
         except NotResident as absent:
             # It has left since it was asked for.
             bringing = Bringing(session.service, absent, self.begin, partial(session.finish, self._number))
@@ -325,6 +328,9 @@ class _Inference:
 
     def respond(self, response: Response) -> None:
         """Take a response."""
+        if response.final:
+            # The request knows this object: left alone, a cycle for the collector, with the whole session in it.
+            self._request, self._ended = None, True
         if self._gone:
             response.release()
         else:
@@ -338,10 +344,12 @@ class _Inference:
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         self._gone = True
-        if self._bringing is not None:
-            self._bringing.cancel()
-        elif self._request is not None:
-            self._session.service.cancel(self._version, self._request)
+        bringing, self._bringing = self._bringing, None
+        request, self._request = self._request, None
+        if bringing is not None:
+            bringing.cancel()
+        elif request is not None:
+            self._session.service.cancel(self._version, request)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
@@ -350,6 +358,10 @@ def _cancel(task: asyncio.Task[None]) -> None:
 
 def _nobody(message: ToFrontEnd) -> None:
     """Nobody listens any more."""
+
+
+def _nothing_shared(arena: int) -> None:
+    """Nobody reads any arena."""
 
 
 def _nothing() -> None:

@@ -92,7 +92,9 @@ class House:
         self._regions = RegionRegistry()
         self._arena_fd = create_memory(1 << 20)
         self.processes = Processes(self.loop, self._regions, self._arena_fd, SIZES)
-        self.front_ends = FrontEnds(self.loop, self.processes, wanted, self.log, cast(Any, self._session))
+        self.front_ends = FrontEnds(
+            self.loop, self.processes, wanted, self.log, cast(Any, self._session), lambda model, reason, count: None
+        )
         self.sockets = [new_socket(HERE) for _ in range(wanted.front_ends)]
         self.port = 0
 
