@@ -12,7 +12,9 @@ import pytest
 import zmq
 
 from tensorfarm.server.door.listening import new_socket
+from tensorfarm.server.farm.backoff import Backoff
 from tensorfarm.server.farm.channel import Channel, new_context
+from tensorfarm.server.front_end import front_ends
 from tensorfarm.server.front_end.messages import AskHttp, Begin, Told
 from tensorfarm.server.options import Options
 from tensorfarm.workers.contract.status import Code, StatusError
@@ -118,7 +120,15 @@ def test_the_only_one_that_dies() -> None:
     run(script, options(count=1))
 
 
-def test_clients_are_the_others_while_one_takes_long() -> None:
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses before restarts, and what counts as an outage, an eighth as long."""
+    delay_secs = Backoff.delay_secs
+    monkeypatch.setattr(Backoff, "delay_secs", lambda account, lived_ns: delay_secs(account, lived_ns) / 8)
+    monkeypatch.setattr(front_ends, "OUTAGE_SECS", front_ends.OUTAGE_SECS / 8)
+
+
+def test_clients_are_the_others_while_one_takes_long(hurry: None) -> None:
     async def script(house: House) -> None:
         house.launch()
         await house.open()
@@ -129,7 +139,7 @@ def test_clients_are_the_others_while_one_takes_long() -> None:
             await house.until(lambda victim=victim: victim.returncode is not None, "it to be dead")  # type: ignore[misc]
             if deaths < 3:
                 await house.until(lambda: len(house.children()) == 2, "it to be back")
-        assert house.log.texts("E")[-1].endswith("; it is started again in 2 s")
+        assert house.log.texts("E")[-1].endswith("; it is started again in 0.25 s")
         for _ in range(20):
             assert await house.get() == b"/v2/health/live"
         assert house.children() == [survivor]
@@ -148,7 +158,7 @@ def test_clients_are_the_others_while_one_takes_long() -> None:
     run(script)
 
 
-def test_one_that_dies_again_and_again_before_the_doors_are_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_that_dies_again_and_again_before_the_doors_are_opened(hurry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its port is not even bound by then."""
     broken = tmp_path / "uvloop.py"
     broken.write_text("raise SystemExit(3)\n")
@@ -156,7 +166,7 @@ def test_one_that_dies_again_and_again_before_the_doors_are_opened(monkeypatch: 
 
     async def script(house: House) -> None:
         house.launch()
-        await house.until(lambda: any("again in 2 s" in line for line in house.log.texts("E")), "three deaths")
+        await house.until(lambda: any("again in 0.25 s" in line for line in house.log.texts("E")), "three deaths")
         broken.unlink()
         await house.until(lambda: len(house.sessions) == 1, "it to be up after all")
         await house.open()
@@ -336,15 +346,15 @@ def test_one_that_comes_back_while_all_leave_serves_nobody() -> None:
                 return True
             return False
 
-        # Until whoever was on the way has come.
-        for _ in range(20):
-            assert await refused()
-            await asyncio.sleep(0.1)
+        await house.until(lambda: len(house.children()) == 1, "the one that was on its way to be gone")
+        assert await refused()
 
     run(script)
 
 
-def test_one_that_does_not_end_is_killed() -> None:
+def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_ends, "END_TIMEOUT_SECS", 0.2)
+
     async def script(house: House) -> None:
         house.launch()
         await house.open()

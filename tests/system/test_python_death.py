@@ -17,7 +17,7 @@ from ..servers import Server, alive, child_pids, run_tensorfarm, tensorfarm, wai
 from ..wire import compact, exchange
 
 MODELS = Path(__file__).resolve().parent.parent / "python_models"
-INSTANCES = 4
+INSTANCES = 8
 KILLS = 20
 ADD_PATH = "/v2/models/adder/infer"
 ADD_BODY = compact({"inputs": [{"name": "X", "datatype": "INT32", "shape": [2], "data": [1, 2]}]})

@@ -115,7 +115,7 @@ def test_kill_under_a_storm_of_requests(server: Server) -> None:
 def test_crash_loop_backs_off(server: Server) -> None:
     """The pauses before restarts grow; meanwhile requests are refused with a reason, and in the end it serves again."""
     pauses: list[float] = []
-    for _ in range(4):
+    for _ in range(3):
         worker = _worker(server)
         os.kill(worker, signal.SIGKILL)
         died = time.monotonic()
@@ -123,7 +123,7 @@ def test_crash_loop_backs_off(server: Server) -> None:
         pauses.append(time.monotonic() - died)
     assert pauses[0] < 0.75, pauses
     assert pauses == sorted(pauses), pauses
-    assert pauses[3] > 3.0, pauses
+    assert pauses[2] > 1.5, pauses
     wait_until(server.ready, "the server to be ready again")
     assert server.ask("POST", PLAIN_PATH, PLAIN_BODY).status == 200
 
