@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..workers.contract.status import StatusError
 from . import ahead
-from .door.listening import bind_all, new_socket
+from .door.listening import listen_together, new_socket
 from .door.tls import Tls, tls_of
 from .log import Log
 from .options import Options
@@ -82,6 +82,7 @@ class Doors:
         )
         self._front_ends.launch(self._unbound[HTTP], self._unbound[GRPC])
         self._service.on_change = self._front_ends.forget
+        self._processes.on_end = self._front_ends.gone
 
     async def open(self) -> bool:
         """Open all doors; False, and logged, where one cannot be."""
@@ -101,7 +102,7 @@ class Doors:
         for protocol, sockets in self._unbound.items():
             try:
                 if sockets:
-                    ports[protocol] = bind_all(sockets, *places[protocol])
+                    ports[protocol] = listen_together(sockets, *places[protocol])
             except StatusError as error:
                 return self._failed(protocol, error)
         try:

@@ -53,7 +53,7 @@ class Wait(Protocol):
 
 def regions_of(body: RequestBody) -> tuple[int, ...]:
     """The regions that a request uses, by number."""
-    regions = [tensor.place.region for tensor in body.inputs if type(tensor.place) is Span]
+    regions = [tensor.place.region for tensor in body.inputs if isinstance(tensor.place, Span)]
     regions += [output.span.region for output in body.outputs if output.span is not None]
     return tuple(regions)
 

@@ -63,7 +63,8 @@ def _general() -> Iterator[Group]:
         None,
         "How many bytes of memory the server process may hold for requests, their bodies and the replies that clients have not taken "
         "yet, before requests that come are refused in the same way. Tensors in shared memory of clients are not counted. 0: no limit "
-        "but that of bodies above 64 KiB. Default: --pinned-memory-pool-byte-size and a quarter of the machine's memory.",
+        "but that of bodies above 64 KiB. Each of --front-ends has its share, which is also the most that one body may have. Default: "
+        "--pinned-memory-pool-byte-size and a quarter of the machine's memory.",
     )
     g.add(
         "max-inflight-requests-per-model",

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import descriptors
+from .listening import BACKLOG
 
 _logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _AT_ONCE = 64
 _REST_S = 0.1
 _SILENCE_S = 60.0
@@ -38,7 +38,7 @@ class Acceptor:
         self._said = float("-inf")
         listening.setblocking(False)
         try:
-            listening.listen(_BACKLOG)
+            listening.listen(BACKLOG)
         except OSError:
             # Somebody else who shares the address was quicker.
             listening.close()

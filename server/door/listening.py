@@ -6,7 +6,10 @@ import contextlib
 import socket
 from collections.abc import Sequence
 
-from ...workers.contract.status import unavailable
+from ...workers.contract.status import StatusError, unavailable
+
+BACKLOG = 1024
+"""How many clients may wait in the kernel's queue of a socket."""
 
 
 def new_socket(address: str) -> socket.socket:
@@ -25,23 +28,39 @@ def bind(unbound: socket.socket, address: str, port: int, reuse_port: bool) -> N
             unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         unbound.bind((address, port))
     except (OSError, OverflowError) as failure:
-        raise unavailable(f"Socket '{address}:{port}' already in use ") from failure
+        raise _in_use(address, port) from failure
 
 
-def bind_all(unbound: Sequence[socket.socket], address: str, port: int, reuse_port: bool) -> int:
-    """Bind sockets to the same port, which is returned: the system gives each new client to one of those that listen.
+def listen_together(unbound: Sequence[socket.socket], address: str, port: int, reuse_port: bool) -> int:
+    """Bind sockets to the same port, which is returned, and listen: the system gives each new client to one of them.
 
     Another server that has the port is found all the same, unless ``reuse_port`` says that it may. Raises as ``bind``.
     """
     with contextlib.ExitStack() as meanwhile:
         if not reuse_port:
-            # Those that share a port are not refused one another's. Nobody gets it before they do: this one does not listen.
-            probe = meanwhile.enter_context(bound_socket(address, port, False))
-            port = probe.getsockname()[1]
+            # Those that share a port are not refused one another's. One that does not share it and listens is alone, and stays so until
+            # the others listen as well.
+            alone = meanwhile.enter_context(bound_socket(address, port, False))
+            port = alone.getsockname()[1]
+            _listen(alone, address, port)
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         for one in unbound:
             bind(one, address, port, True)
             port = one.getsockname()[1]
+        for one in unbound:
+            _listen(one, address, port)
     return port
+
+
+def _listen(bound: socket.socket, address: str, port: int) -> None:
+    try:
+        bound.listen(BACKLOG)
+    except OSError as failure:
+        raise _in_use(address, port) from failure
+
+
+def _in_use(address: str, port: int) -> StatusError:
+    return unavailable(f"Socket '{address}:{port}' already in use ")
 
 
 def bound_socket(address: str, port: int, reuse_port: bool) -> socket.socket:

@@ -20,7 +20,8 @@ from .runtime_directory import RuntimeDirectory
 class Processes:
     """All that run. ``arena_byte_sizes`` are the capacity and the resident part of each one's own arena.
 
-    ``regions`` are those of clients, ``request_arena_fd`` is a descriptor of the server's own arena.
+    ``regions`` are those of clients, ``request_arena_fd`` is a descriptor of the server's own arena. ``on_end`` is told the number of an
+    arena whose process has gone.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Processes:
         self._runtime = RuntimeDirectory()
         self._numbers = itertools.count(1)
         self._by_arena: dict[int, ChildProcess] = {}
+        self.on_end: Callable[[int], None] = lambda arena: None
         regions.on_drop = self._region_dropped
 
     def start(
@@ -61,6 +63,7 @@ class Processes:
             del self._by_arena[number]
             for other in self._by_arena.values():
                 other.disown(number)
+            self.on_end(number)
             ended(process)
 
         sizes, request_fd = arena_byte_sizes or self._arena_byte_sizes, self._request_arena_fd

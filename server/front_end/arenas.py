@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ...shm.arena import Arena, ArenaView
 from ...shm.placement import Lease
-from ...workers.contract.messages import Adopt, Disown, LifelineMessage
+from ...workers.contract.messages import Adopt, LifelineMessage
 from ...workers.contract.status import unavailable
 from ...workers.lifeline import receive
 
@@ -76,11 +76,14 @@ class Arenas:
             self._take(*received)
 
     def _take(self, message: LifelineMessage, fd: int | None) -> None:
+        # What its process answered before its end may still be on its way: Disown is for workers, ``gone`` for us.
         if isinstance(message, Adopt):
             self._adopt(message.arena, fd)
-        elif isinstance(message, Disown):
-            # Views that are being sent keep their pages.
-            self._others[message.arena] = None
+
+    def gone(self, number: int) -> None:
+        """The process of an arena has gone, and nothing that it answered is on its way. Views that are being sent keep their pages."""
+        if number in self._others:
+            self._others[number] = None
 
     def _adopt(self, number: int, fd: int | None) -> None:
         self._others[number] = None

@@ -21,10 +21,11 @@ from ..collector import relax_collector
 from ..door.tls import tls_of
 from ..log import leave_library_lines, take_library_lines
 from .arenas import Arenas
+from .carried_text import meant
 from .doors import grpc_door, http_door
 from .forwarded_log import ForwardedLog
 from .link import Link
-from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Leave, News, Opened, Order, Responded, Told, Used
+from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Gone, Leave, News, Opened, Order, Responded, Told, Used
 from .remote_service import RemoteService
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _logger = logging.getLogger(__name__)
 
 _COUNT_S = 0.01
 _USE_S = 0.2
+_SIGN_TURNS = 5
 
 
 class FrontEnd:
@@ -113,7 +115,9 @@ class FrontEnd:
         return all([type(tensor.place) is not Lease or self._arenas.has(tensor.place.arena) for tensor in message.outputs])
 
     def _take(self, message: News) -> None:
-        if self._service is not None:
+        if isinstance(message, Gone):
+            self._arenas.gone(message.arena)
+        elif self._service is not None:
             self._service.receive(message)
         elif isinstance(message, Forget):
             self._link.tell(Forgotten(message.number))
@@ -121,11 +125,12 @@ class FrontEnd:
     # orders
 
     async def _begin(self, order: Begin) -> None:
-        options = order.options
+        options = meant(order.options)
         self._log.settings.log_verbose_level = options.log_verbose
         arena = self._arenas.own
         byte_size = options.max_inflight_byte_size
-        bound = (arena.capacity_byte_size if byte_size is None else byte_size) // order.front_end_count
+        whole = arena.capacity_byte_size if byte_size is None else byte_size
+        bound = whole and max(1, whole // order.front_end_count)
         # How many requests there may be is counted where all of them are.
         admission = Admission(AdmissionLimits(byte_size=bound), memory=arena)
         service = self._service = RemoteService(options, arena, admission, self._arenas.view, self._link.tell)
@@ -148,15 +153,17 @@ class FrontEnd:
         self._tell_use(admission, Used(0, 0))
         self._loop.run_in_executor(None, ahead.rest)
 
-    def _tell_use(self, admission: Admission, before: Used) -> None:
-        """Say what it uses, where that is not what was said last."""
+    def _tell_use(self, admission: Admission, before: Used, turn: int = 0) -> None:
+        """Say what it uses, where that is not what was said last, and as a sign of life."""
         refused = [(model, reason, count) for (model, reason), count in admission.refused.items()]
         admission.refused.clear()
         used = Used(admission.memory.used_byte_size, admission.held_byte_size, refused)
-        if used != before:
+        turn += 1
+        if used != before or turn >= _SIGN_TURNS:
+            turn = 0
             self._link.tell(used)
         before = Used(used.arena_byte_size, used.held_byte_size)
-        self._using = self._loop.call_later(_USE_S, self._tell_use, admission, before)
+        self._using = self._loop.call_later(_USE_S, self._tell_use, admission, before, turn)
 
     async def _leave(self) -> None:
         if self._http is not None:

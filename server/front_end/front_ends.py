@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from socket import socket
+from socket import SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET, socket
 from typing import Any
 
 import msgspec
 
 from ...workers.contract.messages import Hello
 from ...workers.contract.status import Code, StatusError, unavailable
-from ..door.listening import bind
 from ..farm.backoff import Backoff
 from ..farm.channel import encode
 from ..farm.child_process import ChildProcess
@@ -26,6 +24,7 @@ from ..farm.launch import Launched, launch
 from ..farm.processes import Processes
 from ..log import Log
 from ..options import Options
+from .carried_text import carried
 from .messages import (
     Begin,
     Counted,
@@ -34,6 +33,7 @@ from .messages import (
     Forgotten,
     FromFrontEnd,
     FrontEndFrame,
+    Gone,
     Leave,
     Logged,
     Opened,
@@ -50,6 +50,9 @@ END_TIMEOUT_SECS = 2.0
 FORGET_TIMEOUT_SECS = 2.0
 """How long whoever has changed a model waits for a front end that does not answer."""
 
+LOOK_SECS, SILENT_LOOKS = 1.0, 10
+"""How often front ends are looked at, and how often in a row they may be found to have said nothing."""
+
 LEAVE_TIMEOUT_SECS = 1.0
 """How long is waited for one to say how much it has under way."""
 
@@ -65,7 +68,8 @@ class _Place:
 
     ``sockets`` are those of its ports, by protocol: this process keeps them too, so that clients who come while there is no front end
     wait for the next. ``bound`` is what they are bound to. ``told`` waits for the end of this turn of the loop. ``waits`` are those who
-    wait for a word of it: that its doors are open, that it has forgotten, how much it has under way.
+    wait for a word of it: that its doors are open, that it has forgotten, how much it has under way. ``listens``: clients may wait in
+    the queues of its sockets. ``silence``: for how many looks at it in a row nothing was heard of it.
     """
 
     name: str
@@ -80,6 +84,8 @@ class _Place:
     told: list[msgspec.Raw] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)
     used: Used = Used(0, 0)
+    listens: bool = True
+    silence: int = 0
     waits: dict[str, asyncio.Future[None]] = field(default_factory=dict)
 
 
@@ -104,6 +110,7 @@ class FrontEnds:
         self._places: list[_Place] = []
         self._numbers = itertools.count(1)
         self._opening = False
+        self._watch: asyncio.TimerHandle | None = None
         self._leaving = False
         self._closing = False
 
@@ -128,7 +135,30 @@ class FrontEnds:
             place.bound = {protocol: one.getsockname() for protocol, one in place.sockets.items()}
             if place.up:
                 self._begin(place)
+        self._look()
         await asyncio.gather(*opened)
+
+    def _look(self) -> None:
+        """Kill those of which nothing was heard for long: they say something every second, and can only hang.
+
+        Looks are counted, not seconds, because this process may have been stopped itself.
+        """
+        self._watch = self._loop.call_later(LOOK_SECS, self._look)
+        for place in self._places:
+            process = place.process
+            if process is None or not place.up:
+                continue
+            place.silence += 1
+            if place.silence > SILENT_LOOKS:
+                place.silence = 0
+                self._log.error(f"front end '{place.name}' (pid {process.pid}) has said nothing for {LOOK_SECS * SILENT_LOOKS:g} s")
+                process.kill()
+
+    def gone(self, arena: int) -> None:
+        """A child process has ended, which has an arena that front ends may read."""
+        for place in self._places:
+            if place.up:
+                self._tell(place, place.process, Gone(arena))
 
     def _start(self, place: _Place) -> None:
         place.restart = None
@@ -153,18 +183,26 @@ class FrontEnds:
             self._answered(place, "open", error)
 
     def _begin(self, place: _Place) -> None:
-        self._tell(place, place.process, Begin(_as_text(self._options), len(self._places)))
+        self._tell(place, place.process, Begin(carried(self._options), len(self._places)))
 
     def _renew_sockets(self, place: _Place) -> None:
-        """Put sockets that do not listen yet in the place of those that do: nobody else gets the ports meanwhile, and no client waits."""
+        """Put sockets that do not listen yet in the place of those that do, so that no client waits.
+
+        Nobody else gets the ports meanwhile: it is only done while another front end listens on them.
+        """
+        if not any([other.listens and other.up for other in self._places if other is not place]):
+            return
+        place.listens = False
         for protocol, bound in place.bound.items():
             old = place.sockets[protocol]
             renewed = socket(old.family, old.type)
             try:
-                bind(renewed, bound[0], bound[1], True)
-            except StatusError as error:
+                renewed.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+                renewed.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+                renewed.bind(bound)
+            except OSError as error:
                 renewed.close()
-                self._log.warning(f"clients of front end '{place.name}' wait until it is back: {error.message}")
+                self._log.warning(f"clients of front end '{place.name}' wait until it is back: {error.strerror}")
                 continue
             place.sockets[protocol] = renewed
             old.close()
@@ -172,6 +210,7 @@ class FrontEnds:
     # what they say
 
     def _heard(self, place: _Place, process: ChildProcess, frame: Hello | Said) -> None:
+        place.silence = 0
         if isinstance(frame, Hello):
             place.up = True
             share = partial(self._processes.share, process=process)
@@ -207,6 +246,7 @@ class FrontEnds:
     def _opened(self, place: _Place, process: ChildProcess, message: Opened) -> None:
         fault = message.fault
         if fault is None:
+            place.listens = True
             self._answered(place, "open")
         elif not self._answered(place, "open", StatusError(Code(fault.code), fault.message)):
             self._log.error(f"front end '{place.name}' could not open its doors: {fault.message}")
@@ -276,9 +316,9 @@ class FrontEnds:
                 self._tell(place, place.process, Forget(number))
         if waits:
             _, late = await asyncio.wait(waits, timeout=FORGET_TIMEOUT_SECS)
-            for wait in late:
-                # It answers nobody at the moment; what it still submits is checked again.
-                wait.cancel()
+            # Those answer nobody at the moment; what they still submit is checked again.
+            for place in self._places if late else ():
+                place.waits.pop(f"forget {number}", None)
 
     @property
     def connection_count(self) -> int:
@@ -324,10 +364,16 @@ class FrontEnds:
                 place.process.kill()
         if waits:
             await asyncio.wait(waits, timeout=LEAVE_TIMEOUT_SECS)
+        for place in self._places:
+            if place.process is not None and "leave" in place.waits and (place.session is None or not place.session.in_flight):
+                # It hangs, and whoever waits for it waits for nothing.
+                place.process.kill()
 
     async def close(self) -> None:
         """End all of them: asked first, killed where they do not go."""
         self._closing = True
+        if self._watch is not None:
+            self._watch.cancel()
         for place in self._places:
             _close(place.sockets.values())
             if place.restart is not None:
@@ -363,16 +409,3 @@ def _launch(sockets: dict[str, socket]) -> Launched:
 def _close(sockets: Iterable[socket]) -> None:
     for one in sockets:
         one.close()
-
-
-def _as_text(value: Any) -> Any:
-    """The value with nothing in it but text that any message can carry: names of files may be any bytes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{one.name: _as_text(getattr(value, one.name)) for one in dataclasses.fields(value)})
-    if isinstance(value, Mapping):
-        return {_as_text(key): _as_text(one) for key, one in value.items()}
-    if isinstance(value, tuple):
-        return type(value)._make(map(_as_text, value)) if hasattr(value, "_make") else tuple(map(_as_text, value))
-    return value

@@ -149,7 +149,7 @@ class Logged(msgspec.Struct, frozen=True, array_like=True, tag=71):
 class Used(msgspec.Struct, frozen=True, array_like=True, tag=72):
     """How many bytes of its arena are in use, how many it holds in ordinary memory, and what it has refused since it said so last.
 
-    ``refused``: model, reason and count.
+    Said now and then, as a sign of life. ``refused``: model, reason and count.
     """
 
     arena_byte_size: int
@@ -266,10 +266,16 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag=91):
     samples: list[tuple[dict[str, str], float]] | None
 
 
+class Gone(msgspec.Struct, frozen=True, array_like=True, tag=92):
+    """The process that an arena belongs to has gone: what it answered has been told before this."""
+
+    arena: int
+
+
 Order = Begin | Leave | End
 """What a front end does as a whole."""
 
-News = Found | Refused | Responded | Rejected | Finished | AnsweredHttp | AnsweredRpc | Forget | Measured
+News = Found | Refused | Responded | Rejected | Finished | AnsweredHttp | AnsweredRpc | Forget | Measured | Gone
 """What is about models and requests: it is taken in order."""
 
 ToFrontEnd = Order | News

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from ...shm.arena import Arena
 from ...shm.placement import Lease, Span
 from ...workers.contract.configuration import ModelConfig
+from ...workers.contract.messages import RequestBody
 from ...workers.contract.signature import Signature, signature_of
 from ...workers.contract.status import Code, StatusError, invalid
 from ..admission import Admission, Overloaded
@@ -50,7 +53,6 @@ from .messages import (
 )
 
 _MOST_KNOWN = 8192
-_MOST_NAMES = 1 << 16
 _MAX_UINT64 = 2**64 - 1
 
 Tell = Callable[[FromFrontEnd], None]
@@ -114,33 +116,39 @@ class RemoteVersion:
         self._service.hold_back(request, held)
 
 
+class NamedSpan(Span, frozen=True, array_like=True, tag=2, gc=False):
+    """A part of a region by its name: the server process knows what is behind that, if anything."""
+
+    name: str = ""
+
+
 class RemoteRegions:
-    """Gives regions numbers of its own, under which requests refer to them; the server process knows what is behind a name, if anything."""
+    """Any region there may be."""
 
-    def __init__(self, most: int = _MOST_NAMES) -> None:
-        self._most = most
-        self._numbers = itertools.count(1)
-        self._by_name: dict[str, int] = {}
-        self._by_number: dict[int, str] = {}
-        self._before: dict[int, str] = {}
-
-    def span(self, name: str, offset: int, byte_size: int) -> Span:
-        """A part of a region, whatever there is. Raises StatusError for numbers that no region has room for, nor a message."""
+    def span(self, name: str, offset: int, byte_size: int) -> NamedSpan:
+        """A part of a region. Raises StatusError for numbers that no region has room for, nor a message."""
         if max(offset, byte_size) > _MAX_UINT64:
             raise invalid(f"Invalid offset for shared memory region: '{name}'")
-        number = self._by_name.get(name)
-        if number is None:
-            if len(self._by_name) >= self._most:
-                # Requests that are being read now still find their names.
-                self._before, self._by_number, self._by_name = self._by_number, {}, {}
-            number = self._by_name[name] = next(self._numbers)
-            self._by_number[number] = name
-        return Span(number, offset, byte_size)
+        return NamedSpan(0, offset, byte_size, name)
 
-    def name(self, number: int) -> str:
-        """The region that is called by a number."""
-        name = self._by_number.get(number)
-        return self._before[number] if name is None else name
+
+_REGIONS = RemoteRegions()
+
+
+def _numbered(body: RequestBody) -> tuple[RequestBody, dict[int, str]]:
+    """The body with numbers of its own for the regions it names, and their names."""
+    names: dict[int, str] = {}
+
+    def number(span: Span) -> Span:
+        assert isinstance(span, NamedSpan)
+        names[len(names) + 1] = span.name
+        return Span(len(names), span.offset, span.byte_size)
+
+    inputs = [
+        msgspec.structs.replace(tensor, place=number(tensor.place)) if isinstance(tensor.place, Span) else tensor for tensor in body.inputs
+    ]
+    outputs = [output if output.span is None else msgspec.structs.replace(output, span=number(output.span)) for output in body.outputs]
+    return msgspec.structs.replace(body, inputs=inputs, outputs=outputs), names
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +187,6 @@ class RemoteService(InferenceService):
     """The service of a front end. ``view`` gives the bytes of leases, ``tell`` speaks to the server process."""
 
     def __init__(self, options: Options, arena: Arena, admission: Admission, view: Callable[[Lease], memoryview], tell: Tell) -> None:
-        self._region_names = RemoteRegions()
         super().__init__(options, arena, admission)
         self._view = view
         self._tell = tell
@@ -219,7 +226,7 @@ class RemoteService(InferenceService):
 
     def regions_for(self, peer_is_local: bool) -> RemoteRegions | RegionRegistry:
         """As the base class says."""
-        return self._region_names if self.client_shm_allowed(peer_is_local) else NO_REGIONS
+        return _REGIONS if self.client_shm_allowed(peer_is_local) else NO_REGIONS
 
     def _hold(self, request: Request, regions: tuple[int, ...]) -> None:
         # The server process holds them.
@@ -296,7 +303,9 @@ class RemoteService(InferenceService):
         """Submit a request that was checked."""
         number = request.order = next(self._numbers)
         body = request.body
-        names = {region: self._region_names.name(region) for region in request.regions} if request.regions else {}
+        names: dict[int, str] = {}
+        if request.regions:
+            body, names = _numbered(body)
         decoupled = version.signature.decoupled
         load, start_ns, priority, timeout_us = version.number, request.start_ns, request.priority, request.timeout_us
         self._tell(Submit(number, version.name, version.asked, load, body, start_ns, decoupled, priority, timeout_us, names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...shm.placement import Lease, Span
+from ...shm.placement import Inline, Lease, Span
 from ...workers.contract.messages import RequestBody
 from ...workers.contract.status import StatusError, internal, unavailable
 from ..admission import Overloaded
 from ..dispatch.request import EndMark, Request, Response
 from ..door.body import InlineBody
 from ..door.bringing import Bringing
+from ..door.scratch import INLINE_BYTE_SIZE
 from ..http.exchange import Head, HttpRequest, Reply
 from ..http.load_metrics import FAMILY
 from ..repository.demand import NotResident
+from .copies import Copies, Copy
 from .messages import (
     AnsweredHttp,
     AnsweredRpc,
@@ -94,7 +97,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._inferences: dict[int, _Inference] = {}
         self._cancels: dict[int, Callable[[], None]] = {}
-        self._responses: dict[int, Response] = {}
+        self._responses: dict[int, tuple[Response, list[Copy]]] = {}
+        self._copies = Copies(service.arena)
         self._numbers = itertools.count(1)
         self._finished: dict[int, None] = {}
         self._telling = False
@@ -112,9 +116,7 @@ class Session:
             inference.begin()
         elif type(message) is Release:
             for number in message.responses:
-                response = self._responses.pop(number, None)
-                if response is not None:
-                    response.release()
+                self._release(number)
         elif isinstance(message, Withdraw):
             withdrawn = self._inferences.pop(message.request, None)
             if withdrawn is not None:
@@ -138,14 +140,15 @@ class Session:
         """It has gone: nobody waits for anything any more."""
         self.tell, self._share = _nobody, _nothing_shared
         inferences, self._inferences = self._inferences, {}
-        for inference in inferences.values():
-            inference.cancel()
         cancels, self._cancels = self._cancels, {}
-        for cancel in cancels.values():
-            cancel()
-        responses, self._responses = self._responses, {}
-        for response in responses.values():
-            response.release()
+        # One that fails must not keep the others.
+        with contextlib.ExitStack() as undo:
+            for number in list(self._responses):
+                undo.callback(self._release, number)
+            for cancel in cancels.values():
+                undo.callback(cancel)
+            for inference in inferences.values():
+                undo.callback(inference.cancel)
 
     # questions
 
@@ -159,6 +162,9 @@ class Session:
                 self._cancels[question] = bringing.cancel
         except StatusError as error:
             self.tell(Refused(question, refusal_of(error)))
+        except Exception:
+            self.tell(Refused(question, refusal_of(internal("internal error"))))
+            raise
 
     def _brought(self, message: Find, error: StatusError | None) -> None:
         """Answer now that the model can be asked, or with why it cannot."""
@@ -169,6 +175,9 @@ class Session:
             self.tell(Found(message.question, _terms(self.service.find(message.model, message.version))))
         except StatusError as refusal:
             self.tell(Refused(message.question, refusal_of(refusal)))
+        except Exception:
+            self.tell(Refused(message.question, refusal_of(internal("internal error"))))
+            raise
 
     def _ask_rpc(self, message: AskRpc) -> None:
         task = self._loop.create_task(self._answer_rpc(message))
@@ -207,24 +216,52 @@ class Session:
         """Pass on a response of an inference."""
         if response.final:
             self._inferences.pop(number, None)
-        self._tell_measured()
-        kept = 0
-        outputs = response.outputs
-        for tensor in outputs:
-            place = tensor.place
-            if type(place) is Lease:
-                if place.arena and place.arena != self._arena:
-                    self._share(place.arena)
-                kept = kept or next(self._numbers)
-        error = None if response.error is None else refusal_of(response.error)
         finished = number in self._finished
         if finished:
             del self._finished[number]
-        end_mark = type(response) is EndMark
-        self.tell(Responded(number, outputs, response.parameters, error, response.final, end_mark, kept, finished))
+        try:
+            kept = self._tell_response(number, response, finished)
+        except Exception:
+            # The client is to hear something, and its outputs' memory to come back, whatever went wrong here.
+            response.release()
+            error = refusal_of(internal("internal error"))
+            self.tell(Responded(number, [], {}, error, response.final, response=0, finished=finished))
+            raise
+        if not kept:
+            response.release()
+
+    def _tell_response(self, number: int, response: Response, finished: bool) -> bool:
+        """Tell a response; is it kept until its outputs have been released?"""
+        self._tell_measured()
+        outputs = response.outputs
+        copies: list[Copy] = []
+        leases = False
+        for index, tensor in enumerate(outputs):
+            place = tensor.place
+            if type(place) is Inline and place.byte_size > INLINE_BYTE_SIZE:
+                copy = self._copies.of(place.content)
+                if copy is not None:
+                    copies.append(copy)
+                    outputs = [*outputs[:index], msgspec.structs.replace(tensor, place=copy.lease), *outputs[index + 1 :]]
+            elif type(place) is Lease:
+                leases = True
+                if place.arena and place.arena != self._arena:
+                    self._share(place.arena)
+        kept = next(self._numbers) if leases or copies else 0
+        error = None if response.error is None else refusal_of(response.error)
+        try:
+            self.tell(Responded(number, outputs, response.parameters, error, response.final, type(response) is EndMark, kept, finished))
+        except BaseException:
+            self._copies.drop(copies)
+            raise
         if kept:
-            self._responses[kept] = response
-        else:
+            self._responses[kept] = (response, copies)
+        return bool(kept)
+
+    def _release(self, number: int) -> None:
+        response, copies = self._responses.pop(number, (None, []))
+        self._copies.drop(copies)
+        if response is not None:
             response.release()
 
     def reject(self, number: int, error: StatusError) -> None:
@@ -288,7 +325,7 @@ class Session:
 class _Inference:
     """An inference that a front end has submitted, until its last response."""
 
-    __slots__ = ("_bringing", "_ended", "_gone", "_message", "_number", "_request", "_session", "_version")
+    __slots__ = ("_bringing", "_ended", "_gone", "_held", "_message", "_number", "_request", "_session", "_version")
 
     def __init__(self, session: Session, message: Submit) -> None:
         self._session = session
@@ -299,6 +336,7 @@ class _Inference:
         self._bringing: Bringing | None = None
         self._gone = False
         self._ended = False
+        self._held = False
 
     def begin(self, error: StatusError | None = None) -> None:
         """Queue it, or refuse it with the error there is."""
@@ -312,6 +350,8 @@ class _Inference:
             request = session.submit(self, message, version)
             if not self._ended:
                 self._request = request
+                if self._held:
+                    session.service.hold(version, request, True)
         except NotResident as absent:
             # It has left since it was asked for.
             bringing = Bringing(session.service, absent, self.begin, partial(session.finish, self._number))
@@ -338,6 +378,7 @@ class _Inference:
 
     def hold(self, held: bool) -> None:
         """Its client takes no more responses for now, or takes them again."""
+        self._held = held
         if self._request is not None:
             self._session.service.hold(self._version, self._request, held)
 

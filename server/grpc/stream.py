@@ -56,7 +56,7 @@ class StreamInfer:
 class Stream:
     """One call, from its first request to its last response."""
 
-    __slots__ = ("_complete", "_ends_by_error", "_full", "_most_unsent", "order", "outstanding", "rpc", "service")
+    __slots__ = ("_complete", "_ends_by_error", "_most_unsent", "full", "order", "outstanding", "rpc", "service")
 
     def __init__(self, service: InferenceService, rpc: Rpc) -> None:
         self.service = service
@@ -65,7 +65,7 @@ class Stream:
         self.outstanding: dict[Answering, None] = {}
         self._ends_by_error = rpc.head.value(_ERROR_KEY) == "true"
         self._complete = False
-        self._full = False
+        self.full = False
         self._most_unsent = min(service.options.grpc_max_response_pool_size, _MOST_UNSENT)
         rpc.on_room = self._room
 
@@ -122,16 +122,16 @@ class Stream:
     def _leave(self, message: bytes) -> None:
         rpc = self.rpc
         rpc.write(message)
-        if not self._full and (rpc.unsent_byte_size > UNSENT_BYTE_SIZE or rpc.unsent_count >= self._most_unsent):
+        if not self.full and (rpc.unsent_byte_size > UNSENT_BYTE_SIZE or rpc.unsent_count >= self._most_unsent):
             self._hold(True)
 
     def _room(self) -> None:
-        if self._full and self.rpc.unsent_byte_size <= UNSENT_BYTE_SIZE // 2 and self.rpc.unsent_count < self._most_unsent:
+        if self.full and self.rpc.unsent_byte_size <= UNSENT_BYTE_SIZE // 2 and self.rpc.unsent_count < self._most_unsent:
             self._hold(False)
 
     def _hold(self, full: bool) -> None:
         """Read no more requests, and have models make no more responses, until the client has taken what waits for it."""
-        self._full = full
+        self.full = full
         self.rpc.hold(full)
         for answering in self.outstanding:
             answering.hold(full)
@@ -177,6 +177,8 @@ class Answering:
             if version.signature.decoupled:
                 stream.order.free(self.place)
             self._request = submit(stream.service, version, message, stream.rpc, self._start_ns, self._taking)
+            if stream.full:
+                self.hold(True)
         except NotResident as absent:
             bringing = Bringing(stream.service, absent, partial(self._brought, message), message.release)
             if bringing.waits:

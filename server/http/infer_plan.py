@@ -96,7 +96,7 @@ def keep_plan(text: bytes, envelope: Envelope, call: InferCall, end: int) -> Non
     for item, tensor in zip(envelope.inputs, body.inputs, strict=True):
         if item.data is not UNSET or item.parameters is UNSET:
             return
-        if type(tensor.place) is Span:
+        if isinstance(tensor.place, Span):
             inputs.append((tensor.name, tensor.datatype, tensor.shape, *_region_part(item.parameters)))
         else:
             stop = at + int(item.parameters.binary_data_size or 0)

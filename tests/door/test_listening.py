@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tensorfarm.server.door.listening import bind_all, bound_socket, new_socket
+from tensorfarm.server.door.listening import bound_socket, listen_together, new_socket
 from tensorfarm.workers.contract.status import Code, StatusError
 
 HERE = "127.0.0.1"
@@ -23,24 +23,23 @@ def unbound() -> Iterator[list[socket.socket]]:
 
 def refusal(sockets: list[socket.socket], port: int, reuse_port: bool = False) -> StatusError:
     with pytest.raises(StatusError) as raised:
-        bind_all(sockets, HERE, port, reuse_port)
+        listen_together(sockets, HERE, port, reuse_port)
     return raised.value
 
 
 def test_all_of_them_have_the_port(unbound: list[socket.socket]) -> None:
-    port = bind_all(unbound, HERE, 0, False)
+    port = listen_together(unbound, HERE, 0, False)
     assert port and {one.getsockname() for one in unbound} == {(HERE, port)}
 
 
 def test_each_of_those_that_listen_gets_clients(unbound: list[socket.socket]) -> None:
-    port = bind_all(unbound, HERE, 0, False)
-    for one in unbound[:2]:
-        one.listen()
+    port = listen_together(unbound, HERE, 0, False)
+    for one in unbound:
         one.setblocking(False)
     clients = [socket.create_connection((HERE, port), 5.0) for _ in range(60)]
-    accepted = [0, 0]
+    accepted = [0, 0, 0]
     try:
-        for number, one in enumerate(unbound[:2]):
+        for number, one in enumerate(unbound):
             while True:
                 try:
                     one.accept()[0].close()
@@ -51,6 +50,18 @@ def test_each_of_those_that_listen_gets_clients(unbound: list[socket.socket]) ->
         for client in clients:
             client.close()
     assert sum(accepted) == len(clients) and min(accepted) > 0
+
+
+def test_two_servers_that_start_together(unbound: list[socket.socket]) -> None:
+    """Whoever listens first has the port, also while neither did when both were bound."""
+    with bound_socket(HERE, 0, False) as other:
+        port = other.getsockname()[1]
+        assert listen_together(unbound, HERE, port, False) == port
+        with pytest.raises(OSError, match="Address already in use"):
+            other.listen()
+        more = [new_socket(HERE)]
+        with more[0]:
+            assert refusal(more, port).code is Code.UNAVAILABLE
 
 
 @pytest.mark.parametrize("theirs", [False, True], ids=["alone", "shared"])
@@ -66,7 +77,7 @@ def test_a_port_that_is_shared_with_others(unbound: list[socket.socket]) -> None
     with bound_socket(HERE, 0, True) as other:
         other.listen()
         port = other.getsockname()[1]
-        assert bind_all(unbound, HERE, port, True) == port
+        assert listen_together(unbound, HERE, port, True) == port
 
 
 def test_a_port_that_is_to_be_shared_with_somebody_who_does_not(unbound: list[socket.socket]) -> None:
@@ -80,4 +91,4 @@ def test_no_port(unbound: list[socket.socket]) -> None:
 
 
 def test_nothing_to_bind() -> None:
-    assert bind_all([], HERE, 4321, True) == 4321
+    assert listen_together([], HERE, 4321, True) == 4321

@@ -12,7 +12,7 @@ from typing import Any, cast
 import uvloop
 
 from tensorfarm.server.command_line import parse
-from tensorfarm.server.door.listening import bind_all, new_socket
+from tensorfarm.server.door.listening import listen_together, new_socket
 from tensorfarm.server.farm.child_process import ChildProcess
 from tensorfarm.server.farm.processes import Processes
 from tensorfarm.server.front_end.front_ends import FrontEnds
@@ -52,6 +52,8 @@ class Lines(Log):
 
 class Answering:
     """A session: answers HTTP with the path that was asked for."""
+
+    in_flight = 0
 
     def __init__(self, house: House, tell: Callable[[ToFrontEnd], None], share: Callable[[int], None], arena: int) -> None:
         self.tell = tell
@@ -109,7 +111,7 @@ class House:
 
     async def open(self) -> None:
         """Bind the port and open the doors."""
-        self.port = bind_all(self.sockets, HERE, 0, False)
+        self.port = listen_together(self.sockets, HERE, 0, False)
         try:
             await asyncio.wait_for(self.front_ends.open(), PATIENCE_S)
         except StatusError as error:

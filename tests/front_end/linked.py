@@ -172,6 +172,10 @@ class Linked:
             for heard in _told.decode(_encoder.encode(Told(told))).messages:
                 self.front.receive(cast(Any, heard))
 
+    def start_over(self) -> None:
+        """What was said has been forgotten."""
+        self._at_main = self._at_front = 0
+
     async def settle(self) -> None:
         """As ``pump``, with what waits for the loop."""
         for _ in range(4):

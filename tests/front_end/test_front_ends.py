@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import zmq
 
-from tensorfarm.server.door.listening import new_socket
+from tensorfarm.server.door.listening import listen_together, new_socket
 from tensorfarm.server.farm.backoff import Backoff
 from tensorfarm.server.farm.channel import Channel, new_context
 from tensorfarm.server.front_end import front_ends
@@ -364,6 +364,53 @@ def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [process.returncode for process in processes] == [-9, 0]
 
     run(script)
+
+
+def test_one_that_hangs_is_killed_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_ends, "LOOK_SECS", 0.2)
+
+    async def script(house: House) -> None:
+        house.launch()
+        await house.open()
+        hangs, other = house.children()
+        os.kill(hangs.pid, signal.SIGSTOP)
+        await house.until(lambda: hangs.returncode is not None, "it to be killed")
+        assert "has said nothing for 2 s" in house.log.texts("E")[0]
+        await house.until(lambda: len(house.children()) == 2, "it to be started again")
+        assert other.returncode is None
+
+    run(script)
+
+
+def test_one_that_hangs_holds_up_nobody_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_ends, "LEAVE_TIMEOUT_SECS", 0.1)
+
+    async def script(house: House) -> None:
+        house.launch()
+        await house.open()
+        hangs, other = house.children()
+        os.kill(hangs.pid, signal.SIGSTOP)
+        await house.front_ends.leave()
+        await house.until(lambda: hangs.returncode is not None, "it to be killed")
+        assert house.front_ends.connection_count == 0 and other.returncode is None
+
+    run(script)
+
+
+def test_the_last_one_that_listens_keeps_its_port(hurry: None) -> None:
+    async def script(house: House) -> None:
+        house.launch()
+        await house.open()
+        for _ in range(3):
+            (victim,) = house.children()
+            victim.kill()
+            await house.until(lambda victim=victim: victim.returncode is not None, "it to be dead")  # type: ignore[misc]
+            with new_socket(HERE) as thief, pytest.raises(StatusError):
+                listen_together([thief], HERE, house.port, False)
+            await house.until(lambda: len(house.children()) == 1, "it to be back")
+        assert await house.get() == b"/v2/health/live"
+
+    run(script, options(count=1))
 
 
 def test_they_leave_their_signals_to_the_server() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
 from tensorfarm.server.admission import Overloaded
 from tensorfarm.server.dispatch.request import EndMark, Rejection, Response
 from tensorfarm.server.front_end.messages import AnsweredHttp, Forget, Forgotten, Release, Submit
-from tensorfarm.server.front_end.remote_service import RemoteRegions
 from tensorfarm.server.http.load_metrics import FAMILY
 from tensorfarm.server.prometheus_text import Family
 from tensorfarm.server.repository.demand import NotResident
@@ -303,10 +304,9 @@ def test_regions_are_found_by_the_server_process() -> None:
         for offset, byte_size in ((2**64, 8), (0, 2**64)):
             with pytest.raises(StatusError, match="Invalid offset for shared memory region: 's'"):
                 regions.span("s", offset, byte_size)
-        assert spans[0].region != spans[1].region
         linked.front.submit(version, asked.request(place=spans[0], outputs=[WantedOutput("OUT", regions.span("r", 0, 8))]))
         message = linked.to_main[-1]
-        assert isinstance(message, Submit) and list(message.regions.values()) == ["r"]
+        assert isinstance(message, Submit) and list(message.regions.values()) == ["r", "r"]
         linked.pump()
         assert asked.errors == ["Unable to find shared memory region: 'r'"] and type(asked.responses[0]) is Rejection
         asked = Asked()
@@ -325,12 +325,26 @@ def test_regions_are_found_by_the_server_process() -> None:
     run(script())
 
 
-def test_numbers_of_regions_stay_good_while_requests_are_read() -> None:
-    regions = RemoteRegions(most=2)
-    spans = [regions.span(name, 0, 1) for name in "abc"]
-    assert [regions.name(span.region) for span in spans] == ["a", "b", "c"]
-    assert regions.span("c", 0, 1).region == spans[2].region
-    assert regions.span("a", 0, 1).region != spans[0].region
+def test_names_of_regions_cost_nothing_afterwards() -> None:
+    async def script() -> None:
+        linked = Linked()
+        version = known(linked)
+        tracemalloc.start()
+        try:
+            for number in range(20):
+                asked = Asked()
+                linked.front.submit(version, asked.request(place=linked.front.regions_for(True).span(f"{number}" * 500_000, 0, 8)))
+                linked.pump()
+                assert asked.finished == 1 and len(asked.errors) == 1
+                asked.responses.clear()
+                linked.to_main.clear()
+                linked.to_front.clear()
+                linked.start_over()
+            assert tracemalloc.get_traced_memory()[0] < 4_000_000
+        finally:
+            tracemalloc.stop()
+
+    run(script())
 
 
 def test_clients_elsewhere_know_of_no_regions() -> None:
@@ -449,5 +463,75 @@ def test_a_front_end_that_dies_leaves_nothing() -> None:
         other.on_finish()
         await asyncio.sleep(0)
         assert len(released) == 2 and len(linked.to_front) == told and linked.session.in_flight == 0
+
+    run(script())
+
+
+def test_large_outputs_in_ordinary_memory_are_copied_once_for_all() -> None:
+    """As a response cache has them: front ends read them where they are put."""
+
+    async def script() -> None:
+        linked = Linked()
+        version = known(linked)
+        used = linked.main.arena.used_byte_size
+        content = memoryview(bytes(range(256)) * 1024)
+        asked = [Asked() for _ in range(3)]
+        for one in asked:
+            linked.front.submit(version, one.request(1))
+            linked.pump()
+            request = linked.main.serving.entered.pop()
+            request.on_response(Response(request, [*outputs(Inline(content[:64])), *outputs(Inline(content))]))
+        linked.pump()
+        block = linked.main.arena.used_byte_size - used
+        assert 256 * 1024 <= block < 300 * 1024
+        places = [one.responses[0].outputs[1].place for one in asked]
+        assert isinstance(places[0], Lease) and places == [places[0]] * 3
+        assert bytes(linked.main.arena.view(places[0])) == bytes(content)
+        for left, one in zip((2, 1, 0), asked, strict=True):
+            one.responses[0].release()
+            linked.pump()
+            assert (linked.main.arena.used_byte_size - used > 0) == bool(left)
+
+    run(script())
+
+
+def test_a_response_that_cannot_be_told() -> None:
+    """An integer that no message has room for: the client hears something, and memory comes back."""
+
+    async def script() -> None:
+        linked = Linked()
+        asked = Asked()
+        linked.front.submit(known(linked), asked.request(1))
+        linked.pump()
+        request = linked.main.serving.entered.pop()
+        released: list[list[Lease]] = []
+        told = linked.session.tell
+
+        def tell(message: Any) -> None:
+            msgspec.msgpack.encode(message)
+            told(message)
+
+        linked.session.tell = tell
+        with pytest.raises(OverflowError):
+            request.on_response(Response(request, outputs(Lease(9, 0, 4)), {"n": 2**70}, on_release=released.append))
+        await linked.settle()
+        assert asked.errors == ["internal error"] and released == [[Lease(9, 0, 4)]] and linked.session.in_flight == 0
+
+    run(script())
+
+
+def test_a_client_that_takes_nothing_while_its_model_is_loaded() -> None:
+    async def script() -> None:
+        linked = Linked()
+        version = known(linked)
+        linked.main.absent = True
+        mine = Asked().request(1)
+        linked.front.submit(version, mine)
+        linked.front.hold(version, mine, True)
+        linked.pump()
+        linked.main.absent = False
+        linked.main.waiting[0].on_ready(None)
+        (request,) = linked.main.serving.entered
+        assert linked.main.serving.held == [(request, True)]
 
     run(script())
