@@ -217,9 +217,7 @@ def _observation() -> Iterator[Group]:
         BOOLEAN,
         read.boolean,
         True,
-        "Include those of the GPUs?",
-        built=False,
-        quiet=(False,),
+        "Include those of the GPUs, where there are any? They need the package nvidia-ml-py, which the extra gpu brings.",
     )
     g.add("allow-cpu-metrics", BOOLEAN, read.boolean, True, "Include those of the CPU and its memory?")
     g.add("metrics-address", STRING, read.string, None, "The address to serve metrics on. Default: that of --http-address.")

@@ -39,6 +39,7 @@ from .farm.farm import Farm
 from .farm.launch import Launched
 from .farm.processes import Processes
 from .host_cpu import HostCpu
+from .host_gpus import HostGpus, open_gpus
 from .lazy_service import LazyService
 from .log import Log
 from .metrics import MetricsExposition
@@ -70,6 +71,9 @@ _STDOUT, _STDERR = 1, 2
 
 UNLOAD_SECS = 2.0
 """How long models have to clean up at the end, however little of the exit timeout is left."""
+
+SHORTEST_LOOK_SECS = 0.05
+"""How often GPUs are asked how they are at the most."""
 
 LAST_WORDS_SECS = 0.05
 """How long the answers to abandoned requests have to leave before their connections are cut."""
@@ -175,9 +179,11 @@ class Server:
             lazy=None if self._lazy is None else self._lazy.figures,
             admission=admission,
             held_elsewhere=lambda: self._doors.held_byte_size,
-            sources=(metrics.families, self._cache_families),
+            sources=(self._gpu_families, metrics.families, self._cache_families),
         )
         self.service.family_of = metrics.family
+        self._gpus: HostGpus | None = None
+        self._gpu_watch: asyncio.Task[None] | None = None
         self._doors = Doors(options, log, self.service, self._processes, self._exposition.render, self._busy_poll.stay_awake)
         self.catalogue.on_change = self._doors.models_changed
 
@@ -195,6 +201,25 @@ class Server:
 
     def _any_view(self, lease: Lease) -> memoryview:
         return self.service.view(lease)
+
+    def _gpu_families(self) -> list[Family]:
+        return [] if self._gpus is None else self._gpus.families()
+
+    async def _watch_gpus(self) -> None:
+        """Ask the GPUs how they are, twice in each interval."""
+        gpus = await self._loop.run_in_executor(None, open_gpus, self._warn_later)
+        if gpus is None:
+            return
+        self._gpus = gpus
+        try:
+            while True:
+                await self._loop.run_in_executor(None, gpus.sample)
+                await asyncio.sleep(max(SHORTEST_LOOK_SECS, self._options.metrics_interval_ms / 2000))
+        finally:
+            gpus.close()
+
+    def _warn_later(self, line: str) -> None:
+        self._loop.call_soon_threadsafe(self._log.warning, line)
 
     def _cache_families(self) -> list[Family]:
         return local_families(self._cache) if isinstance(self._cache, LocalCache) else []
@@ -271,6 +296,8 @@ class Server:
         self._follow_repositories()
         self.service.started = True
         relax_collector()
+        if self._options.allow_gpu_metrics:
+            self._gpu_watch = self._loop.create_task(self._watch_gpus())
         opened = await self._doors.open()
         if opened:
             self._loop.run_in_executor(None, ahead.rest)
@@ -357,6 +384,9 @@ class Server:
         await self._environments.close()
         await asyncio.gather(*[asyncio.to_thread(source.close) for source in self._sources])
         await self._doors.close_metrics()
+        if self._gpu_watch is not None:
+            self._gpu_watch.cancel()
+            await asyncio.gather(self._gpu_watch, return_exceptions=True)
         if self._cache is not None and not isinstance(self._cache, LocalCache):
             await self._cache.close()
         self._cache_threads.close()
