@@ -87,7 +87,8 @@ class Doors:
     async def open(self) -> bool:
         """Open all doors; False, and logged, where one cannot be."""
         if self._front_ends is not None:
-            return await self._open_front_ends(self._front_ends) and await self._open_metrics()
+            # Whoever finds the server live may look at its metrics at once.
+            return await self._open_metrics() and await self._open_front_ends(self._front_ends)
         assert self._imported is not None
         await self._imported
         return await self._open_http() and await self._open_metrics() and await self._open_grpc()
