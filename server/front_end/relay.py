@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from starlette.types import Receive, Scope
-
 from ...workers.contract.status import StatusError
 from ..grpc.handlers import METHODS
 from ..grpc.method import UnaryReply
-from ..http.endpoint import Call, Endpoint, unless_gone
+from ..http.endpoint import Call, Endpoint, Receive, Scope, unless_gone
 from ..http.exchange import Reply
 from ..http.restriction import Restrictions
 from .messages import AnsweredHttp

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive as Receive
+from starlette.types import Scope as Scope
+from starlette.types import Send
 
 from ...workers.contract.json_writing import write
 from ...workers.contract.status import StatusError, invalid

@@ -41,7 +41,7 @@ CONFINED = {
     "onnxruntime": ("workers/backends/onnxruntime.py",),
     "posix_ipc": ("shm/system.py",),
     "redis": ("server/redis_cache.py",),
-    "starlette": ("server/http", "server/front_end/relay.py"),
+    "starlette": ("server/http",),
     "tensorrt": ("workers/backends/tensorrt.py",),
     "zmq": ("server/farm/channel.py", "server/front_end/link.py", "workers/bootstrap.py", "workers/channel.py"),
 }
