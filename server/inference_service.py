@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
+
+import msgspec
 
 from ..shm.arena import Arena
 from ..shm.placement import Lease, Span
-from ..workers.contract.messages import RequestBody
+from ..workers.contract.messages import RequestBody, Tensor, WantedOutput
 from ..workers.contract.signature import Signature
 from ..workers.contract.status import StatusError
 from ..workers.contract.validation import validate
@@ -56,6 +58,20 @@ def regions_of(body: RequestBody) -> tuple[int, ...]:
     regions = [tensor.place.region for tensor in body.inputs if isinstance(tensor.place, Span)]
     regions += [output.span.region for output in body.outputs if output.span is not None]
     return tuple(regions)
+
+
+def with_spans(body: RequestBody, change: Callable[[Span], Span]) -> RequestBody:
+    """The body with each part of a region that it uses as ``change`` gives it."""
+
+    def input_of(tensor: Tensor) -> Tensor:
+        place = tensor.place
+        return msgspec.structs.replace(tensor, place=change(place)) if isinstance(place, Span) else tensor
+
+    def output_of(output: WantedOutput) -> WantedOutput:
+        return output if output.span is None else msgspec.structs.replace(output, span=change(output.span))
+
+    inputs, outputs = [input_of(tensor) for tensor in body.inputs], [output_of(output) for output in body.outputs]
+    return msgspec.structs.replace(body, inputs=inputs, outputs=outputs)
 
 
 class InferenceService(ABC):

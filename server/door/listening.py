@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from ...workers.contract.status import StatusError, unavailable
 
@@ -23,12 +24,17 @@ def bind(unbound: socket.socket, address: str, port: int, reuse_port: bool) -> N
     Raises StatusError UNAVAILABLE where the port cannot be had.
     """
     try:
-        unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        unbound.bind((address, port))
+        bind_at(unbound, (address, port), reuse_port)
     except (OSError, OverflowError) as failure:
         raise _in_use(address, port) from failure
+
+
+def bind_at(unbound: socket.socket, name: tuple[Any, ...], reuse_port: bool) -> None:
+    """As ``bind``, by what ``getsockname`` says of another one. Raises what the system says."""
+    unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    unbound.bind(name)
 
 
 def listen_together(unbound: Sequence[socket.socket], address: str, port: int, reuse_port: bool) -> int:

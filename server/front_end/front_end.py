@@ -25,7 +25,7 @@ from .carried_text import meant
 from .doors import grpc_door, http_door
 from .forwarded_log import ForwardedLog
 from .link import Link
-from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Gone, Leave, News, Opened, Order, Responded, Told, Used
+from .messages import Begin, Counted, End, Forget, Forgotten, FromFrontEnd, Gone, News, Opened, Order, Responded, Told, Used
 from .remote_service import RemoteService
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class FrontEnd:
 
     def _receive(self, told: Told) -> None:
         for message in told.messages:
-            if isinstance(message, Begin | Leave | End):
+            if isinstance(message, Order):
                 # These wait for nothing that is about requests.
                 self._orders.put_nowait(message)
             else:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from socket import SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET, socket
+from socket import socket
 from typing import Any
 
 import msgspec
 
 from ...workers.contract.messages import Hello
 from ...workers.contract.status import Code, StatusError, unavailable
+from ..door.listening import bind_at
 from ..farm.backoff import Backoff
 from ..farm.channel import encode
 from ..farm.child_process import ChildProcess
@@ -197,9 +198,7 @@ class FrontEnds:
             old = place.sockets[protocol]
             renewed = socket(old.family, old.type)
             try:
-                renewed.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-                renewed.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
-                renewed.bind(bound)
+                bind_at(renewed, bound, True)
             except OSError as error:
                 renewed.close()
                 self._log.warning(f"clients of front end '{place.name}' wait until it is back: {error.strerror}")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
-
 from ...shm.arena import Arena
 from ...shm.placement import Lease, Span
 from ...workers.contract.configuration import ModelConfig
@@ -21,7 +19,7 @@ from ...workers.contract.signature import Signature, signature_of
 from ...workers.contract.status import Code, StatusError, invalid
 from ..admission import Admission, Overloaded
 from ..dispatch.request import EndMark, Rejection, Request, Response
-from ..inference_service import InferenceService, Version, regions_of
+from ..inference_service import InferenceService, Version, regions_of, with_spans
 from ..options import Options
 from ..prometheus_text import Family
 from ..regions import NO_REGIONS, RegionRegistry
@@ -144,11 +142,7 @@ def _numbered(body: RequestBody) -> tuple[RequestBody, dict[int, str]]:
         names[len(names) + 1] = span.name
         return Span(len(names), span.offset, span.byte_size)
 
-    inputs = [
-        msgspec.structs.replace(tensor, place=number(tensor.place)) if isinstance(tensor.place, Span) else tensor for tensor in body.inputs
-    ]
-    outputs = [output if output.span is None else msgspec.structs.replace(output, span=number(output.span)) for output in body.outputs]
-    return msgspec.structs.replace(body, inputs=inputs, outputs=outputs), names
+    return with_spans(body, number), names
 
 
 @dataclass(slots=True, eq=False)
@@ -156,7 +150,6 @@ class _Inference:
     """A request that was submitted, until nobody reads its inputs any more and its last response has come."""
 
     request: Request
-    version: RemoteVersion
     answered: bool = False
     finished: bool = False
 
@@ -309,7 +302,7 @@ class RemoteService(InferenceService):
         decoupled = version.signature.decoupled
         load, start_ns, priority, timeout_us = version.number, request.start_ns, request.priority, request.timeout_us
         self._tell(Submit(number, version.name, version.asked, load, body, start_ns, decoupled, priority, timeout_us, names))
-        self._inferences[number] = _Inference(request, version)
+        self._inferences[number] = _Inference(request)
 
     def withdraw(self, request: Request) -> None:
         """Nobody waits for a request any more."""

@@ -23,6 +23,7 @@ from ..door.bringing import Bringing
 from ..door.scratch import INLINE_BYTE_SIZE
 from ..http.exchange import Head, HttpRequest, Reply
 from ..http.load_metrics import FAMILY
+from ..inference_service import with_spans
 from ..repository.demand import NotResident
 from .copies import Copies, Copy
 from .messages import (
@@ -315,11 +316,7 @@ class Session:
         def found(span: Span) -> Span:
             return self.service.regions.span(names[span.region], span.offset, span.byte_size)
 
-        inputs = [
-            msgspec.structs.replace(tensor, place=found(tensor.place)) if type(tensor.place) is Span else tensor for tensor in body.inputs
-        ]
-        outputs = [output if output.span is None else msgspec.structs.replace(output, span=found(output.span)) for output in body.outputs]
-        return msgspec.structs.replace(body, inputs=inputs, outputs=outputs)
+        return with_spans(body, found)
 
 
 class _Inference:

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -19,6 +19,8 @@ from tensorfarm.shm.arena import Arena, create_memory, read_only
 from tensorfarm.shm.placement import Lease
 from tensorfarm.workers.contract.messages import Adopt, Disown, LifelineMessage
 from tensorfarm.workers.contract.status import Code, StatusError
+
+from .scripts import runner
 
 PATIENCE_S = 10.0
 OWN, OTHER = 7, 9
@@ -72,18 +74,8 @@ Run = Callable[[Callable[[Ends], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture
-def run() -> Iterator[Run]:
-    def run(script: Callable[[Ends], Coroutine[Any, Any, None]]) -> None:
-        async def main() -> None:
-            ends = Ends()
-            try:
-                await script(ends)
-            finally:
-                ends.close()
-
-        asyncio.run(main())
-
-    yield run
+def run() -> Run:
+    return runner(Ends)
 
 
 def gone(arenas: Arenas, number: int) -> StatusError:

@@ -34,6 +34,8 @@ from tensorfarm.shm.arena import Arena, create_memory, read_only
 from tensorfarm.shm.placement import Inline, Lease
 from tensorfarm.workers.contract.messages import Adopt, Greeting, Hello, LifelineMessage, Tensor
 
+from .scripts import runner
+
 PATIENCE_S = 10.0
 OWN, OTHER = 7, 9
 SIZE = 1 << 20
@@ -102,17 +104,7 @@ Run = Callable[[Callable[[Ends], Coroutine[Any, Any, None]]], None]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)  # the address of a socket has little room
 
-    def run(script: Callable[[Ends], Coroutine[Any, Any, None]]) -> None:
-        async def main() -> None:
-            ends = Ends()
-            try:
-                await script(ends)
-            finally:
-                ends.close()
-
-        asyncio.run(main())
-
-    return run
+    return runner(Ends)
 
 
 def response(number: int, place: Lease | Inline) -> Responded:

@@ -16,6 +16,8 @@ from tensorfarm.server.front_end.link import Link
 from tensorfarm.server.front_end.messages import Drop, Forget, Forgotten, FrontEndFrame, Leave, Said, Told
 from tensorfarm.workers.contract.messages import Hello
 
+from .scripts import runner
+
 PATIENCE_S = 10.0
 _names = itertools.count()
 _decode = msgspec.msgpack.Decoder(FrontEndFrame).decode
@@ -59,17 +61,7 @@ class Ends:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Ends], Coroutine[Any, Any, None]]], None]:
     monkeypatch.chdir(tmp_path)  # the address of a socket has little room
 
-    def run(script: Callable[[Ends], Coroutine[Any, Any, None]]) -> None:
-        async def main() -> None:
-            ends = Ends()
-            try:
-                await script(ends)
-            finally:
-                ends.close()
-
-        asyncio.run(main())
-
-    return run
+    return runner(Ends)
 
 
 Run = Callable[[Callable[[Ends], Coroutine[Any, Any, None]]], None]
