@@ -330,6 +330,7 @@ def _memory() -> Group:
         read.device_sizes,
         NOTHING,
         "GPU:BYTES: how much of a GPU's memory holds tensors on their way. May be repeated. Default: 67108864 (64 MiB) each.",
+        built=True,
     )
     g.add(
         "cuda-virtual-address-size",
@@ -344,6 +345,7 @@ def _memory() -> Group:
         read.real,
         6.0,
         "Leave GPUs of a lower CUDA compute capability alone.",
+        built=True,
     )
     g.add("buffer-manager-thread-count", INTEGER, read.integer, 0, "How many threads copy inputs side by side.")
     g.add(
@@ -359,6 +361,7 @@ def _memory() -> Group:
         read.device_fractions,
         NOTHING,
         "GPU:FRACTION: load no model on a GPU whose memory is used beyond this fraction. May be repeated. Default: 1.0 each.",
+        built=True,
     )
     g.add(
         "allow-client-shm",

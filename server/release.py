@@ -19,3 +19,7 @@ EXTENSIONS = (
     "logging",
 )
 """The protocol extensions that are built, in the protocol's order."""
+
+_AT = EXTENSIONS.index("system_shared_memory") + 1
+EXTENSIONS_WITH_GPUS = (*EXTENSIONS[:_AT], "cuda_shared_memory", *EXTENSIONS[_AT:])
+"""Those of a server that has GPUs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 from collections.abc import Coroutine, Sequence
@@ -23,6 +24,7 @@ from .busy_poll import DEFAULT_US, BusyPoll
 from .caches import CacheThreads, local_families, open_cache
 from .calls import ModelCalls
 from .collector import relax_collector
+from .cuda_regions import CudaRegions
 from .custom_metrics import CustomMetrics
 from .dispatch.cached import Caching
 from .dispatch.delay_hooks import delay_hooks
@@ -34,10 +36,14 @@ from .dispatch.rate_limiter import RateLimiter
 from .dispatch.response_cache import LocalCache
 from .doors import Doors
 from .farm.child_process import ChildProcess
+from .farm.devices import Devices
 from .farm.environments import Environments
 from .farm.farm import Farm
+from .farm.grants import Grants
 from .farm.launch import Launched
+from .farm.mover import DeviceMover
 from .farm.processes import Processes
+from .gpus import Gpus
 from .host_cpu import HostCpu
 from .host_gpus import HostGpus, open_gpus
 from .lazy_service import LazyService
@@ -48,6 +54,7 @@ from .model_talk import ModelTalk
 from .options import Options, backend_settings, check_creation
 from .prometheus_text import Family
 from .regions import RegionRegistry
+from .release import EXTENSIONS_WITH_GPUS
 from .repository.catalogue import Catalogue
 from .repository.creation import Creation
 from .repository.demand import Awaited, NotResident, OnReady
@@ -136,7 +143,10 @@ class Server:
         self.lifecycle: Lifecycle | Namespaces
         self._generations = Generations(self._dispatcher, log)
         self._processes = Processes(self._loop, self._regions, self._arena_fd, self._sizes)
-        self._farm = Farm(self._loop, self._generations, self._processes, worker)
+        self._gpus = Gpus()
+        grants = Grants(self._gpus, options.cuda_memory_pool_byte_size)
+        self._farm = Farm(self._loop, self._generations, self._processes, worker, grants)
+        self._devices = Devices(self._farm, self._processes, self._regions)
         self._sources: list[Source] = []
         self._lazy: LazyLifecycle | None = None
         self._cache: LocalCache | RedisCache | None = None
@@ -145,6 +155,7 @@ class Server:
             *(options, self._farm, self._dispatcher, book, log, self._environments, self._generations, self._make_ensemble),
             hooks=delay_hooks(os.environ, log.warning),
             limiter=limiter,
+            gpus=self._gpus,
         )
         if options.model_namespacing:
             self.catalogue = self.lifecycle = Namespaces(options, partial(Lifecycle, options, creation, self._generations, log))
@@ -160,7 +171,9 @@ class Server:
             self.lifecycle = Lifecycle(options, creation, self._generations, log, self.catalogue)
         readiness = ReadinessChecks(self._farm.check, log.warning)
         admission = Admission(admission_limits(options, self._sizes[0]), self._dispatcher, arena, lambda: self.service.counted())
-        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, log.settings, self._processes.view, admission)
+        cuda_regions = CudaRegions(self._regions, self._gpus, self._devices)
+        settings_of_log, view = log.settings, self._processes.view
+        parts = (self.catalogue, self.lifecycle, readiness, self._regions, arena, settings_of_log, view, admission, cuda_regions)
         self.service = Service(options, *parts) if self._lazy is None else LazyService(self._lazy, options, *parts)
         metrics = CustomMetrics(lambda: self._exposition.kinds())
         calls = ModelCalls(self.service.find_number, self.service.ask, self._processes.share, bring=self._bring)
@@ -182,7 +195,7 @@ class Server:
             sources=(self._gpu_families, metrics.families, self._cache_families),
         )
         self.service.family_of = metrics.family
-        self._gpus: HostGpus | None = None
+        self._host_gpus: HostGpus | None = None
         self._gpu_watch: asyncio.Task[None] | None = None
         self._doors = Doors(options, log, self.service, self._processes, self._exposition.render, self._busy_poll.stay_awake)
         self.catalogue.on_change = self._doors.models_changed
@@ -203,20 +216,24 @@ class Server:
         return self.service.view(lease)
 
     def _gpu_families(self) -> list[Family]:
-        return [] if self._gpus is None else self._gpus.families()
+        return [] if self._host_gpus is None or not self._options.allow_gpu_metrics else self._host_gpus.families()
 
-    async def _watch_gpus(self) -> None:
-        """Ask the GPUs how they are, twice in each interval."""
-        gpus = await self._loop.run_in_executor(None, open_gpus, self._warn_later)
-        if gpus is None:
+    async def _look_for_gpus(self) -> None:
+        self._host_gpus = await self._loop.run_in_executor(None, open_gpus, self._warn_later)
+        if self._host_gpus is not None and importlib.util.find_spec("cupy") is None:
+            self._log.warning("models get no GPU: the package cupy-cuda13x, which the extra 'gpu' brings, is not installed")
             return
-        self._gpus = gpus
-        try:
-            while True:
-                await self._loop.run_in_executor(None, gpus.sample)
-                await asyncio.sleep(max(SHORTEST_LOOK_SECS, self._options.metrics_interval_ms / 2000))
-        finally:
-            gpus.close()
+        self._gpus.look(self._host_gpus, self._options.min_supported_compute_capability, self._log.warning)
+        if self._gpus.usable:
+            self._log.info(f"Models may run on the GPUs {self._gpus.names()}")
+            self.service.extensions = EXTENSIONS_WITH_GPUS
+            self._creation.mover = DeviceMover(self._loop, self._devices, self._log.error)
+
+    async def _watch_gpus(self, gpus: HostGpus) -> None:
+        """Ask the GPUs how they are, twice in each interval."""
+        while True:
+            await self._loop.run_in_executor(None, gpus.sample)
+            await asyncio.sleep(max(SHORTEST_LOOK_SECS, self._options.metrics_interval_ms / 2000))
 
     def _warn_later(self, line: str) -> None:
         self._loop.call_soon_threadsafe(self._log.warning, line)
@@ -226,7 +243,17 @@ class Server:
 
     def _make_ensemble(self, plan: EnsemblePlan, statistics: VersionStatistics, members: dict[tuple[str, int], ModelVersion]) -> Ensemble:
         ask = partial(self.service.ask_member, members)
-        return Ensemble(plan, statistics, ask, view=self.service.view, warn=self._log.warning, call_soon=self._loop.call_soon)
+
+        def device_workers(model: str, version: int) -> frozenset[str]:
+            return members[model, version].device_workers
+
+        return Ensemble(
+            *(plan, statistics, ask),
+            view=self.service.view,
+            warn=self._log.warning,
+            call_soon=self._loop.call_soon,
+            device_workers=device_workers if self._gpus.usable else None,
+        )
 
     def _set_alarm(self, at_ns: int | None) -> None:
         self._alarm.set(at_ns)
@@ -284,7 +311,7 @@ class Server:
             self._sources += [source_of(name, self._say_later) for name in self._options.model_repository]
             await asyncio.gather(*[asyncio.to_thread(source.check) for source in self._sources])
             self._farm.start("cpu")
-            await self._doors.prepare()
+            await asyncio.gather(self._look_for_gpus(), self._doors.prepare())
             self.lifecycle.open(self._sources)
             failure = await self.lifecycle.start()
             self._print_tables()
@@ -296,8 +323,8 @@ class Server:
         self._follow_repositories()
         self.service.started = True
         relax_collector()
-        if self._options.allow_gpu_metrics:
-            self._gpu_watch = self._loop.create_task(self._watch_gpus())
+        if self._host_gpus is not None and self._options.allow_gpu_metrics:
+            self._gpu_watch = self._loop.create_task(self._watch_gpus(self._host_gpus))
         opened = await self._doors.open()
         if opened:
             self._loop.run_in_executor(None, ahead.rest)
@@ -387,6 +414,8 @@ class Server:
         if self._gpu_watch is not None:
             self._gpu_watch.cancel()
             await asyncio.gather(self._gpu_watch, return_exceptions=True)
+        if self._host_gpus is not None:
+            self._host_gpus.close()
         if self._cache is not None and not isinstance(self._cache, LocalCache):
             await self._cache.close()
         self._cache_threads.close()

@@ -10,7 +10,9 @@ from ..shm.arena import Arena
 from ..shm.placement import Lease
 from ..workers.contract.status import invalid, unavailable, unsupported
 from .admission import Admission
+from .cuda_regions import CudaRegions
 from .dispatch.request import Request
+from .gpus import Gpus
 from .inference_service import InferenceService
 from .log import LogSettings
 from .options import Options
@@ -50,12 +52,14 @@ class Service(InferenceService):
         log_settings: LogSettings,
         worker_view: Callable[[Lease], memoryview] = _no_worker,
         admission: Admission | None = None,
+        cuda_regions: CudaRegions | None = None,
     ) -> None:
         super().__init__(options, arena, admission or Admission())
         self.server_id = options.id
         self.version = PROTOCOL_VERSION
-        self.extensions = EXTENSIONS
+        self.extensions: tuple[str, ...] = EXTENSIONS
         self.regions = regions
+        self.cuda_regions = cuda_regions or CudaRegions(regions, Gpus())
         self.log_settings = log_settings
         self._worker_view = worker_view
         self.started = False

@@ -16,6 +16,10 @@ class Inline(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
         return len(self.content)
 
 
+DEVICE_START = 1 << 56
+"""Offsets of an arena from here on are memory of its owner's GPU: only the owner reaches it."""
+
+
 class Lease(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """A block of one of the farm's own arenas; goes back to the arena's owner by message."""
 
@@ -36,6 +40,11 @@ class Span(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 
 
 Placement = Inline | Lease | Span
+
+
+def on_device(place: Placement) -> bool:
+    """Is it a lease of a GPU's memory?"""
+    return type(place) is Lease and place.offset >= DEVICE_START
 
 
 def within(part: Lease, whole: Lease) -> bool:

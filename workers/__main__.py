@@ -13,7 +13,7 @@ import threading
 import traceback
 
 from ..shm.arena import Arena
-from . import lifeline
+from . import last_words, lifeline
 from .channel import ControlChannel, InstanceChannel, VoiceChannel, new_context
 from .main_thread import MainThread
 from .memory import WorkerMemory
@@ -42,7 +42,8 @@ def main() -> None:
     if greeted is None:
         sys.exit(0)
     greeting, request_arena_fd, arena_fd = greeted
-    memory = WorkerMemory(request_arena_fd, Arena(greeting.arena, arena_fd, greeting.resident_byte_size))
+    last_words.speak_over(link)
+    memory = WorkerMemory(request_arena_fd, Arena(greeting.arena, arena_fd, greeting.resident_byte_size), greeting.device)
     context = new_context()
     control = ControlChannel(context, greeting.endpoint)
     voice = VoiceChannel(context, greeting.endpoint, greeting.token)

@@ -23,7 +23,13 @@ class Memory(Protocol):
     """The memory that a worker can reach."""
 
     def view(self, place: Placement) -> memoryview:
-        """The bytes at a placement. Raises StatusError where a client's region is not what it was."""
+        """The bytes at a placement, a copy of those in a GPU's memory. Raises StatusError where a client's region is not what it was."""
+
+    def device_address(self, place: Placement) -> int | None:
+        """Where in the GPU's memory a placement lies; None for one in ordinary memory. Raises StatusError as ``view`` does."""
+
+    def write_device(self, address: int, content: bytes | memoryview) -> None:
+        """Copy bytes to an address in the GPU's memory. Raises StatusError."""
 
     def reserve(self, byte_size: int) -> Lease:
         """A block of the worker's own arena. Raises StatusError when it is full."""
@@ -123,7 +129,7 @@ class Batch:
         if all([type(place) is Inline for place in places]):
             # A fresh bytes object is aligned; the middle of a message is not.
             return b"".join([place.content for place in places])  # type: ignore[union-attr]
-        joined = places[0] if len(places) == 1 else _back_to_back(places)
+        joined = places[0] if len(places) == 1 else back_to_back(places)
         if joined is not None:
             view = self._memory.view(joined)
             return view if _aligned(view, datatype) else np.frombuffer(view, np.uint8).copy()
@@ -139,7 +145,11 @@ class Batch:
         try:
             return self._memory.view(place)
         except StatusError as error:
-            raise InputFault(index, error.code, error.message) from error
+            raise self._input_fault(index, error) from error
+
+    @staticmethod
+    def _input_fault(index: int, error: StatusError) -> InputFault:
+        return InputFault(index, error.code, error.message)
 
     def _strings(self, tensors: list[Tensor]) -> Array:
         elements: list[bytes] = []
@@ -151,7 +161,7 @@ class Batch:
                 try:
                     check_strings(tensor.name, self._model, view, prod(tensor.shape), self.requests[index].id)
                 except StatusError as error:
-                    raise InputFault(index, error.code, error.message) from error
+                    raise self._input_fault(index, error) from error
             elements.extend(iter_bytes(view))
         array = np.empty(len(elements), np.object_)
         array[:] = elements
@@ -181,7 +191,7 @@ class Batch:
         spans = [wanted.get(name) for wanted in self._wanted]
         if len(self.requests) == 1 and spans[0] is not None:
             span = spans[0]
-            if span.byte_size < byte_size:
+            if span.byte_size < byte_size or self._memory.device_address(span) is not None:
                 return None
             view = self._memory.view(span)
             if not _aligned(view, kind):
@@ -329,7 +339,7 @@ def _aligned(view: memoryview, datatype: Datatype) -> bool:
     return not len(view) or np.frombuffer(view, datatype.dtype, 1).flags.aligned
 
 
-def _back_to_back(places: Sequence[Placement]) -> Placement | None:
+def back_to_back(places: Sequence[Placement]) -> Placement | None:
     """The one placement that covers all of them, where they follow each other in the same memory."""
     first = places[0]
     if isinstance(first, Inline):

@@ -1,16 +1,21 @@
-"""The memory a worker can reach: the server's arena and other workers' (reading), its own arena, clients' regions."""
+"""The memory a worker can reach: the server's arena and other workers' (reading), its own arena, clients' regions, its GPU's memory."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 from ..shm.arena import Arena, ArenaFull, ArenaView
 from ..shm.copy_on_write import PrivatePages
 from ..shm.mapping import MappedRegion, RegionShrunk
-from ..shm.placement import Inline, Lease, Placement, Span
-from .contract.status import StatusError, invalid, unavailable
+from ..shm.placement import DEVICE_START, Inline, Lease, Placement, Span
+from .contract.messages import DeviceGrant
+from .contract.status import StatusError, internal, invalid, unavailable
+
+if TYPE_CHECKING:
+    from .device_memory import DeviceMemory, DeviceRegion
 
 ATTACH_TIMEOUT_SECS = 5.0
 
@@ -22,10 +27,12 @@ class WorkerMemory:
     """Implements ``batch.Memory``; used by all instance threads of the process.
 
     ``request_arena_fd`` is a descriptor of the server's arena, which is closed here. ``private_pages`` is for backends
-    that let models write to their inputs: such a worker keeps the descriptors of what it maps.
+    that let models write to their inputs: such a worker keeps the descriptors of what it maps. ``device`` is the GPU's memory, None for
+    workers of the CPU.
     """
 
-    def __init__(self, request_arena_fd: int, arena: Arena) -> None:
+    def __init__(self, request_arena_fd: int, arena: Arena, grant: DeviceGrant | None = None) -> None:
+        self.device: DeviceMemory | None = None
         self._arena = arena
         self._arenas: dict[int, Arena | ArenaView | StatusError] = {arena.number: arena}
         self._descriptors: dict[tuple[str, int], int] = {("arena", arena.number): arena.fd}
@@ -35,27 +42,43 @@ class WorkerMemory:
         self._lock = threading.Lock()
         self._parts: dict[int, int] = {}
         self._part_counts: dict[int, int] = {}
-        self._regions: dict[int, MappedRegion | StatusError] = {}
+        self._regions: dict[int, MappedRegion | DeviceRegion | StatusError] = {}
         self._attached = threading.Condition()
         self.adopt(0, request_arena_fd)
+        if grant is not None:
+            self.device = self._device_memory(grant)
+
+    def _device_memory(self, grant: DeviceGrant) -> DeviceMemory:
+        from .device_memory import DeviceMemory, HostMemory
+
+        # The server's own stays as it is beyond what stays resident: those pages come and go.
+        resident = self._arena.resident_byte_size
+        requests = cast(ArenaView, self._arenas[0]).view(Lease(0, 0, resident))
+        host = (HostMemory(requests, read_only=True), HostMemory(self._arena.pages(0, resident), read_only=False))
+        return DeviceMemory(grant, self._arena.number, host)
+
+    def devices_own(self) -> DeviceMemory:
+        """The GPU's memory. Raises StatusError INTERNAL in a worker that has no GPU."""
+        if self.device is None:
+            raise internal("this worker has no GPU")
+        return self.device
 
     def view(self, place: Placement) -> memoryview:
-        """The bytes at a placement. Raises StatusError where a client's region is not what it was."""
+        """The bytes at a placement; a copy of those that lie in a GPU's memory. Raises StatusError where a region is not what it was."""
         if isinstance(place, Inline):
             return place.content
         if isinstance(place, Lease):
+            if place.offset >= DEVICE_START:
+                return self.devices_own().read(self._block(place), place.byte_size)
             arena = self._arenas.get(place.arena)
             if arena is None:
                 arena = self._awaited_arena(place.arena)
             if isinstance(arena, StatusError):
-                # A new one: it would keep the frames of all who have raised it.
                 raise StatusError(arena.code, arena.message)
             return arena.view(place)
-        region = self._regions.get(place.region)
-        if region is None:
-            region = self._awaited_region(place.region)
-        if isinstance(region, StatusError):
-            raise StatusError(region.code, region.message)
+        region = self._region(place)
+        if not isinstance(region, MappedRegion):
+            return self.devices_own().read(region.part(place.offset, place.byte_size), place.byte_size)
         try:
             return region.view(place.offset, place.byte_size)
         except RegionShrunk:
@@ -63,12 +86,39 @@ class WorkerMemory:
         except ValueError as error:
             raise invalid(str(error)) from None
 
+    def device_address(self, place: Placement) -> int | None:
+        """Where in the GPU's memory a placement lies; None for one in ordinary memory. Raises StatusError as ``view`` does."""
+        if isinstance(place, Lease):
+            return self._block(place) if place.offset >= DEVICE_START else None
+        if isinstance(place, Inline) or self.device is None:
+            return None
+        region = self._region(place)
+        return None if isinstance(region, MappedRegion) else region.part(place.offset, place.byte_size)
+
+    def _block(self, place: Lease) -> int:
+        if place.arena != self._arena.number:
+            raise unavailable(_GONE)
+        return place.offset - DEVICE_START
+
+    def write_device(self, address: int, content: bytes | memoryview) -> None:
+        """Copy bytes to an address in the GPU's memory. Raises StatusError."""
+        self.devices_own().write(address, content)
+
+    def _region(self, place: Span) -> MappedRegion | DeviceRegion:
+        region = self._regions.get(place.region)
+        if region is None:
+            region = self._awaited_region(place.region)
+        if isinstance(region, StatusError):
+            # A new one: it would keep the frames of all who have raised it.
+            raise StatusError(region.code, region.message)
+        return region
+
     @property
     def arena_number(self) -> int:
         """The number of the worker's own arena."""
         return self._arena.number
 
-    def _awaited_region(self, number: int) -> MappedRegion | StatusError:
+    def _awaited_region(self, number: int) -> MappedRegion | DeviceRegion | StatusError:
         self._await(lambda: number in self._regions)
         return self._regions[number]
 
@@ -143,6 +193,13 @@ class WorkerMemory:
                 self._extents[number] = (offset, byte_size)
             else:
                 os.close(fd)
+        self._know(number, region)
+
+    def attach_device(self, number: int, region: DeviceRegion | StatusError) -> None:
+        """Know a client's CUDA region, or what is wrong with it."""
+        self._know(number, region)
+
+    def _know(self, number: int, region: MappedRegion | DeviceRegion | StatusError) -> None:
         with self._attached:
             self._regions[number] = region
             self._attached.notify_all()
@@ -150,11 +207,13 @@ class WorkerMemory:
     def detach(self, number: int) -> None:
         """Unmap a region; no request uses it any more."""
         with self._attached:
-            self._regions.pop(number, None)
+            region = self._regions.pop(number, None)
             self._extents.pop(number, None)
             fd = self._descriptors.pop(("region", number), None)
         if fd is not None:
             os.close(fd)
+        if region is not None and not isinstance(region, MappedRegion | StatusError):
+            self.devices_own().close_region(region)
         self._forget(Span, number)
 
     def reserve(self, byte_size: int) -> Lease:
@@ -170,8 +229,10 @@ class WorkerMemory:
 
     def give_back(self) -> None:
         """Return the pages of the worker's own arena that nobody uses: they were kept warm for the next output."""
-        with self._lock:
-            self._arena.give_back()
+        # A GPU goes on reading and writing the very pages that it was shown.
+        if self.device is None:
+            with self._lock:
+                self._arena.give_back()
 
     def divide(self, lease: Lease, parts: list[Lease]) -> None:
         """Let ``parts`` of a reserved block be given back one by one; the block goes with the last."""
@@ -194,4 +255,7 @@ class WorkerMemory:
                     return
                 del self._part_counts[block]
                 offset = block
-            self._arena.free(offset)
+            if offset < DEVICE_START:
+                self._arena.free(offset)
+                return
+        self.devices_own().free_offset(offset)

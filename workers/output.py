@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..shm.placement import Inline, Placement, Span
-from .contract.status import internal
+from .contract.room import check_room as check_room
 
 if TYPE_CHECKING:
     from .batch import Memory
@@ -18,12 +18,12 @@ def store(memory: Memory, name: str, content: bytes | memoryview, span: Span | N
     """Copy an output's bytes to their place, once. Raises StatusError where there is too little room."""
     byte_size = len(content)
     if span is not None:
-        if span.byte_size < byte_size:
-            raise internal(
-                f"shared memory size specified with the request for output '{name}' ({span.byte_size} bytes) "
-                f"should be at least {byte_size} bytes to hold the results"
-            )
-        memory.view(span)[:byte_size] = content
+        check_room(name, span, byte_size)
+        address = memory.device_address(span)
+        if address is None:
+            memory.view(span)[:byte_size] = content
+        else:
+            memory.write_device(address, content)
         return span
     if byte_size <= INLINE_BYTE_SIZE:
         return Inline(memoryview(content))

@@ -25,6 +25,7 @@ from .contract.messages import (
     Extend,
     Failed,
     Fault,
+    ForDevice,
     FromWorker,
     Hold,
     Inspect,
@@ -43,6 +44,7 @@ from .contract.messages import (
     Unloaded,
 )
 from .contract.status import StatusError, internal, invalid, unavailable
+from .device_tasks import DeviceTasks
 from .instance import Instance
 from .main_thread import MainThread
 from .memory import WorkerMemory
@@ -89,6 +91,7 @@ class Worker:
         self._backends_lock = threading.Lock()
         self._models: dict[int, _Model] = {}
         self._surroundings = Surroundings(memory, main, voice.send)
+        self._device_tasks = DeviceTasks(memory, voice.send)
 
     def handle(self, message: ToWorker) -> bool:
         """Carry out a control message; False when the worker is to end."""
@@ -107,6 +110,8 @@ class Worker:
             self._start_in_turn(self._models.get(message.model) or _Model(_NOTHING), self._changed, message)
         elif isinstance(message, Check):
             self._start(message.task, self._check, message)
+        elif isinstance(message, ForDevice):
+            self._device_tasks.take(message)
         elif isinstance(message, Stop):
             return False
         return True

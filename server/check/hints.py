@@ -36,7 +36,6 @@ _FIXED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ("unable to find backend library for backend '(tensorflow|pytorch|tensorrt|openvino)'", "export the model as ONNX"),
     ("unable to find backend library", "onnxruntime and python are built in; a backend written in Python needs its backend.py"),
     ("^Invalid model name: Could not determine backend", "put model.onnx or model.py into the version folder, or set backend"),
-    ("no GPUs are available", "use KIND_CPU, or leave the kind out"),
     ("^unexpected platform type", 'set backend: "onnxruntime" or backend: "python"'),
     ("model does not support batching while non-zero max_batch_size", _MODEL_BATCHES),
     ("for the model to support batching the shape should have", _MODEL_BATCHES),

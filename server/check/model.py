@@ -30,6 +30,8 @@ from .labels import check_labels
 from .python_source import check_python_source
 from .workers import CheckWorkers, WorkerDied
 
+_GROUP = model_config.ModelInstanceGroup
+
 
 @dataclass(slots=True, eq=False)
 class CheckedModel:
@@ -203,7 +205,7 @@ class ModelCheck:
     async def _python(self, model: CheckedModel, file: ConfigFile, config: Any, chosen: BackendChoice, version: int) -> None:
         directory, findings = model.directory, model.findings
         # What the model is shown for completion has its instances.
-        normalize_instance_groups(config, ())
+        normalize_instance_groups(config, _gpus_of(model.config))
         environment = ""
         try:
             environment = environment_path(config)
@@ -259,14 +261,35 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
+def _gpus_of(config: Any) -> list[int]:
+    """The GPUs that a configuration takes for granted: a check is for servers elsewhere, and does not look what is here."""
+    groups = [group for group in config.instance_group if _wants_gpu(group)]
+    return sorted({gpu for group in groups for gpu in (group.gpus or [0]) if gpu >= 0})
+
+
+def _wants_gpu(group: Any) -> bool:
+    return group.kind == _GROUP.KIND_GPU or (group.kind == _GROUP.KIND_AUTO and bool(group.gpus))
+
+
+def _note_gpus(model: CheckedModel, file: ConfigFile, config: Any) -> None:
+    """Say which groups of a final configuration no server without GPUs would take."""
+    for written, group in zip(model.config.instance_group, config.instance_group, strict=False):
+        if _wants_gpu(written):
+            which = f"GPU {', '.join(map(str, written.gpus))}" if written.gpus else "a GPU"
+            text = f"instance group {group.name} of model {model.name} needs {which}: a server without it does not load the model"
+            hint = "" if written.gpus else "leave the kind out for what is to run on GPUs where there are some, and elsewhere without"
+            model.findings.note(file.path or model.directory, text, file.place(text, config), hint)
+
+
 def _finish(model: CheckedModel, file: ConfigFile, config: Any) -> bool:
     """Bring a configuration to its final form; False, and a finding, where it is not fit for that."""
     try:
-        finish_config(config, ())
+        finish_config(config, _gpus_of(model.config))
         signature_of(config)
     except StatusError as error:
         report_error(error, config, file, model.findings, file.path or model.directory)
         return False
+    _note_gpus(model, file, config)
     return True
 
 

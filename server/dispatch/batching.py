@@ -6,7 +6,7 @@ Source: Triton's dynamic batcher (``ModelDynamicBatching``).
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -121,8 +121,11 @@ class BatchScheduler(Scheduler):
     """One queue in front of all instances.
 
     Instances of a model with a queue policy get work only when they are idle: what is staged could no longer be overtaken or time
-    out. Nothing is sent before ``held_count`` requests wait for the first time (the original's test hook).
+    out. Nothing is sent before ``held_count`` requests wait for the first time (the original's test hook). A request that uses a GPU's
+    memory waits for an instance on that GPU, and lets those behind it pass meanwhile.
     """
+
+    ties = True
 
     def __init__(
         self,
@@ -141,11 +144,25 @@ class BatchScheduler(Scheduler):
         self._grouping = grouping
         self._held_count = held_count
         self._expired = False
+        self._tied = False
+        self._members: set[Instance] = set()
 
     def _take_in(self, request: Request, now_ns: int) -> None:
         if self.stopping:
             raise stopping_error(request.label)
         self.queue.push(request, now_ns)
+        if request.device >= 0:
+            self._tied = True
+
+    def instance_up(self, instance: Instance) -> None:
+        """As ``Scheduler`` says."""
+        super().instance_up(instance)
+        self._members.add(instance)
+
+    def instance_leaves(self, instance: Instance) -> None:
+        """As ``Scheduler`` says."""
+        super().instance_leaves(instance)
+        self._members.discard(instance)
 
     def cancel(self, request: Request) -> bool:
         """As ``Scheduler`` says."""
@@ -161,6 +178,7 @@ class BatchScheduler(Scheduler):
 
     def _put_back(self, requests: list[Request]) -> None:
         self.queue.push_front(requests)
+        self._tied = self._tied or any([request.device >= 0 for request in requests])
 
     def decide(self, now_ns: int) -> Decision:
         """As ``Scheduler`` says."""
@@ -175,6 +193,9 @@ class BatchScheduler(Scheduler):
             self._expired = len(queue) > 0
         wake_ns: int | None = None
         while len(queue) and not (self._held_count and self._held()):
+            if self._tied:
+                wake_ns = self._decide_tied(decision, now_ns)
+                break
             instance = self._free_instance()
             if instance is None:
                 break
@@ -182,25 +203,54 @@ class BatchScheduler(Scheduler):
             if not requests or self.limited:
                 break
             decision.batches.append(self._bound(instance, requests, cut))
+        if not len(queue):
+            self._tied = False
         deadline_ns = queue.next_deadline_ns() if queue.limited else None
         if deadline_ns is not None and (wake_ns is None or deadline_ns < wake_ns):
             wake_ns = deadline_ns
         decision.wake_ns = wake_ns
         return decision
 
+    def _decide_tied(self, decision: Decision, now_ns: int) -> int | None:
+        """As ``decide``, where not every instance may run every request; returns when to ask again."""
+        wake_ns: int | None = None
+        passed_over: set[Instance] = set()
+        while (instance := self._free_instance(passed_over)) is not None:
+            requests, cut, later_ns = form(self.policy, self._grouping, self._waiting_for(instance), now_ns)
+            if not requests or self.limited:
+                passed_over.add(instance)
+                if later_ns is not None:
+                    wake_ns = later_ns if wake_ns is None else min(wake_ns, later_ns)
+            else:
+                decision.batches.append(self._bound(instance, requests, cut))
+        return wake_ns
+
+    def _waiting_for(self, instance: Instance) -> Iterator[Request]:
+        """What waits that an instance may run, in order. Where no instance is left on a GPU, any may find out what that means."""
+        if not self._tied:
+            return self.queue.scan()
+        devices = {member.device for member in self._members}
+        return (one for one in self.queue.scan() if one.device in (-1, instance.device) or one.device not in devices)
+
     def candidates(self, now_ns: int) -> list[Instance]:
         """As ``Scheduler`` says."""
-        if not len(self.queue) or self._held() or not form(self.policy, self._grouping, self.queue.scan(), now_ns)[0]:
+        if not len(self.queue) or self._held():
             return []
-        return [instance for instance in self.instances if not instance.batches]
+        idle = [instance for instance in self.instances if not instance.batches]
+        if self._tied:
+            return [instance for instance in idle if form(self.policy, self._grouping, self._waiting_for(instance), now_ns)[0]]
+        return idle if form(self.policy, self._grouping, self.queue.scan(), now_ns)[0] else []
 
     def bind(self, instance: Instance, now_ns: int) -> PlannedBatch:
         """As ``Scheduler`` says."""
-        requests, cut, _ = form(self.policy, self._grouping, self.queue.scan(), now_ns)
+        requests, cut, _ = form(self.policy, self._grouping, self._waiting_for(instance), now_ns)
         return self._bound(instance, requests, cut)
 
     def _bound(self, instance: Instance, requests: list[Request], cut: Cut) -> PlannedBatch:
-        self.queue.take(requests)
+        if self._tied:
+            self.queue.take_out(requests)
+        else:
+            self.queue.take(requests)
         if self._expired:
             self._expired = False
             if cut in (Cut.END, Cut.DELAY):
@@ -214,10 +264,12 @@ class BatchScheduler(Scheduler):
             self._held_count = 0
         return self._held_count > 0
 
-    def _free_instance(self) -> Instance | None:
+    def _free_instance(self, passed_over: Collection[Instance] = ()) -> Instance | None:
         best = None
         staging = self.staging and not self.limited
         for instance in self.instances:
+            if instance in passed_over:
+                continue
             if instance.credits(staging) > 0 and (best is None or len(instance.batches) < len(best.batches)):
                 best = instance
         return best

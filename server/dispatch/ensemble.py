@@ -72,7 +72,8 @@ class Ensemble:
     """One version of an ensemble: takes requests, runs their steps, answers.
 
     ``view`` gives the bytes of a lease that came with a request, ``warn`` takes a line for the log, ``call_soon`` runs something in
-    the loop's next turn. An ensemble's final response comes once all its steps have finished, so that nothing of its request
+    the loop's next turn. ``device_workers`` gives the workers of GPUs that a member runs in, if they leave tensors there; None where
+    there are no GPUs. An ensemble's final response comes once all its steps have finished, so that nothing of its request
     is in use any more; where it is decoupled, an error is told at once, and the end mark follows.
     """
 
@@ -86,6 +87,7 @@ class Ensemble:
         warn: Callable[[str], None],
         call_soon: Callable[[Callable[[], None]], object],
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        device_workers: Callable[[str, int], frozenset[str]] | None = None,
     ) -> None:
         self.plan = plan
         self.statistics = statistics
@@ -95,6 +97,7 @@ class Ensemble:
         self._warn = warn
         self._call_soon = call_soon
         self._clock_ns = clock_ns
+        self._device_workers = device_workers
         self._runs: dict[Request, _Run] = {}
         self._ready: deque[_Call] = deque()
         self._pumping = False
@@ -240,7 +243,11 @@ class Ensemble:
                 shape = fitted(tensor.shape, value.batched, link.dims, step.batching)
                 inputs.append(Tensor(link.name, tensor.datatype, shape, tensor.place))
         spans = {output.name: output.span for output in whole.outputs}
-        outputs = [WantedOutput(link.name, spans.get(link.tensor)) for link in step.outputs if link.tensor in run.selection.uses]
+        outputs = [
+            WantedOutput(link.name, spans.get(link.tensor), self._stays(run, step, link.tensor))
+            for link in step.outputs
+            if link.tensor in run.selection.uses
+        ]
         context = whole.context
         if context is not None or call.belonging is not None:
             given = context or RequestContext()
@@ -258,6 +265,15 @@ class Ensemble:
                 f"in ensemble '{self.plan.name}', the inputs of the step of model '{call.step.model}' belong to different sequences; "
                 "the first one counts"
             )
+
+    def _stays(self, run: _Run, step: Step, tensor: str) -> bool:
+        """May a tensor be left in a GPU's memory, because nobody but steps that may run in the same worker take it?"""
+        workers_of, selection = self._device_workers, run.selection
+        if workers_of is None or tensor in selection.outputs:
+            return False
+        workers = workers_of(step.model, step.version)
+        consumers = selection.consumers.get(tensor, ())
+        return bool(workers) and all([workers_of(other.model, other.version) >= workers for other in consumers])
 
     # answers of steps
 

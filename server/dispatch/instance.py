@@ -41,7 +41,7 @@ class Instance:
     """One instance: ``batches`` are those bound to it and not yet answered, the first of them running.
 
     ``execution_ns`` is a moving average of what a batch takes, 0 before the first; it decides how many wait at the worker. One that
-    is ``leaving`` finishes what it has and gets nothing more.
+    is ``leaving`` finishes what it has and gets nothing more. ``device`` is the GPU whose memory it reaches, -1 for none.
     """
 
     number: int
@@ -50,6 +50,7 @@ class Instance:
     leaving: bool = False
     execution_ns: int = 0
     batches: deque[PlannedBatch] = field(default_factory=deque)
+    device: int = -1
 
     def credits(self, staging: bool) -> int:
         """How many more batches it may be given.

@@ -65,7 +65,8 @@ class Request:
     ``deadline_ns`` (0: none) is when it expires in the queue, ``attempts`` counts the workers that died
     while it was with them, ``order`` is its number in the queue, ``begun`` says whether one of several responses has come.
     ``arenas`` are those of workers that its inputs lie in. ``on_execution`` gets the times of the execution it was part of, for
-    streams perhaps after the final response. ``caller`` is the number of the running batch that waits for it, 0 for none.
+    streams perhaps after the final response. ``caller`` is the number of the running batch that waits for it, 0 for none. ``device`` is
+    the GPU whose memory it uses, and on which it is to run, -1 where any instance will do.
     """
 
     body: RequestBody
@@ -84,6 +85,7 @@ class Request:
     begun: bool = False
     on_execution: Callable[[ExecutionTimes], None] | None = None
     caller: int = 0
+    device: int = -1
 
     @property
     def label(self) -> str:

@@ -37,9 +37,11 @@ class Scheduler(ABC):
 
     ``streaming`` are batches that have left their instance and of which requests wait for their last response. ``staging``:
     instances get work ahead of time. ``limited``: a rate limiter says when which instance runs: ``decide`` leaves the binding to
-    whoever asks for ``candidates``. ``draining``: the server is about to end, and nothing is to begin that needs further requests.
-    ``in_flight`` counts the requests that are not answered; the dispatcher keeps it.
+    whoever asks for ``candidates``. ``ties``: requests can be tied to a GPU. ``draining``: the server is about to end, and nothing is to
+    begin that needs further requests. ``in_flight`` counts the requests that are not answered; the dispatcher keeps it.
     """
+
+    ties = False
 
     def __init__(self, numbers: Iterator[int], statistics: VersionStatistics) -> None:
         self.instances: list[Instance] = []

@@ -24,12 +24,15 @@ from ...workers.contract.messages import (
     Attach,
     Close,
     Detach,
+    DeviceGrant,
     Disown,
     Execute,
     Greeting,
     Hello,
     InstanceReady,
+    LastWords,
     LifelineMessage,
+    OpenRegion,
     Return,
     Voice,
 )
@@ -37,10 +40,12 @@ from .channel import Channel
 from .launch import Launched
 
 _READ_BYTE_SIZE = 65536
+MAX_MESSAGE_BYTE_SIZE = 4096
 _LAST_READS = 32
 """How often a dead process's output is read: its pipe held no more than one read; a child of it may go on writing."""
 
 _encoder = msgspec.msgpack.Encoder()
+_lifeline_decoder = msgspec.msgpack.Decoder(LifelineMessage)
 
 
 class ChildProcess:
@@ -48,7 +53,7 @@ class ChildProcess:
 
     ``receive(process, message)`` gets what it says, ``say(line)`` what it prints, and ``ended(process)`` is called
     once, when it is gone. Its own arena is made here and mapped read-only. ``launch`` starts it, or hands over one that
-    has been started. Raises OSError where it cannot be started, and then nothing is left of it.
+    has been started, and ``device`` is the GPU that it may use. Raises OSError where it cannot be started, and then nothing is left of it.
     """
 
     def __init__(
@@ -63,8 +68,10 @@ class ChildProcess:
         say: Callable[[str], None],
         ended: Callable[[ChildProcess], None],
         launch: Callable[[], Launched],
+        device: DeviceGrant | None = None,
     ) -> None:
         self.name = name
+        self.device = device
         self.returncode: int | None = None
         self._loop = loop
         self._receive = receive
@@ -79,6 +86,7 @@ class ChildProcess:
         self._adopted: set[int] = set()
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._partial = b""
+        self._last_words = ""
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
             capacity_byte_size, resident_byte_size = arena_byte_sizes
             arena_fd = create_memory(capacity_byte_size)
@@ -101,7 +109,7 @@ class ChildProcess:
             self._pidfd = os.pidfd_open(self.pid)
             undo.callback(os.close, self._pidfd)
             # The lifeline is empty, so this does not wait.
-            self._tell(Greeting(endpoint, self._token, arena_number, resident_byte_size), request_fd, arena_fd)
+            self._tell(Greeting(endpoint, self._token, arena_number, resident_byte_size, device), request_fd, arena_fd)
             undo.pop_all()
         loop.add_reader(self._pidfd, self._exited)
         loop.add_reader(self._output, self._read_output)
@@ -169,6 +177,21 @@ class ChildProcess:
         if region not in self._attached:
             self._attached.add(region)
             self._tell(Attach(region, offset, byte_size), fd)
+
+    def open_region(self, region: int, handle: bytes, byte_size: int) -> None:
+        """Let it map a client's CUDA region; those who use that are told if it cannot."""
+        self.know_region(region)
+        self.send(OpenRegion(0, region, handle, byte_size))
+
+    def know_region(self, region: int) -> None:
+        """It has been given this region."""
+        self._attached.add(region)
+
+    def forget_region(self, region: int) -> bool:
+        """It is about to let go of a CUDA region; was it given that?"""
+        there = region in self._attached
+        self._attached.discard(region)
+        return there
 
     def attached(self, region: int) -> bool:
         """Has it been given this region?"""
@@ -246,6 +269,13 @@ class ChildProcess:
 
     # end
 
+    def _hear_last_words(self) -> None:
+        # All that a worker ever says over it; there is nothing where it was killed.
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            message = _lifeline_decoder.decode(self._lifeline.recv(MAX_MESSAGE_BYTE_SIZE))
+            if isinstance(message, LastWords):
+                self._last_words = message.reason
+
     def kill(self) -> None:
         """End it at once."""
         if self.returncode is None:
@@ -253,7 +283,9 @@ class ChildProcess:
 
     @property
     def exit_text(self) -> str:
-        """How it ended, for logs and clients: ``was killed by signal 9 (SIGKILL)``, ``exited with code 1``."""
+        """How it ended, for logs and clients: ``was killed by signal 9 (SIGKILL)``, ``exited with code 1``, or what it said itself."""
+        if self._last_words:
+            return self._last_words
         code = self.returncode
         if code is None:
             return "is running"
@@ -279,6 +311,7 @@ class ChildProcess:
         self._loop.remove_reader(self._output)
         self._loop.remove_writer(self._lifeline)
         self._channel.close()
+        self._hear_last_words()
         self._lifeline.close()
         assert self._process.stdout is not None
         self._process.stdout.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any
@@ -19,6 +20,7 @@ from ...workers.contract.messages import (
     Execute,
     Extend,
     Failed,
+    ForDevice,
     FromWorker,
     Hello,
     Hold,
@@ -32,12 +34,12 @@ from ...workers.contract.messages import (
     Spoken,
     Stop,
     Unload,
-    Unloaded,
 )
 from ...workers.contract.status import Code, StatusError, unavailable
 from ..dispatch.instance import PlannedBatch
 from .child_process import ChildProcess
 from .events import FarmEvents
+from .grants import Grant, Grants
 from .interpreter import OWN, Interpreter
 from .launch import Launched, launch, worker_words
 from .process_memory import resident_byte_size
@@ -63,15 +65,24 @@ KILL_TIMEOUT_SECS = 2.0
 class Farm:
     """All seats, and the ``processes`` that fill them.
 
-    ``spare`` is a worker in our own Python that has been started already: the first that needs one gets it.
+    ``spare`` is a worker in our own Python that has been started already: the first that needs one gets it, if it needs no GPU.
+    ``grants`` are the GPUs that workers may be given.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, events: FarmEvents, processes: Processes, spare: Launched | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        events: FarmEvents,
+        processes: Processes,
+        spare: Launched | None = None,
+        grants: Grants | None = None,
+    ) -> None:
         self.seats: dict[str, Seat] = {}
         self.processes = processes
         self._loop = loop
         self._events = events
         self._spare = spare
+        self._grants = grants or Grants()
         self._numbers = itertools.count(1)
         self._seat_of_instance: dict[int, Seat] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -114,7 +125,7 @@ class Farm:
         ``load.task`` is filled in here. Returns when all instances have said they are ready, with whether the model has a
         readiness check of its own.
         """
-        seat = self._seat(worker, interpreter)
+        seat = self._seat(worker, interpreter, self._grant(load))
         try:
             await self._arrival(seat)
         except BaseException:
@@ -267,7 +278,9 @@ class Farm:
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
-    async def _ask(self, seat: Seat, message: Callable[[int], Inspect | Load | Extend | Shrink | Unload | Check]) -> Answered | None:
+    async def _ask(
+        self, seat: Seat, message: Callable[[int], Inspect | Load | Extend | Shrink | Unload | Check | ForDevice]
+    ) -> Answered | None:
         if seat.process is None or not seat.up:
             raise unavailable(f"worker '{seat.name}' is not running")
         task, future = self._open_task(seat)
@@ -280,6 +293,48 @@ class Farm:
     def resident_byte_size(self) -> int:
         """The memory that all workers use together (RSS), as of now. Those that are about to end do not count."""
         return sum(resident_byte_size(seat.process.pid) for seat in self.seats.values() if seat.process is not None)
+
+    # GPUs
+
+    def _grant(self, load: Load) -> Grant | None:
+        """The GPU that a worker needs to hold a model's instances."""
+        gpus = [spec.device for spec in load.instances if spec.kind == "KIND_GPU"]
+        return self._grants.grant(gpus[0], alone=load.backend != PYTHON) if gpus else None
+
+    async def keep(self, worker: str, device: int, region: int) -> ChildProcess:
+        """The worker of a GPU, which stays for as long as ``region`` is not let go of. Raises StatusError where it does not come."""
+        seat = self._seat(worker, OWN, self._grants.grant(device, alone=True))
+        seat.regions.add(region)
+        return await self._process(seat)
+
+    def let_go(self, region: int) -> None:
+        """No worker needs to stay because of this region."""
+        for seat in self.seats.values():
+            if region in seat.regions:
+                seat.regions.discard(region)
+                self._close_later(seat)
+
+    async def arrived(self, worker: str, device: int) -> ChildProcess:
+        """The worker of a GPU, once it is there. Raises StatusError."""
+        return await self._process(self._seat(worker, OWN, self._grants.grant(device, alone=True)))
+
+    async def _process(self, seat: Seat) -> ChildProcess:
+        await self._arrival(seat)
+        assert seat.process is not None
+        return seat.process
+
+    async def ask(self, worker: str, message: Callable[[int], ForDevice]) -> Answered | None:
+        """What a worker that is there answers to the message for a task's number. Raises StatusError."""
+        seat = self.seats.get(worker)
+        if seat is None:
+            raise unavailable(f"worker '{worker}' is not running")
+        process = seat.process
+        try:
+            return await self._ask(seat, message)
+        except StatusError:
+            if process is not None and process.returncode is not None:
+                raise unavailable(f"worker '{worker}' {process.exit_text}") from None
+            raise
 
     # batches
 
@@ -301,15 +356,15 @@ class Farm:
 
     # seats
 
-    def _seat(self, name: str, interpreter: Interpreter = OWN) -> Seat:
+    def _seat(self, name: str, interpreter: Interpreter = OWN, grant: Grant | None = None) -> Seat:
         seat = self.seats.get(name)
-        if seat is not None and seat.interpreter != interpreter and seat.empty:
+        if seat is not None and (seat.interpreter, seat.grant) != (interpreter, grant) and seat.empty:
             self._close(seat)
             seat = None
         if seat is None:
             if self._closing:
                 raise unavailable("Server is stopping")
-            seat = self.seats[name] = Seat(name, interpreter)
+            seat = self.seats[name] = Seat(name, interpreter, grant=grant)
             self._start(seat)
         return seat
 
@@ -335,7 +390,8 @@ class Farm:
 
         try:
             seat.process = self.processes.start(
-                seat.name, receive, say, lambda process: self._ended(seat, process), lambda: self._launch(seat)
+                *(seat.name, receive, say, lambda process: self._ended(seat, process), lambda: self._launch(seat)),
+                device=None if seat.grant is None else seat.grant.device,
             )
         except OSError as error:
             delay_secs = seat.backoff.delay_secs(0)
@@ -345,10 +401,13 @@ class Farm:
 
     def _launch(self, seat: Seat) -> Launched:
         spare = self._spare
-        if spare is not None and seat.interpreter is OWN:
+        if spare is not None and seat.interpreter is OWN and seat.grant is None:
             self._spare = None
             return spare
-        return launch(worker_words(seat.interpreter.program), seat.interpreter.environment())
+        environment = seat.interpreter.environment()
+        if seat.grant is not None:
+            environment = {**(os.environ if environment is None else environment), **seat.grant.variables}
+        return launch(worker_words(seat.interpreter.program), environment)
 
     def _start_later(self, seat: Seat, delay_secs: float, error: StatusError) -> None:
         """Start a seat's worker again; those who wait for it hear ``error`` where it has failed too often."""
@@ -384,7 +443,7 @@ class Farm:
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
                 future.set_exception(StatusError(Code(message.fault.code), message.fault.message))
-        elif isinstance(message, Inspected | Loaded | Unloaded | Checked):
+        elif isinstance(message, Answered):
             future = seat.tasks.pop(message.task, None)
             if future is not None and not future.done():
                 future.set_result(message)

@@ -7,6 +7,11 @@ from typing import Any
 from ...workers.contract.backends import PYTHON
 
 
+def device_worker(device: int) -> str:
+    """The name of the worker of a GPU: it holds native instances and opens clients' CUDA regions."""
+    return f"gpu{device}"
+
+
 def worker_name(config: Any, backend: str, version: int, kind: str, device: int, index: int, generation: int = 1) -> str:
     """The name of the worker process for an instance: data about the farm, decided here and nowhere else.
 
@@ -18,7 +23,7 @@ def worker_name(config: Any, backend: str, version: int, kind: str, device: int,
     name = f"{config.name}:{version}" if generation == 1 else f"{config.name}:{version}.{generation}"
     if backend == PYTHON:
         return f"{name}#{index}"
-    device_name = f"gpu{device}" if kind == "KIND_GPU" else "cpu"
+    device_name = device_worker(device) if kind == "KIND_GPU" else "cpu"
     if "isolate" in config.parameters and config.parameters["isolate"].string_value.lower() in ("true", "1", "on"):
         return f"{name}@{device_name}"
     return device_name

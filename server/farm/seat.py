@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from ...workers.contract.messages import Checked, Inspected, Load, Loaded, Unloaded
+from ...workers.contract.messages import Checked, Fetched, Inspected, Load, Loaded, Settled, Unloaded
 from .backoff import Backoff
 from .child_process import ChildProcess
+from .grants import Grant
 from .interpreter import OWN, Interpreter
 
-Answered = Inspected | Loaded | Unloaded | Checked
+Answered = Inspected | Loaded | Unloaded | Checked | Settled | Fetched
 """What a task may be answered, if not by Failed."""
 
 
@@ -45,7 +46,10 @@ class Holding:
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """A worker's place in the farm; it outlives the processes that fill it."""
+    """A worker's place in the farm; it outlives the processes that fill it.
+
+    ``grant`` is the GPU that its worker may use, ``regions`` are clients' CUDA regions that keep it there.
+    """
 
     name: str
     interpreter: Interpreter = OWN
@@ -58,8 +62,10 @@ class Seat:
     tasks: dict[int, asyncio.Future[Answered | None]] = field(default_factory=dict)
     arrivals: list[asyncio.Future[None]] = field(default_factory=list)
     restart: asyncio.TimerHandle | None = None
+    grant: Grant | None = None
+    regions: set[int] = field(default_factory=set)
 
     @property
     def empty(self) -> bool:
         """Does nobody need it?"""
-        return not self.holdings and not self.tasks and not self.arrivals
+        return not self.holdings and not self.tasks and not self.arrivals and not self.regions

@@ -39,15 +39,15 @@ def _cuda_status(service: Service, request: Any, peer_is_local: bool) -> Any:
     return reply
 
 
-def _cuda_register(service: Service, request: Any, peer_is_local: bool) -> Any:
+async def _cuda_register(service: Service, request: Any, peer_is_local: bool) -> Any:
     service.check_shm_allowed(peer_is_local)
-    service.regions.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
+    await service.cuda_regions.register(request.name, request.raw_handle, request.device_id, request.byte_size)
     return messages.CudaSharedMemoryRegisterResponse()
 
 
-def _cuda_unregister(service: Service, request: Any, peer_is_local: bool) -> Any:
+async def _cuda_unregister(service: Service, request: Any, peer_is_local: bool) -> Any:
     service.check_shm_allowed(peer_is_local)
-    service.regions.unregister_cuda(request.name or None)
+    await service.cuda_regions.unregister(request.name or None)
     return messages.CudaSharedMemoryUnregisterResponse()
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
+from ...shm.cuda import HANDLE_BYTE_SIZE
 from ...workers.contract.status import invalid
 from . import json_text
 from .endpoint import Call, EndpointOf, empty_json_reply, json_reply
@@ -15,8 +16,6 @@ from .model_repository import file_content
 
 if TYPE_CHECKING:
     from ..service import Service
-
-_CUDA_HANDLE_BYTE_SIZE = 64
 
 
 def _registration(service: Service, call: Call, kind: str) -> tuple[str, dict[str, object]]:
@@ -61,21 +60,21 @@ def _cuda_status(service: Service, call: Call) -> Reply:
     return json_reply([{"name": region.name, "device_id": region.device_id, "byte_size": region.byte_size} for region in regions])
 
 
-def _cuda_register(service: Service, call: Call) -> Reply:
+async def _cuda_register(service: Service, call: Call) -> Reply:
     name, members = _registration(service, call, "cuda")
     text = as_string(member(_needed(members, "raw_handle"), "b64"))
     byte_size = as_uint(member(members, "byte_size"))
     device_id = as_uint(member(members, "device_id"))
     raw_handle = file_content(text)
-    if len(raw_handle) != _CUDA_HANDLE_BYTE_SIZE:
+    if len(raw_handle) != HANDLE_BYTE_SIZE:
         raise invalid("'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t")
-    service.regions.register_cuda(name, raw_handle, device_id, byte_size)
+    await service.cuda_regions.register(name, raw_handle, device_id, byte_size)
     return empty_json_reply()
 
 
-def _cuda_unregister(service: Service, call: Call) -> Reply:
+async def _cuda_unregister(service: Service, call: Call) -> Reply:
     service.check_shm_allowed(call.peer_is_local)
-    service.regions.unregister_cuda(call.params.get("region"))
+    await service.cuda_regions.unregister(call.params.get("region"))
     return empty_json_reply()
 
 

@@ -22,6 +22,7 @@ from ...workers.contract.messages import Inspect, InstanceSpec, Load
 from ...workers.contract.signature import signature_of
 from ...workers.contract.status import StatusError
 from ..dispatch.cached import Cached, Caching
+from ..dispatch.carried import Carried, Mover
 from ..dispatch.delay_hooks import NO_HOOKS, DelayHooks
 from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.ensemble import Ensemble
@@ -33,6 +34,7 @@ from ..farm.environments import Environments
 from ..farm.farm import Farm
 from ..farm.interpreter import OWN, Interpreter, resolve
 from ..farm.placement import worker_name
+from ..gpus import Gpus
 from ..log import Log
 from ..options import Options, backend_settings
 from ..statistics import StatisticsBook, VersionStatistics
@@ -67,8 +69,9 @@ class Creation:
     """Creates versions and takes them down again.
 
     ``make_ensemble(plan, statistics, members)`` makes what runs an ensemble's requests; ``members`` are the versions that it asks,
-    by name and version as its steps have them. ``caching`` is where answers are kept of models that ask for it, if anywhere.
-    ``limiter`` says which instance may run, if that is limited.
+    by name and version as its steps have them. ``caching`` is where answers are kept of models that ask for it, if anywhere;
+    ``mover`` copies tensors of GPUs for models that do not reach them, where there are any. ``limiter`` says which instance may run,
+    if that is limited; ``gpus`` are those that models may run on.
     """
 
     def __init__(
@@ -83,13 +86,16 @@ class Creation:
         make_ensemble: Callable[[EnsemblePlan, VersionStatistics, dict[tuple[str, int], ModelVersion]], Ensemble],
         hooks: DelayHooks = NO_HOOKS,
         limiter: RateLimiter | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
+        self._gpus = gpus or Gpus()
         self._limiter = limiter
         self._hooks = hooks
         self._options = options
         self._farm = farm
         self._make_ensemble = make_ensemble
         self.caching: Caching | None = None
+        self.mover: Mover | None = None
         self._dispatcher = dispatcher
         self._book = book
         self._log = log
@@ -182,7 +188,7 @@ class Creation:
         directory = edition.copy.directory
         if chosen.name == PYTHON:
             # What the model is shown for completion has its instances.
-            normalize_instance_groups(config, ())
+            normalize_instance_groups(config, self._gpus.ordinals)
         if not self._options.disable_auto_complete_config:
             home = worker_name(config, chosen.name, version, "KIND_CPU", 0, 0, generation)
             inspect = Inspect(0, chosen.name, str(directory), version, document(config), settings, True, chosen.file)
@@ -196,6 +202,13 @@ class Creation:
         labels = await asyncio.to_thread(read_labels, directory, config)
         served = self._version(edition, version, config, number, version, labels)
         served.generation, served.load, served.interpreter = generation, load, interpreter
+        if self.mover is not None:
+            served.carried = Carried(
+                *(self.mover, served.takes, served.ties, served.enter, served.withdraw, served.statistics, self._dispatcher),
+                model=served.name,
+                ordered=served.scheduler.order is not None,
+            )
+            served.enter, served.withdraw = served.carried.submit, served.carried.cancel
         self._generations.add(served)
         try:
             await self._add_instances(served, list(_places(config)), load)
@@ -246,7 +259,7 @@ class Creation:
 
     def _finish(self, config: Any, version: int) -> None:
         """Bring a configuration to its final form. Raises StatusError."""
-        finish_config(config, ())
+        finish_config(config, self._gpus.ordinals, self._options.min_supported_compute_capability)
         idle = fields_without_effect(config)
         if idle:
             self._log.warning(f"model '{config.name}' version {version} asks for what this release does not do yet: {', '.join(idle)}")
@@ -265,7 +278,7 @@ class Creation:
     async def grow(self, served: ModelVersion, config: Any) -> None:
         """Add the instances that ``config`` asks for and a version lacks. Raises StatusError, and then nothing has changed."""
         assert served.load is not None
-        wanted = _with_instances_of(served.config, config)
+        wanted = self._with_instances_of(served.config, config)
         before = set(served.homes)
         load = msgspec.structs.replace(served.load, config=document(wanted))
         try:
@@ -274,9 +287,18 @@ class Creation:
             await self._drop_instances(served, [self._leaving(served, instance) for instance in served.homes if instance not in before])
             raise
 
+    def _with_instances_of(self, config: Any, other: Any) -> Any:
+        """A final configuration with the instance groups that another one asks for. Raises StatusError."""
+        wanted = copied(config)
+        wanted.ClearField("instance_group")
+        wanted.instance_group.extend(other.instance_group)
+        normalize_instance_groups(wanted, self._gpus.ordinals)
+        validate_instance_groups(wanted, self._gpus.ordinals, self._options.min_supported_compute_capability)
+        return wanted
+
     def trim(self, served: ModelVersion, config: Any) -> Coroutine[Any, Any, None]:
         """Give no more work to the instances that ``config`` does not ask for; what is returned waits for them and frees them."""
-        served.config = _with_instances_of(served.config, config)
+        served.config = self._with_instances_of(served.config, config)
         if served.load is not None:
             served.load = msgspec.structs.replace(served.load, config=document(served.config))
         return self._drop_instances(served, [self._leaving(served, instance) for instance in _surplus(served.config, served)])
@@ -303,9 +325,14 @@ class Creation:
 
     async def _add_instances(self, served: ModelVersion, places: list[_Place], load: Load) -> None:
         """Have each worker that the placement names create its share of new instances, and keep it doing so. Raises StatusError."""
+        for place in places:
+            if place.kind == "KIND_GPU":
+                self._gpus.check_room(place.device, self._options.model_load_gpu_limit, place.name)
         shares: dict[str, list[InstanceSpec]] = {}
         taken = {home.worker for home in served.homes.values()}
-        instances = [Instance(next(self._instance_numbers), place.name) for place in places]
+        instances = [
+            Instance(next(self._instance_numbers), place.name, device=place.device if place.kind == "KIND_GPU" else -1) for place in places
+        ]
         if self._limiter is not None:
             _register(self._limiter, instances, places)
         for place, instance in zip(places, instances, strict=True):
@@ -344,6 +371,10 @@ class Creation:
             passed_on = asyncio.Event()
             served.cached.when_idle(passed_on.set)
             await passed_on.wait()
+        if served.carried is not None:
+            carried = asyncio.Event()
+            served.carried.when_idle(carried.set)
+            await carried.wait()
         idle = asyncio.Event()
         if served.ensemble is None:
             self._dispatcher.when_idle(served.scheduler, idle.set)
@@ -372,16 +403,6 @@ def _register(limiter: RateLimiter, instances: list[Instance], places: list[_Pla
         for instance in instances:
             limiter.forget(instance)
         raise
-
-
-def _with_instances_of(config: Any, other: Any) -> Any:
-    """A final configuration with the instance groups that another one asks for. Raises StatusError."""
-    wanted = copied(config)
-    wanted.ClearField("instance_group")
-    wanted.instance_group.extend(other.instance_group)
-    normalize_instance_groups(wanted, ())
-    validate_instance_groups(wanted, ())
-    return wanted
 
 
 def _missing(config: Any, served: ModelVersion) -> list[_Place]:

@@ -13,7 +13,7 @@ from .change import files_changed
 from .layout import subdirectories
 from .source import Stamps
 
-CACHES = frozenset(("__pycache__", ".ipynb_checkpoints"))
+CACHES = frozenset(("__pycache__", ".ipynb_checkpoints", ".tensorrt"))
 """Folders that are made by using a model, not by changing it."""
 
 MAX_DEPTH = 32

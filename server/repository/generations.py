@@ -96,6 +96,8 @@ class Generations:
         for served in self._loads.values():
             if served.cached is not None:
                 served.cached.abandon(error)
+            if served.carried is not None:
+                served.carried.abandon(error)
         self._dispatcher.abandon([served.scheduler for served in self._loads.values()], error)
 
     # what the farm says

@@ -162,6 +162,8 @@ class LazyLifecycle(Lifecycle):
             self.residency.idle(name)
         elif busy.cached is not None and busy.cached.in_flight:
             busy.cached.when_idle(partial(self._watch, name))
+        elif busy.carried is not None and not busy.carried.idle:
+            busy.carried.when_idle(partial(self._watch, name))
         elif busy.ensemble is None:
             self._dispatcher.when_idle(busy.scheduler, partial(self._watch, name))
         else:

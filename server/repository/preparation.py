@@ -16,7 +16,7 @@ from .layout import find_config, read_text_file
 from .normalization import normalize, normalize_instance_groups
 from .scheduler_validation import validate_states
 from .tensor_validation import validate_tensors
-from .validation import validate_instance_groups, validate_model
+from .validation import LEAST_CAPABILITY, validate_instance_groups, validate_model
 
 
 def read_config(model_directory: Path, name: str, *, config_name: str, auto_complete: bool) -> Any:
@@ -76,14 +76,16 @@ def merge_completed(config: Any, completed: Any) -> None:
         config.model_transaction_policy.CopyFrom(completed.model_transaction_policy)
 
 
-def finish_config(config: Any, gpus: Sequence[int]) -> None:
-    """Bring a configuration to its final form, in place, once nothing more will be completed; ``gpus`` are usable ids.
+def finish_config(config: Any, gpus: Sequence[int], least_capability: float = LEAST_CAPABILITY) -> None:
+    """Bring a configuration to its final form, in place, once nothing more will be completed.
+
+    ``gpus`` are usable ids: those of GPUs with ``least_capability``.
 
     Raises StatusError; a failure here makes the version UNAVAILABLE with that reason.
     """
     normalize(config)
     normalize_instance_groups(config, gpus)
-    validate_instance_groups(config, gpus)
+    validate_instance_groups(config, gpus, least_capability)
     validate_model(config)
     validate_tensors(config)
     validate_states(config)

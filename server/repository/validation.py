@@ -16,8 +16,8 @@ from .ensemble_graph import validate_ensemble
 from .layout import stays_inside
 from .scheduler_validation import validate_dynamic_batching, validate_sequence_batching
 
-MIN_COMPUTE_CAPABILITY = 6.0
-"""Compute capability that a GPU needs to be usable, as messages name it."""
+LEAST_CAPABILITY = 6.0
+"""The CUDA compute capability that a GPU needs to be usable, where nobody says otherwise."""
 
 _GROUP = model_config.ModelInstanceGroup
 _ENSEMBLE = "ensemble"
@@ -96,7 +96,7 @@ def _validate_metrics(config: Any) -> None:
             raise invalid("histogram options must specify non-empty 'buckets'")
 
 
-def validate_instance_groups(config: Any, gpus: Sequence[int]) -> None:
+def validate_instance_groups(config: Any, gpus: Sequence[int], least_capability: float = LEAST_CAPABILITY) -> None:
     """Check normalised instance groups against the usable GPUs. Raises StatusError INVALID_ARG or INTERNAL."""
     if config.HasField("ensemble_scheduling"):
         return
@@ -105,7 +105,7 @@ def validate_instance_groups(config: Any, gpus: Sequence[int]) -> None:
     for group in config.instance_group:
         where = f"instance group {group.name} of model {config.name}"
         if group.kind == _GROUP.KIND_GPU:
-            _validate_gpus(group, where, gpus)
+            _validate_gpus(group, where, gpus, least_capability)
         elif group.kind in (_GROUP.KIND_CPU, _GROUP.KIND_MODEL):
             if group.gpus:
                 raise invalid(f"{where} has kind {_GROUP.Kind.Name(group.kind)} but specifies one or more GPUs")
@@ -114,14 +114,14 @@ def validate_instance_groups(config: Any, gpus: Sequence[int]) -> None:
         _validate_profiles(group, where, config.platform)
 
 
-def _validate_gpus(group: Any, where: str, gpus: Sequence[int]) -> None:
+def _validate_gpus(group: Any, where: str, gpus: Sequence[int], least_capability: float) -> None:
     if not group.gpus:
         raise invalid(f"{where} has kind KIND_GPU but {'specifies no GPUs' if gpus else 'no GPUs are available'}")
     for gpu in group.gpus:
         if gpu not in gpus:
             raise invalid(
                 f"{where} specifies invalid or unsupported gpu id {gpu}. GPUs with at least the minimum required CUDA compute "
-                f"compatibility of {MIN_COMPUTE_CAPABILITY:f} are: {', '.join(map(str, sorted(gpus)))}"
+                f"compatibility of {least_capability:f} are: {', '.join(map(str, sorted(gpus)))}"
             )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from ...workers.contract.backends import PYTHON
 from ...workers.contract.messages import InstanceSpec, Load
 from ...workers.contract.signature import Signature
 from ..dispatch.cached import Cached
+from ..dispatch.carried import Carried, Location
 from ..dispatch.ensemble import Ensemble
 from ..dispatch.instance import Instance
 from ..dispatch.request import Request
@@ -21,6 +24,8 @@ from .change import Edition
 from .ensemble_members import member_names
 from .shared_copy import SharedCopy
 from .source import Stamps
+
+_CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 class State(enum.StrEnum):
@@ -45,6 +50,36 @@ class Home:
     limits: bytes = b""
 
 
+def _keeps_to_cpu(config: Any, load: Load | None) -> bool:
+    """Does it take its inputs in ordinary memory, wherever it runs? Python models do that do not say otherwise."""
+    python = load is not None and load.backend == PYTHON
+    return python and (_CPU_ONLY not in config.parameters or config.parameters[_CPU_ONLY].string_value != "no")
+
+
+def _device_of(homes: Mapping[Instance, Home]) -> int | None:
+    """The one GPU that all instances of a version are on."""
+    places = {(home.spec.kind, home.spec.device) for home in homes.values()}
+    kind, device = places.pop() if len(places) == 1 else ("", 0)
+    return device if kind == "KIND_GPU" else None
+
+
+def _reaches(homes: Mapping[Instance, Home], location: Location) -> bool:
+    """Do the workers of all instances reach what lies there?"""
+    if _device_of(homes) != location.device:
+        return False
+    return not location.worker or all(home.worker == location.worker for home in homes.values())
+
+
+def _has(homes: Mapping[Instance, Home], location: Location) -> bool:
+    """Are there instances on that GPU, all of which reach what lies there?"""
+    there = [home.worker for home in homes.values() if home.spec.kind == "KIND_GPU" and home.spec.device == location.device]
+    return bool(there) and (not location.worker or all(worker == location.worker for worker in there))
+
+
+def _none(location: Location) -> bool:
+    return False
+
+
 @dataclass(slots=True, eq=False)
 class ModelVersion:
     """A loaded version: what doors and dispatch need to know of it.
@@ -56,8 +91,9 @@ class ModelVersion:
     check of its own. ``generation`` tells loads of the same version apart that are there at the same time. ``load`` is what its
     workers were sent, without instances. ``ensemble`` runs the requests of one, ``members`` are the versions that it asks, by
     name and version as its steps have them; its ``scheduler`` is never used. ``cached`` stands in front of either where answers are
-    kept, and ``fingerprint`` is what its files and configuration come to, once somebody has asked. ``freeing`` is held while
-    instances of it are taken down, ``removal`` is the end of all of it, and ``gone`` is set after that.
+    kept, ``carried`` in front of its scheduler where there are GPUs. ``fingerprint`` is what its files and configuration come to, once
+    somebody has asked. ``freeing`` is held while instances of it are taken down, ``removal`` is the end of all of it, and ``gone`` is set
+    after that.
     """
 
     name: str
@@ -80,6 +116,7 @@ class ModelVersion:
     ensemble: Ensemble | None = None
     members: dict[tuple[str, int], ModelVersion] = field(default_factory=dict)
     cached: Cached | None = None
+    carried: Carried | None = None
     fingerprint: bytes = b""
     freeing: asyncio.Lock = field(default_factory=asyncio.Lock)
     removal: asyncio.Task[None] | None = None
@@ -108,9 +145,33 @@ class ModelVersion:
         return sum([instance.live for instance in self.homes])
 
     @property
+    def device(self) -> int | None:
+        """The one GPU whose memory all its instances' workers reach; None where there is no such one."""
+        return None if _keeps_to_cpu(self.config, self.load) else _device_of(self.homes)
+
+    @property
+    def takes(self) -> Callable[[Location], bool]:
+        """Says of a location whether all its instances' workers reach it, now and later; it does not hold on to this version."""
+        return _none if _keeps_to_cpu(self.config, self.load) else partial(_reaches, self.homes)
+
+    @property
+    def ties(self) -> Callable[[Location], bool]:
+        """As ``takes``, for locations that a request can be tied to: it then runs on that GPU, whatever other instances there are."""
+        return partial(_has, self.homes) if self.scheduler.ties and not _keeps_to_cpu(self.config, self.load) else _none
+
+    @property
+    def device_workers(self) -> frozenset[str]:
+        """The workers that hold its instances, where all of them leave tensors on their GPU for others in the same worker; else none."""
+        python = self.load is None or self.load.backend == PYTHON
+        if python or self.cached is not None or not all(home.spec.kind == "KIND_GPU" for home in self.homes.values()):
+            return frozenset()
+        return frozenset(home.worker for home in self.homes.values())
+
+    @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
         before = 0 if self.cached is None else self.cached.in_flight
+        before += 0 if self.carried is None else self.carried.in_flight
         return before + (self.scheduler.in_flight if self.ensemble is None else self.ensemble.in_flight)
 
     @property
@@ -118,11 +179,15 @@ class ModelVersion:
         """Does it do nothing, not even for requests that have been answered?"""
         if self.cached is not None and self.cached.in_flight:
             return False
+        if self.carried is not None and not self.carried.idle:
+            return False
         return self.scheduler.idle if self.ensemble is None else self.ensemble.idle
 
     @property
     def stopping(self) -> bool:
         """Does it take no more requests?"""
+        if self.carried is not None and self.carried.stopping:
+            return True
         return self.scheduler.stopping or (self.cached is not None and self.cached.stopping)
 
     def stop(self) -> None:
@@ -133,6 +198,12 @@ class ModelVersion:
             self._stop()
 
     def _stop(self) -> None:
+        if self.carried is not None:
+            self.carried.stop(self._stop_scheduler)
+        else:
+            self._stop_scheduler()
+
+    def _stop_scheduler(self) -> None:
         self.scheduler.stopping = True
         if self.ensemble is not None:
             self.ensemble.stopping = True

@@ -17,14 +17,16 @@ from .found import IO, found, lines, onnx_folder, python_model
 GOOD = {"plain"}
 WITHOUT_LINE = {"empty", "fails", "leading_zero", "no_versions", "one_good_one_bad"}
 """What is wrong with these is no field of a configuration."""
+WORST = {"plain": None, "policy_partly": Severity.WARNING, "gpu_group": Severity.NOTE}
+"""The worst that is found of those that may load, on another machine at least."""
 
 
 def test_every_broken_model_has_an_error_and_its_line(tmp_path: Path) -> None:
     by_model = found(str(write_broken(tmp_path, Flavour.ONNX)))
     assert {model.name for model in MODELS} <= by_model.keys()
     for name, findings in by_model.items():
-        worst = min((list(Severity).index(each.severity) for each in findings), default=None)
-        assert worst == (None if name in GOOD else 1 if name == "policy_partly" else 0), name
+        worst = min((each.severity for each in findings), key=list(Severity).index, default=None)
+        assert worst == WORST.get(name, Severity.ERROR), name
         placed = [each for each in findings if each.line is not None and each.path == str(tmp_path / name / "config.pbtxt")]
         assert bool(placed) is (name not in GOOD | WITHOUT_LINE), name
     assert lines(by_model["bad_type"], tmp_path) == [
@@ -113,6 +115,37 @@ def test_named_configurations(tmp_path: Path) -> None:
     assert (one.path, one.line) == (str(folder / "configs" / "gpu.pbtxt"), 3)
     [other] = found(str(tmp_path), "--model-config-name=tpu")["m"]
     assert other.severity is Severity.NOTE
+
+
+GPU_GROUPS = {
+    "any": ("{ kind: KIND_GPU }", [Severity.NOTE], "instance group any_0 of model any needs a GPU: "),
+    "both": ("{ count: 2 }, { kind: KIND_GPU, count: 2 }", [Severity.NOTE], "instance group both_1 of model both needs a GPU: "),
+    "listed": ("{ kind: KIND_GPU, gpus: [ 3, 1 ] }", [Severity.NOTE], "instance group listed_0 of model listed needs GPU 3, 1: "),
+    "auto": ("{ gpus: [ 0 ] }", [Severity.NOTE], "instance group auto_0 of model auto needs GPU 0: "),
+    "each": ('{ name: "a", kind: KIND_GPU, gpus: [ 0 ] }, { name: "b", kind: KIND_GPU }', [Severity.NOTE] * 2, "instance group a of model"),
+    "cpu": ("{ kind: KIND_CPU, gpus: [ 0 ] }", [Severity.ERROR], "has kind KIND_CPU but specifies one or more GPUs"),
+    "model": ("{ kind: KIND_MODEL, gpus: [ 0 ] }", [Severity.ERROR], "has kind KIND_MODEL but specifies one or more GPUs"),
+    "below": ("{ kind: KIND_GPU, gpus: [ -1 ] }", [Severity.ERROR], "specifies invalid or unsupported gpu id -1"),
+    "none": ("{ kind: KIND_MODEL }, { kind: KIND_AUTO }, { kind: KIND_CPU }", [], ""),
+}
+"""Model name to: its instance groups, what is found of them, and how the first begins, or what it has."""
+
+
+@pytest.mark.parametrize("flavour", Flavour)
+def test_what_needs_a_gpu_is_not_wrong_where_there_is_none(tmp_path: Path, flavour: Flavour) -> None:
+    for name, (groups, _, _) in GPU_GROUPS.items():
+        more = f"instance_group [ {groups} ]"
+        if flavour is Flavour.PYTHON:
+            python_model(tmp_path, name, f"{IO}{more}\n")
+        else:
+            onnx_folder(tmp_path, name, PLAIN_TEXT.replace('"plain"', f'"{name}"').replace("instance_group", "#", 1) + more)
+    by_model = found(str(tmp_path))
+    for name, (_, severities, text) in GPU_GROUPS.items():
+        assert [each.severity for each in by_model[name]] == severities, by_model[name]
+        assert all(each.line for each in by_model[name])
+        assert not severities or text in by_model[name][0].message
+    hints = {name: [bool(each.hint) for each in findings] for name, findings in by_model.items()}
+    assert hints["any"] == [True] and hints["each"] == [False, True] and hints["auto"] == [False]
 
 
 def test_label_files(tmp_path: Path) -> None:

@@ -511,7 +511,7 @@ def test_a_lifeline_that_is_full_keeps_the_order(tmp_path: Path) -> None:
             for number in range(700):
                 house.regions.register_system(f"r{number}", client.key, 0, ROW_BYTE_SIZE)
                 spans.append(house.regions.span(f"r{number}", 0, ROW_BYTE_SIZE))
-                process.attach(spans[-1].region, *house.regions.mapping(spans[-1].region))
+                house.processes.lend_region(spans[-1].region, process)
                 if number % 2:
                     house.regions.unregister_system(f"r{number}")
             assert process._unsent, "the lifeline took everything"

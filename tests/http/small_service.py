@@ -41,15 +41,15 @@ class SmallRegions(RegionRegistry):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cuda: dict[str, tuple[bytes, CudaRegion]] = {}
+        self.cuda: dict[str, CudaRegion] = {}
 
-    def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
-        self.cuda[name] = (raw_handle, CudaRegion(name, device_id, byte_size))
+    async def register(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        self.cuda[name] = CudaRegion(name, device_id, byte_size, raw_handle)
 
     def cuda_status(self, name: str | None) -> list[CudaRegion]:
-        return [region for _, region in self.cuda.values() if name in (None, region.name)]
+        return [region for region in self.cuda.values() if name in (None, region.name)]
 
-    def unregister_cuda(self, name: str | None) -> None:
+    async def unregister(self, name: str | None) -> None:
         for known in [known for known in self.cuda if name in (None, known)]:
             del self.cuda[known]
 
@@ -64,7 +64,7 @@ class SmallService:
         self.server_id = "small"
         self.version = "2.73.0"
         self.extensions = ("classification", "statistics")
-        self.regions = SmallRegions()
+        self.regions = self.cuda_regions = SmallRegions()
         self.log_settings = LogSettings()
         self.live = True
         self.exiting = False

@@ -375,7 +375,7 @@ def test_cuda_regions() -> None:
         async with served() as (client, service):
             body = json.dumps({"raw_handle": {"b64": HANDLE}, "device_id": 1, "byte_size": 64}).encode()
             assert await ask(client, "POST", "/v2/cudasharedmemory/region/r/register", body) == (200, JSON, b"")
-            assert service.regions.cuda["r"][0] == bytes(range(64))
+            assert service.regions.cuda["r"].handle == bytes(range(64))
             for path in ("status", "region/r/status"):
                 got = await ask(client, "GET", f"/v2/cudasharedmemory/{path}")
                 assert got == (200, JSON, b'[{"name":"r","device_id":1,"byte_size":64}]')
@@ -524,7 +524,7 @@ def test_regions_are_shown_to_clients_that_may_share_memory() -> None:
 
     async def scenario() -> None:
         async with served() as (client, service):
-            service.regions.register_cuda("c", b"", 0, 8)
+            await service.regions.register("c", b"", 0, 8)
             assert b'"c"' in (await ask(client, "GET", "/v2/cudasharedmemory/status"))[2]
             service.shm_allowed = False
             assert (await ask(client, "GET", "/v2/cudasharedmemory/status"))[2] == b"[]"

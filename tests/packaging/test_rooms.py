@@ -35,10 +35,10 @@ MAY_IMPORT = {
 
 # Third-party packages that are confined: to these files and folders only.
 CONFINED = {
-    "cupy": ("shm/cuda.py", "workers/backends"),
+    "cupy": ("shm/cuda.py",),
     "hpack": ("server/grpc",),
     "hypercorn": ("server/http",),
-    "onnxruntime": ("workers/backends/onnxruntime.py",),
+    "onnxruntime": tuple(f"workers/backends/onnxruntime{part}.py" for part in ("", "_device", "_executor")),
     "posix_ipc": ("shm/system.py",),
     "redis": ("server/redis_cache.py",),
     "starlette": ("server/http",),

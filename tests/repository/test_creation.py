@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from tensorfarm.server.dispatch.instance import PlannedBatch
 from tensorfarm.server.dispatch.rate_limiter import RateLimiter
 from tensorfarm.server.dispatch.request import Request, Response
 from tensorfarm.server.farm.interpreter import OWN, Interpreter
+from tensorfarm.server.gpus import Gpus
 from tensorfarm.server.option_values import EVERY_DEVICE, Resource
 from tensorfarm.server.repository.change import Edition
 from tensorfarm.server.repository.creation import Creation
@@ -80,7 +81,9 @@ class Farm:
 
 
 class House:
-    def __init__(self, directory: Path, backend: str, limiter: RateLimiter | None = None) -> None:
+    def __init__(
+        self, directory: Path, backend: str, limiter: RateLimiter | None = None, gpus: Gpus | None = None, flags: Sequence[str] = ()
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.directory = directory
         self.backend = backend
@@ -92,7 +95,7 @@ class House:
         self.farm = Farm(self.generations)
         log = SimpleNamespace(**{name: getattr(Log(), name) for name in ("info", "warning", "error")})
         log.settings = SimpleNamespace(log_verbose_level=0)
-        options = parse([f"--model-repository={directory}", "--disable-auto-complete-config"])
+        options = parse([f"--model-repository={directory}", "--disable-auto-complete-config", *flags])
         self.creation = Creation(
             options,
             self.farm,  # type: ignore[arg-type]
@@ -103,24 +106,27 @@ class House:
             self.generations,
             None,  # type: ignore[arg-type]
             limiter=limiter,
+            gpus=gpus,
         )
         (directory / "m" / "1").mkdir(parents=True, exist_ok=True)
         (directory / "m" / "1" / "model.py").write_text("")
         self._numbers = itertools.count()
 
-    def config(self, count: int, more: str = "") -> Any:
-        config = parse_text(plain(f"instance_group {{ count: {count} kind: KIND_CPU {more} }}").replace("python", self.backend), "x")
+    def config(self, count: int, more: str = "", kind: str = "KIND_CPU") -> Any:
+        config = parse_text(plain(f"instance_group {{ count: {count} kind: {kind} {more} }}").replace("python", self.backend), "x")
         prepare_config(config, self.directory / "m", "m", auto_complete=False)
         return config
 
-    def edition(self, count: int = 1, more: str = "") -> Edition:
-        return Edition("m", self.config(count, more), (1,), {}, SharedCopy(Folder(str(self.directory)).copy("m", {}), self.released.append))
+    def edition(self, count: int = 1, more: str = "", kind: str = "KIND_CPU") -> Edition:
+        return Edition(
+            "m", self.config(count, more, kind), (1,), {}, SharedCopy(Folder(str(self.directory)).copy("m", {}), self.released.append)
+        )
 
     async def create(self, edition: Edition) -> ModelVersion:
         return await self.creation.create(edition, 1, lambda name, version: pytest.fail("no ensemble"))
 
-    async def resize(self, served: ModelVersion, count: int, more: str = "") -> asyncio.Task[None]:
-        config = self.config(count, more)
+    async def resize(self, served: ModelVersion, count: int, more: str = "", kind: str = "KIND_CPU") -> asyncio.Task[None]:
+        config = self.config(count, more, kind)
         await self.creation.grow(served, config)
         return asyncio.get_running_loop().create_task(self.creation.trim(served, config))
 
@@ -151,9 +157,11 @@ def in_house(
     play: Callable[[House], Coroutine[Any, Any, None]],
     backend: str = "python",
     limiter: RateLimiter | None = None,
+    gpus: Gpus | None = None,
+    flags: Sequence[str] = (),
 ) -> None:
     async def run() -> None:
-        house = House(tmp_path, backend, limiter)
+        house = House(tmp_path, backend, limiter, gpus, flags)
         await play(house)
         assert limiter is None or not (limiter._shares or limiter._available or limiter._in_use)
         assert len(house.generations) == 0 and not house.generations._instances and not house.generations._reserved

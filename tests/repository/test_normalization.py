@@ -35,6 +35,21 @@ def groups(text: str, gpus: tuple[int, ...]) -> list[Group]:
             [("m_0", "KIND_GPU", 1, [1]), ("m_1", "KIND_CPU", 2, [0, 7]), ("m_2", "KIND_GPU", 1, [0, 1]), ("m_3", "KIND_CPU", 2, [])],
         ),
         ("ensemble_scheduling {}", (0,), []),
+        ('backend: "python"', (0,), [("m", "KIND_GPU", 1, [0])]),
+        ('backend: "onnxruntime"', (2,), [("m", "KIND_GPU", 1, [2])]),
+        ('backend: "onnxruntime"', (5, 0, 3), [("m", "KIND_GPU", 1, [0, 3, 5])]),
+        ('backend: "onnxruntime" instance_group { count: 2 }', (0, 2), [("m_0", "KIND_GPU", 2, [0, 2])]),
+        (
+            'backend: "onnxruntime" instance_group [{gpus: 1}, {gpus: [2, 0]}, {kind: KIND_GPU gpus: 1}]',
+            (0, 2),
+            [("m_0", "KIND_CPU", 2, [1]), ("m_1", "KIND_GPU", 1, [2, 0]), ("m_2", "KIND_GPU", 1, [1])],
+        ),
+        (
+            'backend: "onnxruntime" instance_group [{kind: KIND_MODEL}, {kind: KIND_CPU}, {kind: KIND_GPU}]',
+            (0, 1),
+            [("m_0", "KIND_MODEL", 1, []), ("m_1", "KIND_CPU", 2, []), ("m_2", "KIND_GPU", 1, [0, 1])],
+        ),
+        ('backend: "python" instance_group { kind: KIND_GPU }', (), [("m_0", "KIND_GPU", 1, [])]),
     ],
 )
 def test_instance_groups(text: str, gpus: tuple[int, ...], expected: list[Group]) -> None:

@@ -145,6 +145,44 @@ def test_instance_group_messages(text: str, gpus: tuple[int, ...], message: str)
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARG, message)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "least", "said"),
+    [
+        ((0, 1), 6.0, "6.000000 are: 0, 1"),
+        ((1, 0), 7.5, "7.500000 are: 0, 1"),
+        ((0, 3), 8.9, "8.900000 are: 0, 3"),
+        ((4,), 0.0, "0.000000 are: 4"),
+        ((), 9.0, "9.000000 are: "),
+    ],
+)
+def test_the_least_compute_capability_is_the_one_in_force(gpus: tuple[int, ...], least: float, said: str) -> None:
+    config = parse_text(f"{PY} instance_group {{ kind: KIND_GPU gpus: 2 }}", "x")
+    normalize_instance_groups(config, gpus)
+    with pytest.raises(StatusError) as caught:
+        validate_instance_groups(config, gpus, least)
+    start = f"{WHERE} specifies invalid or unsupported gpu id 2. GPUs with at least the minimum required CUDA compute compatibility of "
+    assert (caught.value.code, caught.value.message) == (Code.INVALID_ARG, start + said)
+
+
+@pytest.mark.parametrize(
+    ("group", "gpus"),
+    [
+        ("", ()),
+        ("", (0,)),
+        ("", (1, 3)),
+        ("gpus: 3", (1, 3)),
+        ("gpus: [3, 1] count: 2", (1, 3)),
+        ("kind: KIND_GPU", (3,)),
+        ("kind: KIND_MODEL", (0,)),
+        ("kind: KIND_CPU", (0, 1)),
+    ],
+)
+def test_groups_that_there_are_gpus_for(group: str, gpus: tuple[int, ...]) -> None:
+    config = parse_text(f"{PY} instance_group {{ {group} }}", "x")
+    normalize_instance_groups(config, gpus)
+    validate_instance_groups(config, gpus)
+
+
 def test_groups_that_were_not_normalised() -> None:
     config = parse_text(PY, "x")
     with pytest.raises(StatusError, match="^must specify one or more 'instance group's for m$"):

@@ -1,74 +1,17 @@
-"""Metrics of GPUs, of an NVML that is not there: what they say, what they do not tell, and which of them are ours."""
+"""GPUs of an NVML that is not there: what they say, what they do not tell, which of them are ours, and which are for models."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
-from tensorfarm.server.host_gpus import HostGpus, open_gpus, visible
+from tensorfarm.server.host_gpus import HostGpus, SeenGpu, open_gpus, visible
 from tensorfarm.server.prometheus_text import exposition
 
-UUIDS = ["GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3"]
-
-
-class NvmlError(Exception):
-    """As the library's."""
-
-
-class Nvml(ModuleType):
-    """A library with three GPUs; ``silent`` names what the last of them does not tell."""
-
-    NVMLError = NvmlError
-
-    def __init__(self, uuids: list[str] | None = None, silent: tuple[str, ...] = ()) -> None:
-        super().__init__("fake_nvml")
-        self.uuids = UUIDS if uuids is None else uuids
-        self.silent = silent
-        self.opened = 0
-        self.energy_mj = 5_000_000
-        self.failure: NvmlError | None = None
-
-    def nvmlInit(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.opened += 1
-
-    def nvmlShutdown(self) -> None:
-        self.opened -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.uuids)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str | bytes:
-        uuid = self.uuids[handle]
-        return uuid.encode() if handle % 2 else uuid
-
-    def _told(self, what: str, handle: int, value: Any) -> Any:
-        if what in self.silent and handle == len(self.uuids) - 1:
-            raise NvmlError("Not Supported")
-        return value
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
-        return self._told("utilization", handle, SimpleNamespace(gpu=25 * (handle + 1), memory=0))
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
-        return self._told("memory", handle, SimpleNamespace(total=80 << 30, used=(handle + 1) << 30, free=0))
-
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> Any:
-        return self._told("power", handle, 123_456)
-
-    def nvmlDeviceGetPowerManagementLimit(self, handle: int) -> Any:
-        return self._told("limit", handle, 700_000)
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> Any:
-        return self._told("energy", handle, self.energy_mj)
+from .fake_nvml import UUIDS, Nvml, NvmlError
 
 
 def lines(gpus: HostGpus) -> dict[str, float]:
@@ -133,6 +76,70 @@ def test_which_of_them_are_ours(wanted: str | None, seen: list[int]) -> None:
     assert {name.split('"')[1] for name in lines(gpus)} == {UUIDS[place] for place in seen}
 
 
+A, B, C, D = "MIG-a", "MIG-b", "MIG-c", "MIG-d"
+
+
+@pytest.mark.parametrize(
+    ("parts", "wanted", "seen", "unseen"),
+    [
+        ({}, None, UUIDS, []),
+        ({}, "2,0", [UUIDS[2], UUIDS[0]], []),
+        ({}, A, [], []),
+        # as CUDA does, one MIG device and nothing else
+        ({1: [A, B]}, None, [A], [B, UUIDS[0], UUIDS[2]]),
+        ({1: [None, B, None, A]}, None, [B], [A, UUIDS[0], UUIDS[2]]),
+        ({0: [], 2: [C]}, None, [C], [UUIDS[1]]),
+        ({0: [A], 1: [B], 2: [C]}, None, [A], [B, C]),
+        # a GPU in MIG mode is none without a MIG device
+        ({1: []}, None, [UUIDS[0], UUIDS[2]], []),
+        ({0: [], 1: [None], 2: []}, None, [], []),
+        # whoever names several gets them
+        ({1: [A, B], 2: [C]}, f"{B}, {C},{A}", [B, C, A], []),
+        ({1: [A, B]}, f"{B},0", [B, UUIDS[0]], []),
+        ({1: [A, B]}, f"0,{D},{A}", [UUIDS[0]], []),
+        ({1: [A, B]}, f"{A},{A},{B}", [A], []),
+        ({1: [A, B]}, "MIG-\udcff,0", [], []),
+        # the first of a GPU that is named
+        ({1: [None, A, B]}, "1", [A], []),
+        ({1: [A, B]}, f"{UUIDS[1]},0", [A, UUIDS[0]], []),
+        ({1: [A, B]}, f"1,{A},{B}", [A, B], []),
+    ],
+)
+def test_which_of_them_models_may_have(
+    parts: Mapping[int, Sequence[str | None]], wanted: str | None, seen: list[str], unseen: list[str]
+) -> None:
+    gpus = HostGpus(Nvml(parts=parts), {} if wanted is None else {"CUDA_VISIBLE_DEVICES": wanted})
+    assert [gpu.uuid for gpu in gpus.seen] == seen
+    assert list(gpus.unseen) == unseen
+
+
+def test_a_mig_device_is_as_capable_as_its_gpu_and_has_memory_of_its_own() -> None:
+    nvml = Nvml(parts={1: [A, B]}, capabilities={0: (7, 5), 1: (9, 0)})
+    nvml.used = {0: 20, 1: 80, B: 60}
+    gpus = HostGpus(nvml, {"CUDA_VISIBLE_DEVICES": f"{B},0"})
+    assert gpus.seen == (SeenGpu(B, (9, 0)), SeenGpu(UUIDS[0], (7, 5)))
+    assert (gpus.used_fraction(0), gpus.used_fraction(1)) == (0.75, 0.25)
+
+
+MIG_FUNCTIONS = [f"nvmlDeviceGet{name}" for name in ("MigMode", "MaxMigDeviceCount", "MigDeviceHandleByIndex", "HandleByUUID")]
+
+
+@pytest.mark.parametrize("lacking", [MIG_FUNCTIONS, MIG_FUNCTIONS[:1]])
+def test_a_library_that_knows_nothing_of_mig(lacking: list[str]) -> None:
+    assert [gpu.uuid for gpu in HostGpus(Nvml(lacking=lacking), {}).seen] == UUIDS
+    assert HostGpus(Nvml(lacking=MIG_FUNCTIONS), {"CUDA_VISIBLE_DEVICES": A}).seen == ()
+
+
+def test_what_one_does_not_tell_of_what_models_need() -> None:
+    silent = HostGpus(Nvml(silent=("capability", "memory")), {})
+    assert [gpu.capability for gpu in silent.seen] == [(8, 6), (8, 6), None]
+    assert [silent.used_fraction(ordinal) for ordinal in range(3)] == [1 / 80, 2 / 80, None]
+    lacking = HostGpus(
+        Nvml(parts={0: [A]}, lacking=["nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetDeviceHandleFromMigDeviceHandle"]), {}
+    )
+    assert lacking.seen == (SeenGpu(A, None),)
+
+
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
     library = Nvml()
@@ -155,6 +162,16 @@ def test_opening_and_closing(nvml: Nvml, tmp_path: Path) -> None:
     assert nvml.opened == 0
 
 
+def test_mig_devices_that_nothing_would_run_on_are_named(nvml: Nvml, tmp_path: Path) -> None:
+    nvml.parts = {1: [A, B]}
+    warnings: list[str] = []
+    gpus = opened(tmp_path, warnings)
+    assert gpus is not None and gpus.count == 3
+    [line] = warnings
+    assert line.endswith(f"models get {A}, and could have {B}, {UUIDS[0]}, {UUIDS[2]} were they named there")
+    assert opened(tmp_path, warnings, CUDA_VISIBLE_DEVICES=B) is not None and len(warnings) == 1
+
+
 @pytest.mark.parametrize("driver", [True, False])
 def test_a_machine_without_the_package(tmp_path: Path, driver: bool) -> None:
     warnings: list[str] = []
@@ -167,7 +184,9 @@ def test_a_machine_whose_driver_cannot_be_asked(nvml: Nvml, tmp_path: Path, driv
     nvml.failure = NvmlError("Driver/library version mismatch")
     warnings: list[str] = []
     assert opened(tmp_path, warnings, driver) is None
-    assert warnings == ["there are no metrics of the GPUs: Driver/library version mismatch"] * driver and nvml.opened == 0
+    assert (
+        warnings == ["models get no GPU, and there are no metrics of them: Driver/library version mismatch"] * driver and nvml.opened == 0
+    )
 
 
 def test_a_process_that_may_see_none(nvml: Nvml, tmp_path: Path) -> None:
@@ -183,4 +202,4 @@ def test_gpus_that_are_lost_while_they_are_counted(nvml: Nvml, tmp_path: Path, m
     monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", lost)
     warnings: list[str] = []
     assert opened(tmp_path, warnings) is None
-    assert warnings == ["there are no metrics of the GPUs: GPU is lost"] and nvml.opened == 0
+    assert warnings == ["models get no GPU, and there are no metrics of them: GPU is lost"] and nvml.opened == 0

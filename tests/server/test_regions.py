@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorfarm.server.regions import RegionRegistry, SystemRegion
+from tensorfarm.server.regions import CudaRegion, RegionRegistry, SystemRegion
 from tensorfarm.shm.placement import Span
 from tensorfarm.workers.contract.status import Code, StatusError
 
@@ -49,8 +49,9 @@ def test_a_region_is_told_as_it_was_registered(registry: RegionRegistry, client:
     assert [region.name for region in registry.system_status(None)] == ["a", "b"]
     assert registry.cuda_status(None) == []
     number = registry.span("b", 0, 1).region
-    fd, offset, byte_size = registry.mapping(number)
-    assert (os.fstat(fd).st_size, offset, byte_size) == (SIZE, 100, 200)
+    region, fd = registry.region(number)
+    assert (os.fstat(fd).st_size, region) == (SIZE, SystemRegion("b", client.key, 100, 200))
+    assert registry.device_of(number) is None
 
 
 def test_a_name_is_taken_once(registry: RegionRegistry, client: ShmObject) -> None:
@@ -120,7 +121,7 @@ def test_status_of_what_is_not_there(registry: RegionRegistry, client: ShmObject
 
 def test_unregistering(registry: RegionRegistry, client: ShmObject) -> None:
     dropped: list[int] = []
-    registry.on_drop = dropped.append
+    registry.on_drop = lambda number, _: dropped.append(number)
     before = descriptors()
     for name in ("a", "b", "c"):
         registry.register_system(name, client.key, 0, 10)
@@ -138,7 +139,7 @@ def test_unregistering(registry: RegionRegistry, client: ShmObject) -> None:
 
 def test_a_region_in_use_goes_with_its_last_request(registry: RegionRegistry, client: ShmObject) -> None:
     dropped: list[int] = []
-    registry.on_drop = dropped.append
+    registry.on_drop = lambda number, _: dropped.append(number)
     registry.register_system("r", client.key, 0, 10)
     number = registry.span("r", 0, 1).region
     registry.hold((number, number))
@@ -148,7 +149,7 @@ def test_a_region_in_use_goes_with_its_last_request(registry: RegionRegistry, cl
     registry.release((number, number))
     assert dropped == [] and len(registry.system_status("r")) == 1
     refusal(Code.ALREADY_EXISTS, registry.register_system, "r", client.key, 0, 10)
-    os.fstat(registry.mapping(number)[0])
+    os.fstat(registry.region(number)[1])
     registry.release((number,))
     assert dropped == [number] and registry.system_status(None) == []
     registry.register_system("r", client.key, 0, 10)
@@ -184,6 +185,42 @@ def test_an_object_that_is_unlinked_or_shrinks_stays_registered(registry: Region
     assert len(registry.system_status("r")) == 1
 
 
+CUDA = CudaRegion("c", 1, 100, b"h" * 64)
+
+
+def test_a_cuda_region_is_there_once_it_has_been_opened(registry: RegionRegistry, client: ShmObject) -> None:
+    number = registry.reserve_cuda(CUDA)
+    assert registry.cuda_status(None) == []
+    assert refusal(Code.NOT_FOUND, registry.cuda_status, "c") == "Unable to find cuda shared memory region: 'c'"
+    assert refusal(Code.NOT_FOUND, registry.span, "c", 0, 1) == "Unable to find shared memory region: 'c'"
+    for taken in (lambda: registry.reserve_cuda(CUDA), lambda: registry.register_system("c", client.key, 0, 10)):
+        assert refusal(Code.ALREADY_EXISTS, taken) == "shared memory region 'c' already in manager"
+    registry.unregister_cuda("c")
+    registry.confirm(number)
+    assert registry.cuda_status("c") == registry.cuda_status(None) == [CUDA]
+    assert registry.span("c", 40, 60) == Span(number, 40, 60)
+    assert (registry.device_of(number), registry.region(number)) == (1, (CUDA, -1))
+    message = refusal(Code.NOT_FOUND, registry.system_status, "c")
+    assert message == "The region named 'c' is registered as CUDA shared memory, not system shared memory"
+    registry.unregister_system("c")
+    registry.unregister_system(None)
+    assert registry.cuda_status(None) == [CUDA] and registry.system_status(None) == []
+
+
+def test_a_cuda_region_that_cannot_be_opened_leaves_its_name(registry: RegionRegistry) -> None:
+    dropped: list[int] = []
+    registry.on_drop = lambda number, _: dropped.append(number)
+    registry.abandon(registry.reserve_cuda(CUDA))
+    assert registry.device_of(1) is None
+    number = registry.reserve_cuda(CUDA)
+    registry.confirm(number)
+    registry.hold((number,))
+    registry.unregister_cuda("c")
+    assert (dropped, registry.cuda_status("c")) == ([], [CUDA])
+    registry.release((number,))
+    assert (dropped, registry.cuda_status(None)) == ([number], [])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["register", "unregister", "hold", "release", "all"]), st.integers(0, 3)), max_size=40))
 def test_any_order_of_calls_ends_at_zero(calls: list[tuple[str, int]]) -> None:
@@ -192,7 +229,7 @@ def test_any_order_of_calls_ends_at_zero(calls: list[tuple[str, int]]) -> None:
     held: list[int] = []
     made: set[int] = set()
     registry = RegionRegistry()
-    registry.on_drop = dropped.append
+    registry.on_drop = lambda number, _: dropped.append(number)
     with shm_object(100) as client:
         for call, which in calls:
             name = f"r{which}"

@@ -33,6 +33,7 @@ def nvmlDeviceGetUUID(handle):
 def nvmlDeviceGetUtilizationRates(handle):
     global asked
     asked += 1
+    print("asked how busy it is", flush=True)
     return SimpleNamespace(gpu=asked)
 
 def nvmlDeviceGetMemoryInfo(handle):
@@ -62,7 +63,7 @@ def test_metrics_of_gpus(tmp_path: Path) -> None:
         wait_until(lambda: (metric(_page(server), "nv_gpu_utilization", **gpu) or 0.0) > 0.02, "the GPU to be asked again")
         page = _page(server)
         assert metric(page, "nv_gpu_memory_used_bytes", **gpu) == 1 << 30 and "nv_gpu_power" not in page
-    assert "let go of" in server.stdout
+    assert "let go of" in server.stdout and "asked how busy it is" in server.stdout
     with tensorfarm(repository, "--allow-gpu-metrics=false", folder=tmp_path / "without", environment=environment) as server:
         assert "nv_gpu" not in _page(server)
-    assert "let go of" not in server.stdout
+    assert "asked how busy it is" not in server.stdout

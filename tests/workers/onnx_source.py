@@ -97,6 +97,12 @@ class FakeMemory:
         base = max(offset for offset in self.blocks if offset <= place.offset)
         return memoryview(self.blocks[base])[place.offset - base : place.offset - base + place.byte_size]
 
+    def device_address(self, place: Placement) -> int | None:
+        return None
+
+    def write_device(self, address: int, content: bytes | memoryview) -> None:
+        raise AssertionError("there is no GPU")
+
     def reserve(self, byte_size: int) -> Lease:
         offset = 1 << 30 | len(self.blocks) << 24
         self.blocks[offset] = bytearray(byte_size)

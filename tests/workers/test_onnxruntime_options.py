@@ -80,6 +80,23 @@ def test_parameters() -> None:
     assert made.run_entries == {"memory.enable_memory_arena_shrinkage": "cpu:0"}
 
 
+@pytest.mark.parametrize("arenas", ["", "gpu:0", "gpu:1;gpu"])
+def test_arenas_of_gpus_do_not_shrink_on_the_cpu(arenas: str) -> None:
+    assert options(parameter("memory.enable_memory_arena_shrinkage", arenas)).run_entries == {}
+    both = options(parameter("memory.enable_memory_arena_shrinkage", f"{arenas};cpu")).run_entries
+    assert both == {"memory.enable_memory_arena_shrinkage": "cpu:0"}
+
+
+@pytest.mark.parametrize("arena", ["cpu:1", "npu:0", "gpu:", "gpu:x", " gpu:0", "cpu:0,gpu:0"])
+def test_arenas_that_there_are_none_of(arena: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        options(parameter("memory.enable_memory_arena_shrinkage", f"cpu:0;{arena}"))
+    assert caught.value.code == Code.INVALID_ARG
+    assert caught.value.message == (
+        f"model 'm': parameter 'memory.enable_memory_arena_shrinkage' names no arena with '{arena}', it is one of cpu:0, gpu:0, gpu:1, ..."
+    )
+
+
 def test_settings_are_the_default_of_thread_counts() -> None:
     assert options(intra_op_thread_count="5").intra_op_thread_count == 5
     assert options(parameter("intra_op_thread_count", "1"), intra_op_thread_count="5").intra_op_thread_count == 1

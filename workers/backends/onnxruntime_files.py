@@ -34,10 +34,10 @@ def model_file(source: ModelSource) -> str:
     """
     name = source.config.default_model_filename or DEFAULT_MODEL_FILENAME
     folder = version_folder(source)
-    path = _below(folder, name)
+    path = below(folder, name)
     if path is not None and os.path.isdir(path):
         name = os.path.join(name, DEFAULT_MODEL_FILENAME)
-        path = _below(folder, name)
+        path = below(folder, name)
     if path is None:
         raise invalid(f"model file '{name}' leaves the folder of version {source.version} of model '{source.config.name}'")
     if not os.path.isfile(path):
@@ -59,7 +59,7 @@ def operator_libraries(source: ModelSource) -> list[str]:
     folder = os.path.realpath(source.directory)
     paths = []
     for name in source.config.model_operations.op_library_filename:
-        path = _below(folder, name)
+        path = below(folder, name)
         if path is None:
             raise invalid(f"operator library '{name}' leaves the folder of model '{source.config.name}'")
         if not os.path.isfile(path):
@@ -84,7 +84,7 @@ def check_external_data(path: str, source: ModelSource) -> None:
         try:
             text = location.decode()
             # An absolute name, or ONNX Runtime's own mark of an address in memory, is no file of the model's.
-            real = None if os.path.isabs(text) or text.startswith("*/") else _below(folder, os.path.join(base, text))
+            real = None if os.path.isabs(text) or text.startswith("*/") else below(folder, os.path.join(base, text))
         except ValueError:
             text, real = repr(location[:200]), None
         if real is None:
@@ -98,12 +98,12 @@ def not_a_model() -> StatusError:
     return internal("onnx runtime error 7: Failed to load model because protobuf parsing failed.")
 
 
-def _below(folder: str, name: str) -> str | None:
-    """The real path of ``name`` in ``folder``, or None where that is not below it."""
+def below(folder: str, name: str, root: str = "") -> str | None:
+    """The real path of ``name`` in ``folder``, or None where that is not below ``root``, or the folder itself; both are real paths."""
     if "\0" in name:
         return None
     real = os.path.realpath(os.path.join(folder, name))
-    return real if real.startswith(os.path.join(folder, "")) else None
+    return real if real.startswith(os.path.join(root or folder, "")) else None
 
 
 def _external_locations(path: str) -> set[bytes]:

@@ -27,8 +27,14 @@ _ELEMENTS = {
 }
 """Datatype and ONNX name by the element type in ONNX Runtime's type strings."""
 
-BF16_ELEMENT = 16
-"""BF16 in ``TensorProto.DataType``: numpy has no such type, so ONNX Runtime must be told."""
+ELEMENT_NUMBERS = {
+    **{"FP32": 1, "UINT8": 2, "INT8": 3, "UINT16": 4, "INT16": 5, "INT32": 6, "INT64": 7, "BYTES": 8},
+    **{"BOOL": 9, "FP16": 10, "FP64": 11, "UINT32": 12, "UINT64": 13, "BF16": 16},
+}
+"""The datatypes in ``TensorProto.DataType``."""
+
+BF16_ELEMENT = ELEMENT_NUMBERS["BF16"]
+"""numpy has no such type, so ONNX Runtime must be told."""
 
 _KINDS = (
     ("seq(", "ONNX_TYPE_SEQUENCE"),

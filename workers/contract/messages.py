@@ -1,7 +1,8 @@
 """The messages between the server and its workers: one msgpack array per message, tag first.
 
-Server → worker, control socket: Inspect, Load, Extend, Shrink, Unload, Check, Return, Cancel, Hold, Answer, Reply, Stop. Worker → server:
-Hello, Inspected, Loaded, Unloaded, Checked, Failed. Server → instance socket: Execute, Close, Answer. Instance → server:
+Server → worker, control socket: Inspect, Load, Extend, Shrink, Unload, Check, Return, Cancel, Hold, Answer, Reply, Stop; to those that
+have a GPU also OpenRegion, CloseRegion, Fetch, Put. Worker → server: Hello, Inspected, Loaded, Unloaded, Checked, Settled, Fetched,
+Failed. Server → instance socket: Execute, Close, Answer. Instance → server:
 InstanceReady, Done. What a Python model says besides, from any of its threads: Voice, Respond, Call, CancelCall, Release,
 Say, Measure, Forget, and the questions that are answered by a Reply.
 File descriptors (client regions, other workers' arenas) travel beside them over the worker's lifeline.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...shm.placement import Placement, Span
+from ...shm.placement import Lease, Placement, Span
 
 Parameters = dict[str, str | int | float | bool]
 
@@ -27,10 +28,14 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class WantedOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An output that the client asked for, and the region part to write it to, if any."""
+    """An output that the client asked for, and the region part to write it to, if any.
+
+    ``stays``: it may be left in the GPU's memory, because whoever takes it runs in the same worker.
+    """
 
     name: str
     span: Span | None = None
+    stays: bool = False
 
 
 class RequestContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -192,6 +197,40 @@ class Check(msgspec.Struct, frozen=True, array_like=True, tag=8):
     model: int
 
 
+class OpenRegion(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """Map a client's CUDA allocation, of which ``byte_size`` bytes were registered. Answered by Settled or Failed, if ``task`` is not 0.
+
+    A region that could not be opened is known all the same: requests that use it are told why.
+    """
+
+    task: int
+    region: int
+    handle: bytes
+    byte_size: int
+
+
+class CloseRegion(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Let go of a CUDA region, which no request uses any more; answered by Settled."""
+
+    task: int
+    region: int
+
+
+class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """Copy what lies in the GPU's memory to the worker's own arena; answered by Fetched or Failed."""
+
+    task: int
+    places: list[Placement]
+
+
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """Copy each of ``places`` to the beginning of its CUDA region part in ``spans``; answered by Settled or Failed."""
+
+    task: int
+    places: list[Placement]
+    spans: list[Span]
+
+
 class Reply(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """The outcome of a question: a value, or a fault."""
 
@@ -302,6 +341,19 @@ class Checked(msgspec.Struct, frozen=True, array_like=True, tag=27):
 
     task: int
     ready: bool
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """A task is done that has nothing to tell."""
+
+    task: int
+
+
+class Fetched(msgspec.Struct, frozen=True, array_like=True, tag=29):
+    """Leases of the worker's own arena, one for each place of a Fetch."""
+
+    task: int
+    leases: list[Lease]
 
 
 # what a Python model says from any of its threads
@@ -427,9 +479,10 @@ class AskUnload(msgspec.Struct, frozen=True, array_like=True, tag=46):
 
 Question = OpenFamily | OpenMetric | ReadMetric | AskReady | AskLoad | AskUnload
 Spoken = Respond | Call | CancelCall | Release | Say | Measure | Forget | Question
-ToWorker = Inspect | Load | Extend | Shrink | Unload | Return | Stop | Cancel | Hold | Answer | Check | Reply
+ForDevice = OpenRegion | CloseRegion | Fetch | Put
+ToWorker = Inspect | Load | Extend | Shrink | Unload | Return | Stop | Cancel | Hold | Answer | Check | Reply | ForDevice
 ToInstance = Execute | Close | Answer
-FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done | Checked | Voice | Spoken
+FromWorker = Hello | Inspected | Loaded | Failed | Unloaded | InstanceReady | Done | Checked | Settled | Fetched | Voice | Spoken
 
 
 # over the lifeline
@@ -461,16 +514,31 @@ class Disown(msgspec.Struct, frozen=True, array_like=True, tag=51):
     arena: int
 
 
+class DeviceGrant(msgspec.Struct, frozen=True, array_like=True):
+    """The GPU that a worker may use: its number in the server, its ordinal in that process, and what of it is for tensors on their way."""
+
+    number: int
+    ordinal: int
+    pool_byte_size: int
+
+
 class Greeting(msgspec.Struct, frozen=True, array_like=True, tag=42):
     """First message over the lifeline: where to connect, the token to show there, and what the worker's arena is called and keeps.
 
-    Beside it come two descriptors: the server's arena, read-only, and the worker's own.
+    Beside it come two descriptors: the server's arena, read-only, and the worker's own. ``device`` is None for workers of the CPU.
     """
 
     endpoint: str
     token: bytes
     arena: int
     resident_byte_size: int
+    device: DeviceGrant | None = None
 
 
-LifelineMessage = Greeting | Attach | Detach | Adopt | Disown
+class LastWords(msgspec.Struct, frozen=True, array_like=True, tag=52):
+    """Why a worker ends itself: the last that it says, over the lifeline, to the server."""
+
+    reason: str
+
+
+LifelineMessage = Greeting | Attach | Detach | Adopt | Disown | LastWords

@@ -1,0 +1,1 @@
+"""As NVIDIA's ``cuda`` package."""

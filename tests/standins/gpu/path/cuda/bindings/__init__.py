@@ -1,0 +1,1 @@
+"""As ``cuda.bindings``."""

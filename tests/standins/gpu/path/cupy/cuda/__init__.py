@@ -1,0 +1,5 @@
+"""As ``cupy.cuda``."""
+
+from __future__ import annotations
+
+from . import runtime as runtime

@@ -1,0 +1,277 @@
+"""One instance of an ONNX model on a GPU: tensors in device memory are computed where they lie.
+
+ONNX Runtime's streams wait for none of ours, so copies have arrived before a run begins, and a run has ended before what it made is
+copied. Source: ONNX Runtime, "CUDA Execution Provider", I/O binding and CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import onnxruntime
+
+from ...shm.placement import DEVICE_START, Lease
+from ..batch import Array, Batch
+from ..contract.signature import reshaped
+from ..contract.status import StatusError, internal
+from ..device_batch import DeviceBatch
+from ..device_memory import DeviceMemory
+from .onnxruntime_executor import CPU, FAILURES, OTHER_SHAPE, Extent, OnnxExecutor, Output, value_over
+from .onnxruntime_graph import ELEMENT_NUMBERS
+
+MOST_GRAPHS = 16
+"""How many combinations of input shapes an instance captures CUDA graphs of: each keeps memory for its inputs and outputs."""
+
+_GRAPH_KEY = "gpu_graph_id"
+_NO_GRAPH = "-1"
+
+RunOptions = Callable[[Mapping[str, str]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """Shapes that a CUDA graph is to be captured of; inputs that it does not name may have any."""
+
+    batch_size: int
+    dims: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """Which batches run as CUDA graphs: those that a spec fits; without specs the first shapes that come."""
+
+    specs: tuple[GraphSpec, ...]
+    batching: bool
+
+    def fit(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Is a batch of these shapes, batch dims included, to be captured?"""
+        return not self.specs or any([self._fits(spec, shapes) for spec in self.specs])
+
+    def _fits(self, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        if self.batching:
+            return all([shape[:1] == (spec.batch_size,) for shape in shapes.values()]) and all(
+                [shapes.get(name, ())[1:] == dims for name, dims in spec.dims.items()]
+            )
+        return all([shapes.get(name) == dims for name, dims in spec.dims.items()])
+
+
+def graphs_of(config: Any) -> Graphs:
+    """What a ``ModelConfig`` says of CUDA graphs."""
+    specs = [
+        GraphSpec(spec.batch_size, {name: tuple(shape.dim) for name, shape in spec.input.items()})
+        for spec in config.optimization.cuda.graph_spec
+    ]
+    return Graphs(tuple(specs), config.max_batch_size > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A graph's own memory, by tensor: where its inputs are put, and where its outputs are found, with the shapes the model makes."""
+
+    inputs: dict[str, Lease]
+    outputs: dict[str, tuple[Lease, tuple[int, ...]]]
+    run_options: Any
+
+
+class OnnxDeviceExecutor(OnnxExecutor):
+    """As ``OnnxExecutor`` for batches that know ordinary memory alone: ONNX Runtime copies those to the device and back."""
+
+    def __init__(
+        self,
+        extent: Extent,
+        session: Any,
+        run_options: RunOptions,
+        hidden: dict[str, str],
+        device: DeviceMemory,
+        graphs: Graphs | None = None,
+    ) -> None:
+        super().__init__(extent, session, run_options({} if graphs is None else {_GRAPH_KEY: _NO_GRAPH}), hidden)
+        self._device = device
+        self._new_run_options = run_options
+        # By its public name it has the maker's number too, without which it would count as another device.
+        self._cuda = onnxruntime.OrtDevice.make("cuda", device.ordinal)._get_c_device()
+        self._elements = {
+            name: ELEMENT_NUMBERS[tensor.datatype.name]
+            for name, tensor in {**extent.graph.initializers, **extent.graph.inputs, **extent.graph.outputs}.items()
+            if tensor.datatype is not None
+        }
+        self._graphs = graphs
+        self._captured: dict[tuple[object, ...], _Captured] = {}
+
+    def execute(self, batch: Batch) -> None:
+        """As ``OnnxExecutor`` says; a lost CUDA context ends the process."""
+        if not isinstance(batch, DeviceBatch):
+            super().execute(batch)
+        elif not self._run_captured(batch):
+            # Strings cannot be bound.
+            if batch.on_device and not self._strings:
+                self._execute_on_device(batch)
+            else:
+                super().execute(batch)
+
+    def close(self) -> None:
+        """Let go of the session, and of the graphs' memory."""
+        super().close()
+        for captured in self._captured.values():
+            self._free([*captured.inputs.values(), *[lease for lease, _ in captured.outputs.values()]])
+        self._captured.clear()
+
+    def _fault(self, error: BaseException) -> StatusError:
+        self._device.check()
+        return super()._fault(error)
+
+    def _execute_on_device(self, batch: DeviceBatch) -> None:
+        wanted = [output for output in self._outputs if batch.wants(output.spec.name)]
+        names = batch.input_names
+        placed = {name: tensor for name in names if name not in self._adapted and (tensor := batch.device_input(name)) is not None}
+        feeds = {name: batch.input(name) for name in names if name not in placed}
+        for name in self._adapted.intersection(feeds):
+            feeds[name] = self._adapt(name, feeds[name])
+        batch.arrived()
+        binding = self._binding
+        try:
+            try:
+                for name, tensor in placed.items():
+                    binding.bind_input(name, self._cuda, self._elements[name], tensor.shape, tensor.address)
+                for name, array in feeds.items():
+                    binding.bind_ortvalue_input(name, value_over(array, name in self._bits))
+                if feeds:
+                    binding.synchronize_inputs()
+                places = [self._bind_output(batch, output) for output in wanted]
+                batch.inputs_ready()
+                self._native.run_with_iobinding(binding, self._run_options)
+                binding.synchronize_outputs()
+            except FAILURES as error:
+                if not self._placing or OTHER_SHAPE not in str(error):
+                    raise self._fault(error) from error
+            else:
+                batch.computed()
+                values = binding.get_outputs()
+                for output, place, value in zip(wanted, places, values, strict=True):
+                    self._hand_over(batch, output, place, value)
+                # What ONNX Runtime has allocated is copied before it is let go of.
+                batch.arrived()
+                return
+        finally:
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+        # The model makes another shape than it declares: its outputs cannot be placed beforehand.
+        self._placing = False
+        self._execute_on_device(batch)
+
+    def _bind_output(self, batch: DeviceBatch, output: Output) -> Array | int | None:
+        """Bind an output to its place: an address in device memory, an array, or wherever ONNX Runtime puts it."""
+        name = output.spec.name
+        lead = (batch.batch_size,) if self._batching else ()
+        if output.shape is not None and self._placing:
+            address = batch.device_destination(name, output.datatype, (*lead, *output.shape))
+            model_shape = (*lead, *(output.model_shape or ()))
+            if address is not None:
+                self._binding.bind_output(name, self._cuda, self._elements[name], model_shape, address)
+                return address
+            array = batch.destination(name, output.datatype, (*lead, *output.shape))
+            if array is not None:
+                self._binding.bind_ortvalue_output(name, value_over(array.reshape(model_shape), output.bits))
+                return array
+        on_device = not output.scalar and output.spec.datatype.byte_size and batch.goes_to_device(name)
+        self._binding.bind_output(name, self._cuda if on_device else CPU)
+        return None
+
+    def _hand_over(self, batch: DeviceBatch, output: Output, place: Array | int | None, value: Any) -> None:
+        name = output.spec.name
+        if isinstance(place, int):
+            lead = (batch.batch_size,) if self._batching else ()
+            batch.set_device_output(name, output.datatype, (*lead, *(output.shape or ())), place)
+        elif place is not None:
+            batch.set_output(name, output.datatype, place)
+        elif value.device_name().lower() == "cpu":
+            batch.set_output(name, output.datatype, self._shaped(output, self._array_of(value, output), batch))
+        else:
+            batch.set_device_output(name, output.datatype, self._client_shape(output, tuple(value.shape()), batch), value.data_ptr())
+
+    def _client_shape(self, output: Output, shape: tuple[int, ...], batch: Batch) -> tuple[int, ...]:
+        """The shape as the client gets it of an output that the model made with ``shape``."""
+        spec = output.spec
+        if self._batching and shape[:1] != (batch.batch_size,):
+            raise internal(f"model '{self._model}' made output '{spec.name}' with shape {list(shape)} for a batch of {batch.batch_size}")
+        if output.alike or spec.reshape is None:
+            return shape
+        return tuple(reshaped(shape, spec.reshape, spec.dims, self._batching))
+
+    # CUDA graphs
+
+    def _run_captured(self, batch: DeviceBatch) -> bool:
+        """Run a batch as a CUDA graph; False, and nothing done, where it is not one of those."""
+        if self._graphs is None or self._adapted or not all([output.shape is not None for output in self._outputs]):
+            return False
+        names = batch.input_names
+        shapes = {name: batch.shape_of(name) for name in names}
+        key = tuple(sorted(shapes.items()))
+        captured = self._captured.get(key)
+        if captured is None:
+            if len(self._captured) >= MOST_GRAPHS or not self._graphs.fit(shapes):
+                return False
+            captured = self._captured[key] = self._memory_for(batch, shapes)
+        for name in names:
+            batch.place_input(name, _address(captured.inputs[name]))
+        batch.arrived()
+        binding = self._binding
+        try:
+            for name, shape in shapes.items():
+                binding.bind_input(name, self._cuda, self._elements[name], shape, _address(captured.inputs[name]))
+            for name, (lease, shape) in captured.outputs.items():
+                binding.bind_output(name, self._cuda, self._elements[name], shape, _address(lease))
+            batch.inputs_ready()
+            self._native.run_with_iobinding(binding, captured.run_options)
+            binding.synchronize_outputs()
+        except FAILURES as error:
+            # Its memory is what the graph was captured with, if it was.
+            raise self._fault(error) from error
+        finally:
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+        batch.computed()
+        lead = (batch.batch_size,) if self._batching else ()
+        for output in self._outputs:
+            if batch.wants(output.spec.name):
+                lease, _ = captured.outputs[output.spec.name]
+                batch.set_device_output(output.spec.name, output.datatype, (*lead, *(output.shape or ())), _address(lease))
+        # The next batch overwrites it.
+        batch.arrived()
+        return True
+
+    def _memory_for(self, batch: DeviceBatch, shapes: Mapping[str, tuple[int, ...]]) -> _Captured:
+        lead = (batch.batch_size,) if self._batching else ()
+        taken: list[Lease] = []
+
+        def block(byte_size: int) -> Lease:
+            lease = self._device.reserve(max(1, byte_size))
+            taken.append(lease)
+            return lease
+
+        try:
+            inputs = {name: block(sum([tensor.place.byte_size for tensor in batch.tensors(name)])) for name in shapes}
+            outputs = {
+                output.spec.name: (
+                    block(prod((*lead, *(output.shape or ()))) * output.spec.datatype.byte_size),
+                    (*lead, *(output.model_shape or ())),
+                )
+                for output in self._outputs
+            }
+        except BaseException:
+            self._free(taken)
+            raise
+        # 0 is what a run without a number has.
+        options = self._new_run_options({_GRAPH_KEY: str(len(self._captured) + 1)})
+        return _Captured(inputs, outputs, options)
+
+    def _free(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            self._device.free_offset(lease.offset)
+
+
+def _address(lease: Lease) -> int:
+    return lease.offset - DEVICE_START
