@@ -61,7 +61,7 @@ class Door:
 
         Raises InferenceServerException.
         """
-        wanted = [self._wanted(name, part) for name, part in (outputs or {}).items()]
+        wanted = [self.wanted(name, part) for name, part in (outputs or {}).items()]
         result = self.client.infer(model, [self._input(name, given) for name, given in inputs.items()], outputs=wanted or None, **options)
         parts = {name: part for name, part in (outputs or {}).items() if part is not None}
         names = outputs or [_member(output, "name") for output in _member(result.get_response(), "outputs")]
@@ -69,16 +69,22 @@ class Door:
 
     def _input(self, name: str, given: Array | Given) -> Any:
         array, part = (given.array, given.part) if isinstance(given, Given) else (given, None)
+        if part is not None:
+            part.region.write(content_of(array), part.offset)
+        return self.given(name, Given(array, part))
+
+    def given(self, name: str, given: Given) -> Any:
+        """An input for the client, of a tensor that has been written to its place."""
+        array, part = given.array, given.part
         made = self.module.InferInput(name, list(array.shape), _NAMES[array.dtype])
         if part is None:
             made.set_data_from_numpy(array)
         else:
-            content = content_of(array)
-            part.region.write(content, part.offset)
-            made.set_shared_memory(part.region.name, part.byte_size or len(content), part.offset)
+            made.set_shared_memory(part.region.name, part.byte_size or len(content_of(array)), part.offset)
         return made
 
-    def _wanted(self, name: str, part: Part | None) -> Any:
+    def wanted(self, name: str, part: Part | None) -> Any:
+        """An output for the client to ask for, and where it is to go."""
         made = self.module.InferRequestedOutput(name)
         if part is not None:
             made.set_shared_memory(part.region.name, part.byte_size or part.region.byte_size - part.offset, part.offset)
