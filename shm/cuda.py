@@ -89,6 +89,10 @@ class Device:
         """Wait until all that the stream was given has been done."""
         self._call(self._runtime.streamSynchronize, stream)
 
+    def synchronize_all(self) -> None:
+        """Wait until all that this process has given the device has been done, on whatever stream: a model's own work, too."""
+        self._call(self._runtime.deviceSynchronize)
+
     def pin(self, address: int, byte_size: int, *, read_only: bool) -> None:
         """Have the device read and write this host memory without a detour. Raises CudaFault where it may not."""
         flags = _HOST_REGISTER_PORTABLE | (_HOST_REGISTER_READ_ONLY if read_only else 0)
@@ -151,11 +155,22 @@ class Device:
 
     def _call(self, function: Callable[..., T], *arguments: object) -> T:
         try:
-            # Each thread begins with the first device, and a model's own code may have chosen another.
+            # Each thread begins with the first device, and the driver's own functions need one that has been chosen.
+            before = int(self._runtime.getDevice())
             self._runtime.setDevice(self.ordinal)
-            return function(*arguments)
+            try:
+                return function(*arguments)
+            finally:
+                if before != self.ordinal:
+                    self._go_back_to(before)
         except RuntimeError as error:
             raise CudaFault(int(getattr(error, "status", 0)), str(error)) from error
+
+    def _go_back_to(self, ordinal: int) -> None:
+        """The thread may be a model's, which goes on with the device that it had, unless going there would make a context on it."""
+        flags, active = ctypes.c_uint(), ctypes.c_int()
+        if not self._driver.cuDevicePrimaryCtxGetState(ordinal, ctypes.byref(flags), ctypes.byref(active)) and active.value:
+            self._runtime.setDevice(ordinal)
 
 
 class Handles:

@@ -154,6 +154,11 @@ class DeviceMemory:
             finally:
                 self._streams.append(stream)
 
+    def wait_for_all(self) -> None:
+        """Wait for all that this process does on the device, on whatever stream: a model's own work, too."""
+        with self._faults():
+            self.device.synchronize_all()
+
     def read(self, address: int, byte_size: int) -> memoryview:
         """A copy of device memory in ordinary memory."""
         content = np.empty(byte_size, np.uint8)

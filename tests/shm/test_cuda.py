@@ -132,6 +132,21 @@ def test_no_thread_makes_a_context_of_another_gpu(folder: Path) -> None:
     assert count(folder, "uuids") == ["GPU-standin-1"]
 
 
+def test_a_model_s_thread_goes_on_with_the_device_that_it_had(folder: Path) -> None:
+    """But for one that it has never used: going back there would make a context."""
+    from cupy.cuda import runtime
+
+    def devices(first: Device) -> list[int]:
+        runtime.setDevice(0)
+        first.allocate(PAGE)
+        return [runtime.getDevice()]
+
+    device = Device(1)
+    assert in_thread(lambda: (device.allocate(PAGE), runtime.getDevice())[1]) == 1
+    assert count(folder, "uuids") == ["GPU-standin-1"]
+    assert in_thread(lambda: devices(device)) == [0]
+
+
 def test_what_cuda_refuses_is_a_fault_with_its_number_and_words(device: Device) -> None:
     with pytest.raises(CudaFault, match="^cudaErrorInvalidValue: invalid argument$") as caught:
         device.free(12345)

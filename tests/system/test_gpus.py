@@ -67,10 +67,10 @@ class Machine:
         """Two tensors that follow each other in one region, 256 bytes apart; both outputs likewise to another."""
         byte_size = 64 * rows
         inputs = [
-            {"name": f"INPUT{at}", "shape": [rows, 16], "datatype": "INT32", "parameters": _part(source, at * 256, byte_size)}
+            {"name": f"INPUT{at}", "shape": [rows, 16], "datatype": "INT32", "parameters": part(source, at * 256, byte_size)}
             for at in (0, 1)
         ]
-        outputs = [{"name": f"OUTPUT{at}", "parameters": _part(target, at * 256, byte_size)} for at in (0, 1)] if target else []
+        outputs = [{"name": f"OUTPUT{at}", "parameters": part(target, at * 256, byte_size)} for at in (0, 1)] if target else []
         return self.server.ask("POST", f"/v2/models/{model}/infer", {"inputs": inputs, **({"outputs": outputs} if outputs else {})})
 
     def by_gpu(self) -> dict[str, dict[str, Any]]:
@@ -79,7 +79,8 @@ class Machine:
         return {one["uuids"][0]: one for _, one in own if one["contexts"]}
 
 
-def _part(region: str | None, offset: int, byte_size: int) -> dict[str, Any]:
+def part(region: str | None, offset: int, byte_size: int) -> dict[str, Any]:
+    """The parameters of a tensor that lies in a region."""
     return {"shared_memory_region": region, "shared_memory_offset": offset, "shared_memory_byte_size": byte_size}
 
 
@@ -151,8 +152,8 @@ def test_models_that_run_elsewhere_take_and_fill_the_same_regions(machine: Machi
 
 def test_the_inputs_on_two_gpus_come_together(machine: Machine) -> None:
     first, second = (machine.region(f"on{device}", 64, device, PAIR[device].tobytes()) for device in (0, 1))
-    inputs = [{"name": f"INPUT{at}", "shape": [1, 16], "datatype": "INT32", "parameters": _part(f"on{at}", 0, 64)} for at in (0, 1)]
-    outputs = [{"name": "OUTPUT0"}, {"name": "OUTPUT1", "parameters": _part("on1", 0, 64)}]
+    inputs = [{"name": f"INPUT{at}", "shape": [1, 16], "datatype": "INT32", "parameters": part(f"on{at}", 0, 64)} for at in (0, 1)]
+    outputs = [{"name": "OUTPUT0"}, {"name": "OUTPUT1", "parameters": part("on1", 0, 64)}]
     reply = machine.server.ask("POST", "/v2/models/simple/infer", {"inputs": inputs, "outputs": outputs})
     assert reply.json["outputs"][0]["data"] == (PAIR[0] + PAIR[1]).ravel().tolist()
     assert machine.content(second, 64) == (PAIR[0] - PAIR[1]).tobytes()
@@ -165,8 +166,8 @@ def test_a_tensor_between_steps_stays_on_the_gpu(machine: Machine) -> None:
     source, target = machine.region("in", array.nbytes, 1, array.tobytes()), machine.region("out", array.nbytes, 1)
     before = machine.by_gpu()
     body = {
-        "inputs": [{"name": "IN", "shape": [count], "datatype": "FP32", "parameters": _part("in", 0, array.nbytes)}],
-        "outputs": [{"name": "OUT", "parameters": _part("out", 0, array.nbytes)}],
+        "inputs": [{"name": "IN", "shape": [count], "datatype": "FP32", "parameters": part("in", 0, array.nbytes)}],
+        "outputs": [{"name": "OUT", "parameters": part("out", 0, array.nbytes)}],
     }
     for _ in range(3):
         reply = machine.server.ask("POST", "/v2/models/chain/infer", body)

@@ -12,7 +12,7 @@ from ..python import host
 from ..python.calls import Calls
 from ..python.execution import Execution
 from ..python.memory import ModelMemory
-from ..python.module import PythonModel, completed
+from ..python.module import PythonModel, completed, cpu_only
 from ..title import set_title
 from .backend import ModelSource, Surroundings
 
@@ -54,7 +54,7 @@ class LoadedPythonModel:
         if self._model is not None:
             raise internal("a process holds one instance of a Python model")
         surroundings = self._surroundings
-        model_memory = ModelMemory(surroundings.memory)
+        model_memory = ModelMemory(surroundings.memory, cpu_only=cpu_only(self._source.document))
         calls = Calls(surroundings.speak, surroundings.memory, model_memory, instance.name, _directory(self._source))
         host.current = calls
 

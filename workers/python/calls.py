@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -34,12 +34,17 @@ from ..inbox import Inbox
 from ..memory import WorkerMemory
 from ..output import INLINE_BYTE_SIZE, store
 from ..thread import WorkerThread
+from .device_block import store_block
+from .devices import Devices
 from .errors import TritonError, TritonModelException
 from .host import InputMemory
 from .memory import INLINE, LentInputs, ModelMemory, SharedInputs
 from .request import InferenceRequest
 from .response import InferenceResponse
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..device_memory import DeviceMemory
 
 FLUSH_SECS = 2.0
 
@@ -85,6 +90,7 @@ class Calls:
         self._speak = speak
         self._memory = memory
         self._model_memory = model_memory
+        self._devices = Devices(memory)
         self.batch = 0
         self._instance = 0
         self._inbox: Inbox | None = None
@@ -184,14 +190,21 @@ class Calls:
                     pending.borrowed.append(tensor.memory)
                     place = tensor.place
             if place is None:
-                content = tensor.content()
-                view = content if isinstance(content, bytes) else content.reshape(-1).view("uint8").data
                 # A copy, because the model may change its array while the call is on its way.
-                place = store(self._memory, tensor.name(), bytes(view) if len(view) <= INLINE_BYTE_SIZE else view, None)
+                place = self._copied(tensor)
                 if type(place) is Lease:
                     pending.leases.append(place)
             inputs.append(messages.Tensor(tensor.name(), tensor.datatype, tuple(tensor.shape()), place))
         return inputs
+
+    def _copied(self, tensor: Tensor) -> Placement:
+        """A tensor's bytes in a message or in this worker's own arena. Raises StatusError."""
+        block = tensor.device_block()
+        if block is not None:
+            return store_block(self._memory, tensor.name(), block, None)
+        content = tensor.content()
+        view = content if isinstance(content, bytes) else content.reshape(-1).view("uint8").data
+        return store(self._memory, tensor.name(), bytes(view) if len(view) <= INLINE_BYTE_SIZE else view, None)
 
     def _response(self, answer: Answer) -> InferenceResponse:
         """The response that an answer brings."""
@@ -278,6 +291,10 @@ class Calls:
     def tell(self, message: Any) -> None:
         """As ``Host`` says. Safe wherever Python may run a finalizer."""
         self._asides.put(message)
+
+    def device(self, ordinal: int) -> DeviceMemory:
+        """As ``Host`` says."""
+        return self._devices.opened(ordinal)
 
     def aside(self, work: Callable[[], None]) -> None:
         """Have something done soon, in another thread. Safe wherever Python may run a finalizer."""

@@ -8,6 +8,7 @@ Layout and rules: https://dmlc.github.io/dlpack (version 0.x, the unversioned st
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 CPU_DEVICE = (1, 0)
 """kDLCPU."""
-# kDLCPU and the kinds of memory that a CPU reads as well: kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
-_READABLE = (1, 3, 11, 13)
+CUDA_KIND = 2
+"""kDLCUDA."""
+# kDLCPU and the kinds of memory that are a CPU's as well: kDLCUDAHost, kDLROCMHost
+_READABLE = (1, 3, 11)
+# kDLCUDA and kDLCUDAManaged, which a CPU could read, but not while kernels are under way that write to it
+_ON_DEVICE = (CUDA_KIND, 13)
 
 # type codes: kDLInt, kDLUInt, kDLFloat, kDLBfloat, kDLBool
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
@@ -91,13 +96,46 @@ def given(array: Array, datatype: str) -> object:
     return capsule
 
 
-class _Loan:
-    """Somebody else's tensor, seen as an array; given back when the last array over it is gone."""
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """Elements in C order in the memory of a GPU, by its ordinal; they stay there as long as anybody has ``owner``."""
 
-    __slots__ = ("__array_interface__", "_address", "_deleter")
+    ordinal: int
+    address: int
+    shape: tuple[int, ...]
+    datatype: str
+    owner: object
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], content: int, deleter: int | None) -> None:
+
+def given_on_device(tensor: OnDevice) -> object:
+    """A capsule of them, which keeps their owner."""
+    dtype = _DISGUISES.get(tensor.datatype, DATATYPES[tensor.datatype].dtype)
+    # An array that nobody must look into: its capsule tells shape and strides, and is destroyed as numpy's are.
+    array: Array = np.asarray(_Seen(tensor.shape, dtype, tensor.address, tensor.owner))
+    capsule: object = array.__dlpack__()
+    told = _Managed.from_address(_pointer(capsule, _NAME)).tensor
+    told.content, told.byte_offset = tensor.address, 0
+    told.device.kind, told.device.number = CUDA_KIND, tensor.ordinal
+    told.type.code, told.type.bits = _TYPES[tensor.datatype]
+    return capsule
+
+
+class _Seen:
+    """What numpy takes for an array; it keeps ``owner``."""
+
+    __slots__ = ("__array_interface__", "_owner")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], content: int, owner: object) -> None:
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (content, False)}
+        self._owner = owner
+
+
+class _Loan:
+    """Somebody else's tensor; given back when the last that was made of it is gone."""
+
+    __slots__ = ("_address", "_deleter")
+
+    def __init__(self, address: int, deleter: int | None) -> None:
         self._address = address
         self._deleter = _Deleter(deleter) if deleter else None
 
@@ -106,10 +144,10 @@ class _Loan:
             self._deleter(self._address)
 
 
-def taken(source: Any) -> tuple[Array, str]:
+def taken(source: Any) -> tuple[Array, str] | OnDevice:
     """The array of a capsule, or of anything that gives one, over the same memory, and its datatype; BF16 as uint16.
 
-    Raises TritonModelException for what is neither, lies in a device's memory, or is not stored in C order.
+    Raises TritonModelException for what is neither, lies in the memory of a device other than a GPU, or is not stored in C order.
     """
     # an array says itself what is to be known, and its own capsules cannot be had where it may not be written to
     if isinstance(source, np.ndarray):
@@ -117,8 +155,9 @@ def taken(source: Any) -> tuple[Array, str]:
     capsule: object = source
     if hasattr(source, "__dlpack__") and hasattr(source, "__dlpack_device__"):
         kind, _ = source.__dlpack_device__()
-        if kind not in _READABLE:
+        if kind not in _READABLE and kind not in _ON_DEVICE:
             raise _elsewhere()
+        # Without a stream of ours: whoever copies from a GPU waits for all of its streams first.
         capsule = source.__dlpack__()
     if type(capsule).__name__ != "PyCapsule" or not _is_valid(capsule, _NAME):
         # the odd spaces are part of the original's sentence
@@ -138,24 +177,29 @@ def _array(array: Array) -> tuple[Array, str]:
     return array, datatype
 
 
-def _borrowed(capsule: object) -> tuple[Array, str]:
+def _borrowed(capsule: object) -> tuple[Array, str] | OnDevice:
     address = _pointer(capsule, _NAME)
     managed = _Managed.from_address(address)
     tensor = managed.tensor
     shape = tuple(tensor.shape[: tensor.rank]) if tensor.rank else ()
     datatype = _DATATYPES.get((tensor.type.code, tensor.type.bits))
     # whatever is refused stays the capsule's
-    if tensor.device.kind not in _READABLE:
+    kind = tensor.device.kind
+    if kind not in _READABLE and kind not in _ON_DEVICE:
         raise _elsewhere()
     if datatype is None or tensor.type.lanes != 1:
         raise _unsupported()
     if tensor.strides and not _in_order(shape, tensor.strides[: tensor.rank]):
         raise _not_contiguous()
     _rename(capsule, _USED)
-    loan = _Loan(address, shape, DATATYPES[datatype].dtype, (tensor.content or 0) + tensor.byte_offset, managed.deleter)
+    content = (tensor.content or 0) + tensor.byte_offset
+    loan = _Loan(address, managed.deleter)
+    if kind in _ON_DEVICE:
+        return OnDevice(tensor.device.number, content, shape, datatype, loan)
+    dtype = DATATYPES[datatype].dtype
     if 0 in shape:
-        return np.empty(shape, DATATYPES[datatype].dtype), datatype
-    return np.asarray(loan), datatype
+        return np.empty(shape, dtype), datatype
+    return np.asarray(_Seen(shape, dtype, content, loan)), datatype
 
 
 def _in_order(shape: tuple[int, ...], strides: list[int]) -> bool:

@@ -25,6 +25,7 @@ from ..output import INLINE_BYTE_SIZE, store
 from ..thread import WorkerThread
 from ..warmup import discard
 from .calls import Calls
+from .device_block import store_block
 from .errors import TritonModelException
 from .failure import failure_text, sayable
 from .memory import INLINE, InlineInputs, ModelMemory, SharedInputs
@@ -32,6 +33,7 @@ from .module import PythonModel, Unimplemented
 from .places import Places, stands_empty, without_shared
 from .request import InferenceRequest
 from .response import InferenceResponse
+from .tensor import Tensor as ModelTensor
 
 FINAL = 1
 _RESCHEDULE = 2
@@ -252,6 +254,10 @@ class Execution:
         for tensor in body.inputs:
             place: Placement = tensor.place
             if type(place) is not Inline:
+                if tensor.datatype != "BYTES" and self._memory.device_address(place) is not None:
+                    # To look at it any further is to copy it.
+                    inputs.append(tensor)
+                    continue
                 view = self._memory.view(place)
                 if type(place) is Span and tensor.datatype == "BYTES":
                     # The client may still change it, and its lengths are to be believed from here on.
@@ -311,15 +317,7 @@ class Execution:
                 continue
             span = spans.get(name)
             try:
-                content = tensor.content()
-                if not isinstance(content, bytes) and span is None and content.nbytes <= INLINE_BYTE_SIZE:
-                    place: Placement = Inline(memoryview(content.tobytes()))
-                else:
-                    passed = None if lent is None or span is not None or isinstance(content, bytes) else lent.place_of(content)
-                    if passed is not None and passed.arena == self._memory.arena_number:
-                        # The server would take it for a new output, which is given back to this worker.
-                        passed = None
-                    place = passed or store(self._memory, name, content if isinstance(content, bytes) else _flat(content), span)
+                place = self._stored(tensor, span, lent)
             except StatusError as failure:
                 self._free(Result(stored))
                 return _failed(failure)
@@ -329,6 +327,24 @@ class Execution:
                 return _failed(_misused(self._model.instance, failure_text(failure)))
             stored.append(Tensor(name, tensor.datatype, self._shape(name, tensor.dims()), place))
         return Result(stored, response.parameters_dict or {})
+
+    def _stored(self, tensor: ModelTensor, span: Span | None, lent: SharedInputs | None) -> Placement:
+        """Where an output's bytes are now, all of them: copied once, or left where they lie in ``lent``. Raises StatusError."""
+        name = tensor.name()
+        block = tensor.device_block()
+        if block is not None:
+            return store_block(self._memory, name, block, span)
+        content = tensor.content()
+        if isinstance(content, bytes):
+            return store(self._memory, name, content, span)
+        if span is None:
+            if content.nbytes <= INLINE_BYTE_SIZE:
+                return Inline(memoryview(content.tobytes()))
+            passed = None if lent is None else lent.place_of(content)
+            # One in the worker's own arena the server would take for a new output, which is given back to this worker.
+            if passed is not None and passed.arena != self._memory.arena_number:
+                return passed
+        return store(self._memory, name, _flat(content), span)
 
     def _kept(self, places: Places, request: OpenRequest, response: InferenceResponse, result: Result) -> Result:
         """A result, once its response's state has been kept; what cannot be kept is an error of the request, whose state stays."""

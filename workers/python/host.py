@@ -15,6 +15,8 @@ from ...shm.placement import Placement
 from ..contract.messages import Question
 
 if TYPE_CHECKING:
+    from ..device_memory import DeviceMemory
+    from .device_block import DeviceBlock
     from .request import InferenceRequest
     from .response import InferenceResponse
 
@@ -29,6 +31,13 @@ class InputMemory(Protocol):
 
         Small ones are a copy, large ones shared pages that are copied when written to.
         Raises StatusError where a client's region is not what it was.
+        """
+        ...
+
+    def device_block(self, place: Placement) -> DeviceBlock | None:
+        """A placement in a GPU's memory, where the model is to have it there: what it writes to it others see. None for all others.
+
+        Raises StatusError as ``bytes_of`` does.
         """
         ...
 
@@ -77,6 +86,10 @@ class Host(Protocol):
 
     def tell(self, message: Any) -> None:
         """Send the server a Measure, Forget or Say; nothing comes back."""
+        ...
+
+    def device(self, ordinal: int) -> DeviceMemory:
+        """The GPU that a model has handed over a tensor on, opened. Raises TritonModelException where it cannot be used."""
         ...
 
 

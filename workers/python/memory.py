@@ -1,4 +1,4 @@
-"""The inputs of Python models: shared pages that a model may write to and keep."""
+"""The inputs of Python models: shared pages that a model may write to and keep, and clients' CUDA regions as they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from ...shm.copy_on_write import Bytes, PrivatePages, Taken
 from ...shm.placement import Inline, Lease, Placement, Span
 from ..contract.status import StatusError, unavailable
 from ..memory import WorkerMemory
+from .device_block import DeviceBlock
 
 _ALIGNMENT = 8
 """What numpy's own types ask for: an array that lies otherwise is slow, or refused by compiled code."""
@@ -34,15 +36,24 @@ class InlineInputs:
         assert type(place) is Inline
         return _copied(place.content)
 
+    def device_block(self, place: Placement) -> DeviceBlock | None:
+        """No GPU's memory is in a message."""
+        return None
+
 
 INLINE = InlineInputs()
 
 
 class ModelMemory:
-    """Copy-on-write mappings of arenas and regions, one each, renewed where a model has kept a part of it."""
+    """Copy-on-write mappings of arenas and regions, one each, renewed where a model has kept a part of it.
 
-    def __init__(self, memory: WorkerMemory) -> None:
+    ``cpu_only``: the model takes its inputs in ordinary memory, wherever they lie.
+    """
+
+    def __init__(self, memory: WorkerMemory, *, cpu_only: bool = True) -> None:
         self._memory = memory
+        self._cpu_only = cpu_only
+        self._gone: SimpleQueue[Lease] = SimpleQueue()
         # A finalizer of a model may answer a request in the middle of this.
         self._lock = threading.RLock()
         self._mappings: dict[tuple[type[Placement], int], PrivatePages] = {}
@@ -54,6 +65,9 @@ class ModelMemory:
         view = self._memory.view(place)
         if not len(view):
             return np.empty(0, np.uint8), None
+        if self._memory.device_address(place) is not None:
+            # A copy already.
+            return np.frombuffer(view, np.uint8), None
         key = (type(place), place.arena if isinstance(place, Lease) else place.region)
         with self._lock:
             pages = self._mappings.get(key)
@@ -67,6 +81,30 @@ class ModelMemory:
                 pages.give_back(taken)
                 return _copied(view), None
             return array, taken
+
+    def device_block(self, place: Lease | Span, on_expose: Callable[[], None]) -> DeviceBlock | None:
+        """As ``InputMemory`` says; ``on_expose`` is called when a model gets hold of the memory itself."""
+        address = None if self._cpu_only else self._memory.device_address(place)
+        return None if address is None else DeviceBlock(self._memory.devices_own(), address, place.byte_size, on_expose=on_expose)
+
+    def end_use(self, blocks: Sequence[DeviceBlock], exposed: bool) -> None:
+        """Clients' memory on a GPU is theirs again: wait for what a model does with it, and move ``blocks`` out of it.
+
+        Those for which there is no room are lost: whoever reads them later hears of it.
+        """
+        device = self._memory.devices_own()
+        leases = []
+        with contextlib.suppress(Empty):
+            while True:
+                leases.append(self._gone.get_nowait())
+        with contextlib.suppress(StatusError):
+            if exposed or leases:
+                device.wait_for_all()
+            for lease in leases:
+                device.free_offset(lease.offset)
+        for block in blocks:
+            with contextlib.suppress(StatusError):
+                block.move(self._gone)
 
     def untouched(self, taken: Taken, offset: int, byte_size: int) -> bool:
         """Are these bytes of an array that was taken still their owner's?"""
@@ -105,7 +143,7 @@ class SharedInputs:
     ``finish`` ends their use, before the server hears that the request has ended.
     """
 
-    __slots__ = ("__weakref__", "_finished", "_lock", "_memory", "_places", "_taken", "_tensors")
+    __slots__ = ("__weakref__", "_blocks", "_exposed", "_finished", "_lock", "_memory", "_places", "_taken", "_tensors")
 
     def __init__(self, memory: ModelMemory) -> None:
         self._memory = memory
@@ -115,6 +153,8 @@ class SharedInputs:
         self._taken: list[Taken] = []
         self._places: dict[Taken, Lease] = {}
         self._tensors: list[weakref.ref[Readable]] = []
+        self._blocks: list[weakref.ref[DeviceBlock]] = []
+        self._exposed = False
 
     def place_of(self, array: np.ndarray[Any, np.dtype[Any]]) -> Lease | None:
         """Where an array's bytes lie in an arena just as the model has them: None for others, and for those it has written to."""
@@ -138,7 +178,7 @@ class SharedInputs:
             return _copied(place.content)
         with self._lock:
             if self._finished:
-                raise unavailable("the request of a tensor has ended, and its memory with it")
+                raise _ended()
             array, taken = self._memory.take(place)
             if taken is not None:
                 self._taken.append(taken)
@@ -146,8 +186,26 @@ class SharedInputs:
                     self._places[taken] = place
         return array
 
+    def device_block(self, place: Placement) -> DeviceBlock | None:
+        """As ``InputMemory`` says. Raises StatusError once the request has ended."""
+        if isinstance(place, Inline):
+            return None
+        with self._lock:
+            if self._finished:
+                raise _ended()
+            block = self._memory.device_block(place, self._expose)
+            if block is not None:
+                self._blocks.append(weakref.ref(block))
+        return block
+
+    def _expose(self) -> None:
+        self._exposed = True
+
     def finish(self) -> None:
-        """No more is taken, and what was should have gone; tensors that are kept are read now. May be called twice, by any thread."""
+        """No more is taken, and what was should have gone; tensors that are kept are read now. May be called twice, by any thread.
+
+        A kept tensor on a GPU gets a block there of its own. What a model has made of its capsule does not: that memory is the client's.
+        """
         with self._lock:
             for kept in [tensor for reference in self._tensors if (tensor := reference()) is not None]:
                 # A client's region may be gone by now: whoever reads the tensor later hears of it.
@@ -155,6 +213,10 @@ class SharedInputs:
                     kept.read()
                 del kept
             self._finished = True
+            blocks = [block for reference in self._blocks if (block := reference()) is not None]
+            if blocks or self._exposed:
+                self._memory.end_use(blocks, self._exposed)
+            self._blocks, self._exposed = [], False
             while self._taken:
                 self._memory.give_back(self._taken.pop())
 
@@ -177,6 +239,10 @@ class LentInputs(SharedInputs):
         array = super().bytes_of(place)
         weakref.finalize(array, _keep, self).atexit = False
         return array
+
+
+def _ended() -> StatusError:
+    return unavailable("the request of a tensor has ended, and its memory with it")
 
 
 def _keep(lent: LentInputs) -> None:

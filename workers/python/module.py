@@ -27,6 +27,7 @@ from .request import InferenceRequest
 READY_CHECK_TIMEOUT_SECS = 5.0
 
 _API_NAMES = ("triton_python_backend_utils", "c_python_backend_utils")
+_CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 _KINDS = {"KIND_CPU": "CPU", "KIND_GPU": "GPU", "KIND_MODEL": "MODEL"}
 
 
@@ -101,6 +102,12 @@ def completed(source: ModelSource) -> bytes:
     if not isinstance(returned, ModelConfig):
         raise internal(f"auto_complete_config function in model '{config['name']}' must return a valid pb.ModelConfig object.")
     return json.dumps(returned.as_dict()).encode()
+
+
+def cpu_only(document: bytes) -> bool:
+    """Does a model take its inputs in ordinary memory, wherever they lie? All do that do not say otherwise."""
+    parameter = json.loads(document).get("parameters", {}).get(_CPU_ONLY, {})
+    return bool(parameter.get("string_value") != "no")
 
 
 def _reshapes(config: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from ...shm.datatypes import DATATYPES
 from ...shm.placement import Placement
 from ..contract import messages
-from . import dlpack
+from . import dlpack, host
+from .device_block import DeviceBlock
 from .errors import TritonModelException, incompatible
 from .host import InputMemory
 from .strings import decoded, encoded
@@ -22,18 +24,20 @@ _NUMERIC = {name: datatype.dtype for name, datatype in DATATYPES.items() if name
 _DATATYPES = {dtype: name for name, dtype in _NUMERIC.items()} | {np.dtype(np.object_): "BYTES"}
 
 _ndarray = np.ndarray
+# of a stream that a consumer gives: it waits itself
+_NO_WAITING = -1
 # callers may be wrong about what they give, whatever the annotations say
 _is_a: Callable[[object, type], bool] = isinstance
 
 
 class Tensor:
-    """A name, a datatype, a shape, and the elements: a numpy array given by the model, or bytes that it has been sent.
+    """A name, a datatype, a shape, and the elements: a numpy array of the model, bytes that it has been sent, or memory of a GPU.
 
     Of an array that is C-ordered no copy is made, then or later: what is written to it before it is sent, is sent.
     Raises TritonModelException for an empty name or an unknown dtype, TypeError for other types.
     """
 
-    __slots__ = ("__weakref__", "_array", "_memory", "_name", "_shape", "datatype", "place")
+    __slots__ = ("__weakref__", "_array", "_block", "_memory", "_name", "_shape", "datatype", "place")
 
     datatype: str
     """The wire name: ``FP32``."""
@@ -51,6 +55,7 @@ class Tensor:
         datatype = _DATATYPES.get(numpy_array.dtype)
         self.datatype = _odd_datatype(numpy_array) if datatype is None else datatype
         self._array: Array | None = numpy_array if numpy_array.flags.c_contiguous else np.ascontiguousarray(numpy_array)
+        self._block: DeviceBlock | None = None
         self._name = name
         self._shape: tuple[int, ...] | None = None
         self.place = None
@@ -60,6 +65,7 @@ class Tensor:
         """A tensor of a message; ``memory`` gives its bytes when they are asked for."""
         self = _new(Tensor)
         self._array = None
+        self._block = None
         self._name = wire.name
         self.datatype = wire.datatype
         self._shape = wire.shape
@@ -72,6 +78,7 @@ class Tensor:
         """A tensor over an array that is the model's from now on: uint16 for BF16, objects for BYTES."""
         self = _new(Tensor)
         self._array = array
+        self._block = None
         self._name = name
         self.datatype = datatype
         self._shape = None
@@ -79,17 +86,39 @@ class Tensor:
         return self
 
     @staticmethod
-    def from_dlpack(name: str, tensor: object) -> Tensor:
-        """A tensor over the memory of a DLPack capsule, or of an object with ``__dlpack__``; no copy is made.
+    def on_device(name: str, datatype: str, shape: tuple[int, ...], block: DeviceBlock) -> Tensor:
+        """A tensor over a part of a GPU's memory."""
+        self = _new(Tensor)
+        self._array = None
+        self._block = block
+        self._name = name
+        self.datatype = datatype
+        self._shape = shape
+        self.place = None
+        return self
 
-        Raises TritonModelException for an empty name and for what cannot be taken.
+    @staticmethod
+    def from_dlpack(name: str, tensor: object) -> Tensor:
+        """A tensor over the memory of a DLPack capsule, or of an object with ``__dlpack__``; no copy is made, nor is it waited for.
+
+        Raises TritonModelException for an empty name, for what cannot be taken, and for a GPU that this process cannot use.
         """
         if not _is_a(name, str):
             raise incompatible("from_dlpack(name: str, tensor: object)", name, tensor)
         if not name:
             raise TritonModelException("Tensor name cannot be an empty string.")
-        array, datatype = (tensor._dlpack_array(), tensor.datatype) if isinstance(tensor, Tensor) else dlpack.taken(tensor)
-        return Tensor.holding(name, datatype, array)
+        if isinstance(tensor, Tensor):
+            block = tensor._shared_block()
+            if block is not None:
+                return Tensor.on_device(name, tensor.datatype, tensor.dims(), block)
+            return Tensor.holding(name, tensor.datatype, tensor._dlpack_array())
+        found = dlpack.taken(tensor)
+        if not isinstance(found, dlpack.OnDevice):
+            array, datatype = found
+            return Tensor.holding(name, datatype, array)
+        byte_size = prod(found.shape) * DATATYPES[found.datatype].byte_size
+        block = DeviceBlock(host.required().device(found.ordinal), found.address, byte_size, found.owner, exposed=True)
+        return Tensor.on_device(name, found.datatype, found.shape, block)
 
     def name(self) -> str:
         """The name."""
@@ -112,13 +141,29 @@ class Tensor:
         return () if array is None else array.shape
 
     def is_cpu(self) -> bool:
-        """Do the elements lie in the machine's own memory? They always do."""
-        return True
+        """Do the elements lie in the machine's own memory, and not in a GPU's?"""
+        return self.device_block() is None
+
+    def device_block(self) -> DeviceBlock | None:
+        """The part of a GPU's memory that the elements lie in; None where they lie elsewhere. Raises StatusError for a broken region."""
+        block = self._block
+        if block is None and self.datatype != "BYTES":
+            place = self.place
+            if place is not None:
+                block = self._block = self._memory.device_block(place)
+        return block
+
+    def _shared_block(self) -> DeviceBlock | None:
+        """The same, for somebody who may write to it: from then on nobody takes the elements from their place."""
+        block = self.device_block()
+        if block is not None:
+            self.place = None
+        return block
 
     def as_numpy(self) -> Array:
         """The elements as an array that may be written to; always the same one. BYTES are an object array of ``bytes``.
 
-        Raises TritonModelException for BF16, StatusError where a client's region is not what it was.
+        Raises TritonModelException for BF16 and on a GPU, StatusError where a client's region is not what it was.
         """
         array = self._array
         if array is None or self.datatype == "BF16":
@@ -127,6 +172,8 @@ class Tensor:
 
     def _first_array(self) -> Array:
         datatype = self.datatype
+        if self.device_block() is not None:
+            raise TritonModelException("Tensor is stored in GPU and cannot be converted to NumPy.")
         if datatype == "BF16":
             raise TritonModelException("Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead.")
         place = self.place
@@ -154,13 +201,16 @@ class Tensor:
         if self.place is not None:
             if self.datatype == "BYTES":
                 self._first_array()
-            else:
+            elif self._shared_block() is None:
                 self._dlpack_array()
 
     def content(self) -> Array | bytes:
-        """What is sent: a C-ordered array (BF16 as uint16), or serialised BYTES."""
+        """What is sent: a C-ordered array (BF16 as uint16), or serialised BYTES. A copy, where the elements lie on a GPU."""
         if self.datatype != "BYTES":
-            return self._dlpack_array()
+            block = self.device_block()
+            if block is None:
+                return self._dlpack_array()
+            return _ndarray(self.dims(), DATATYPES[self.datatype].dtype, block.read())
         place = self.place
         return encoded(cast(Array, self._array)) if place is None else self._memory.bytes_of(place).tobytes()
 
@@ -180,14 +230,24 @@ class Tensor:
         return array
 
     def to_dlpack(self) -> object:
-        """A DLPack capsule over the same memory. Raises TritonModelException for BYTES."""
-        return dlpack.given(self._dlpack_array(), self.datatype)
+        """A DLPack capsule over the same memory, not waited for. Raises TritonModelException for BYTES.
+
+        On a GPU the memory of a request's tensor is its client's, or nobody's, once the request has its last response.
+        """
+        block = self._shared_block()
+        if block is None:
+            return dlpack.given(self._dlpack_array(), self.datatype)
+        return block.given(self.dims(), self.datatype)
 
     def __dlpack__(self, stream: object = None) -> object:
+        block = self.device_block()
+        if block is not None and stream != _NO_WAITING:
+            block.settle()
         return self.to_dlpack()
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return dlpack.CPU_DEVICE
+        block = self.device_block()
+        return dlpack.CPU_DEVICE if block is None else (dlpack.CUDA_KIND, block.device.ordinal)
 
 
 def _odd_datatype(array: Array) -> str:

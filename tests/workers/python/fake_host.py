@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from tensorfarm.shm.placement import Inline, Placement
 from tensorfarm.workers.contract import messages
 from tensorfarm.workers.contract.status import StatusError
+from tensorfarm.workers.device_memory import DeviceMemory
 from tensorfarm.workers.python.host import Bytes
 from tensorfarm.workers.python.request import InferenceRequest
 from tensorfarm.workers.python.response import InferenceResponse
@@ -28,6 +29,9 @@ class FakeMemory:
         self.asked += 1
         assert isinstance(place, Inline)
         return np.frombuffer(bytearray(place.content), np.uint8)
+
+    def device_block(self, place: Placement) -> None:
+        return None
 
 
 @dataclass
@@ -47,6 +51,10 @@ class FakeResponder:
         return self.cancelled
 
 
+def no_device(ordinal: int) -> DeviceMemory:
+    raise AssertionError(f"a test opens GPU {ordinal}")
+
+
 @dataclass
 class FakeHost:
     """Replies with what ``replies`` holds by the type of a question; a fault is raised."""
@@ -59,6 +67,7 @@ class FakeHost:
     told: list[Any] = field(default_factory=list)
     called: list[tuple[InferenceRequest, bool]] = field(default_factory=list)
     response: InferenceResponse = field(default_factory=InferenceResponse)
+    device: Callable[[int], DeviceMemory] = no_device
 
     def call(self, request: InferenceRequest, decoupled: bool) -> InferenceResponse | Iterator[InferenceResponse]:
         self.called.append((request, decoupled))

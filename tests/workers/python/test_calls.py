@@ -121,6 +121,7 @@ def line() -> Iterator[Line]:
         world.memory.detach(5)
         # their thread lives as long as this process
         made.calls.__dict__.pop("_memory")
+        made.calls.__dict__.pop("_devices")
         made.calls.__dict__.pop("_model_memory")
         made.calls.__dict__.pop("_speak")
         made.__dict__.clear()

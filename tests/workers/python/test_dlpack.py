@@ -128,7 +128,7 @@ def test_other_types_and_places() -> None:
     with pytest.raises(TritonModelException, match="type is not supported"):
         Tensor.from_dlpack("X", Producer(np.zeros(2, complex)))
     with pytest.raises(TritonModelException, match="device's memory"):
-        Tensor.from_dlpack("X", Producer(np.zeros(2), (2, 0)))
+        Tensor.from_dlpack("X", Producer(np.zeros(2), (4, 0)))
     with pytest.raises(TritonModelException, match=r"^Tensor name cannot be an empty string\.$"):
         Tensor.from_dlpack("", np.zeros(2))
 

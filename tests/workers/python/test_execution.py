@@ -95,14 +95,17 @@ class Stage:
         self.model = FakeModel(lambda requests: None)
         self.execution: Any = None
 
-    def show(self, work: Callable[[list[Any]], Any], decoupled: bool = False, places: Any = None, iterative: bool = False) -> None:
+    def show(
+        self, work: Callable[[list[Any]], Any], decoupled: bool = False, places: Any = None, iterative: bool = False, cpu_only: bool = True
+    ) -> None:
         """A model whose ``execute`` this is."""
         self.model = FakeModel(work, decoupled, places=places, iterative=iterative)
         memory = self.world.memory
         memory.use_copy_on_write(lambda kind, number: None)
         memory.detach(5)
         self.world.attach(5, REGION_OFFSET, 1 << 20)
-        self.execution = Execution(self.model, memory, ModelMemory(memory), self.calls, self._speak, MainThread())  # type: ignore[arg-type]
+        model_memory = ModelMemory(memory, cpu_only=cpu_only)
+        self.execution = Execution(self.model, memory, model_memory, self.calls, self._speak, MainThread())  # type: ignore[arg-type]
 
     def _speak(self, message: Respond) -> None:
         with self.heard:

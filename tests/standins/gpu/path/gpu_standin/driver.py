@@ -377,6 +377,11 @@ def driver_library() -> Any:
 class _DriverLibrary:
     """As much of libcuda as is used."""
 
+    def cuDevicePrimaryCtxGetState(self, ordinal: int, flags: Any, active: Any) -> int:
+        """As the driver's. ``flags`` and ``active`` are what ``ctypes.byref`` gives."""
+        flags._obj.value, active._obj.value = 0, int(ordinal in _contexts)
+        return 0
+
     def cuMemGetAddressRange_v2(self, base: Any, byte_size: Any, address: Any) -> int:
         """As the driver's. ``base`` and ``byte_size`` are what ``ctypes.byref`` gives."""
         try:
