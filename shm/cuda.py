@@ -19,6 +19,7 @@ HANDLE_BYTE_SIZE = 64
 ALIGNMENT_BYTE_SIZE = 256
 """What the runtime's own allocations are aligned to, and what libraries that compute on them may count on."""
 
+_DRIVER = "libcuda.so.1"
 _INVALID_CONTEXT = 201
 _MAPPING_FAILED = 205
 _INVALID_HANDLE = 400
@@ -49,6 +50,21 @@ class HandleRefused(Exception):
     """Why a handle cannot be opened, in words for the client that sent it."""
 
 
+def lost_context(ordinal: int) -> str:
+    """As ``Device.lost``, for a device that only others in this process may use: empty too where nobody does, or nobody can ask."""
+    flags, active = ctypes.c_uint(), ctypes.c_int()
+    try:
+        driver: Any = ctypes.CDLL(_DRIVER)
+        # Before the driver has been initialised it knows of none.
+        if driver.cuDevicePrimaryCtxGetState(ordinal, ctypes.byref(flags), ctypes.byref(active)) or not active.value:
+            return ""
+        return Device(ordinal).lost()
+    except CudaFault as fault:
+        return str(fault)
+    except (ImportError, OSError):
+        return ""
+
+
 class Device:
     """A GPU, by its ordinal in this process. Making one makes its CUDA context. For any thread.
 
@@ -60,7 +76,7 @@ class Device:
 
         self.ordinal = ordinal
         self._runtime: Any = cupy.cuda.runtime
-        self._driver: Any = ctypes.CDLL("libcuda.so.1")
+        self._driver: Any = ctypes.CDLL(_DRIVER)
         # The runtime makes a context with the first call that needs one.
         self._call(self._runtime.free, 0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shm.cuda import CudaFault, Device, DevicePool, HandleRefused, Handles
+from ..shm.cuda import CudaFault, Device, DevicePool, HandleRefused, Handles, lost_context
 from ..shm.placement import DEVICE_START, Lease
 from .contract.messages import DeviceGrant
 from .contract.status import StatusError, internal, invalid, unavailable
@@ -192,8 +192,8 @@ class DeviceMemory:
         return internal(f"a call of CUDA failed: {error}")
 
     def check(self) -> None:
-        """End the process if its CUDA context is lost: nothing will work in it any more, and a new one is a clean start."""
-        reason = "" if self._opened is None else self._opened[0].lost()
+        """End the process if its CUDA context is lost, ours or a model's: nothing will work in it any more, in a new one it will."""
+        reason = lost_context(self.ordinal) if self._opened is None else self._opened[0].lost()
         if reason:
             end_because(f"lost its CUDA context: {reason}")
 

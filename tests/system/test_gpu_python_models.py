@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ..servers import tensorfarm
-from ..standins.gpu.environment import environment, installed, ledgers
+from ..servers import tensorfarm, wait_until
+from ..standins.gpu.environment import environment, installed, ledgers, order_fault
+from ..wire import Reply
 from .test_gpus import Machine, part
 
 ECHO = '''
@@ -145,6 +146,22 @@ def test_tensors_on_the_gpu(machine: Machine, model: str, device: int, count: in
         else:
             assert found["Y"] == found["Z"] == (x + turn).tolist()
         machine.forget(source, outcome)
+
+
+def _ask(machine: Machine, model: str) -> Reply:
+    body = {"inputs": [{"name": "X", "shape": [2], "datatype": "FP32", "data": [1, 2]}], "outputs": [{"name": "CPU"}]}
+    return machine.server.ask("POST", f"/v2/models/{model}/infer", body)
+
+
+def test_a_model_that_has_lost_its_context_gets_a_new_process(machine: Machine) -> None:
+    """Its own calls of CUDA fail, and it says so; without an end of its process all that follow would fail too."""
+    assert _ask(machine, "on_1_as_they_are").status == 200
+    fault = order_fault(machine.folder, 700, "GPU-standin-1")
+    reply = _ask(machine, "on_1_as_they_are")
+    fault.unlink()
+    assert reply.status == 503 and "lost its CUDA context: cudaErrorIllegalAddress" in reply.json["error"]
+    assert _ask(machine, "on_0_as_they_are").status == 200
+    wait_until(lambda: _ask(machine, "on_1_as_they_are").status == 200, "the worker to come back")
 
 
 def test_no_worker_has_a_context_that_its_model_did_not_make(machine: Machine) -> None:

@@ -229,6 +229,9 @@ class Execution:
                     self._speak(Respond(number, open_request.index, result, True))
                     result = None
             results[open_request.index] = result
+        if self._memory.device is not None and (fault is not None or any([one is not None and one.fault is not None for one in results])):
+            # Whatever the model says of it: the next batch would fail as well.
+            self._memory.device.check()
         # The model's arrays must have gone before it is asked which of them have not.
         response = None
         del requests, responses, response
