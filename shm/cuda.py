@@ -35,6 +35,9 @@ _REASONS = {
     _NOT_SUPPORTED: "this GPU does not share memory between processes",
 }
 
+_LASTING = frozenset((46, 214, 220, 226, 700, 702, 709, 710, *range(714, 720), 721, 999))
+"""Errors after which, as CUDA says of them, a process must be ended and started again; and the unknown one."""
+
 T = TypeVar("T")
 
 
@@ -60,7 +63,7 @@ def lost_context(ordinal: int) -> str:
             return ""
         return Device(ordinal).lost()
     except CudaFault as fault:
-        return str(fault)
+        return str(fault) if fault.status in _LASTING else ""
     except (ImportError, OSError):
         return ""
 
@@ -156,18 +159,15 @@ class Device:
         self._call(self._runtime.ipcCloseMemHandle, address)
 
     def lost(self) -> str:
-        """Why nothing can be done any more with this process's context; empty where it can.
+        """Why nothing can be done any more with this process's context; empty where it can, or another time.
 
         After a fault of a kernel every call fails with it, until the process ends.
         """
-        for _ in range(2):
-            try:
-                self._call(self._runtime.deviceSynchronize)
-            except CudaFault as fault:
-                reason = str(fault)
-            else:
-                return ""
-        return reason
+        try:
+            self._call(self._runtime.deviceSynchronize)
+        except CudaFault as fault:
+            return str(fault) if fault.status in _LASTING else ""
+        return ""
 
     def _call(self, function: Callable[..., T], *arguments: object) -> T:
         try:

@@ -16,7 +16,7 @@ from ..shm.placement import Inline, Lease, Placement
 from .backends.backend import Executor
 from .batch import Batch, Memory, back_to_back
 from .batch_runner import BatchRunner
-from .contract.messages import RequestBody, Result, Tensor
+from .contract.messages import Done, Execute, RequestBody, Result, Tensor
 from .contract.status import StatusError, internal
 from .device_memory import DeviceMemory, address_of
 from .output import INLINE_BYTE_SIZE, check_room
@@ -261,6 +261,11 @@ class DeviceRunner(BatchRunner):
         self._device = device
         self._stream = device.new_stream()
         self._make_batch = partial(DeviceBatch, device, self._stream)
+
+    def run(self, message: Execute) -> Done:
+        """As ``BatchRunner`` says."""
+        with self._device.quiet.work():
+            return super().run(message)
 
     def close(self) -> None:
         """As ``BatchRunner`` says."""

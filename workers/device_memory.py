@@ -16,6 +16,7 @@ from ..shm.placement import DEVICE_START, Lease
 from .contract.messages import DeviceGrant
 from .contract.status import StatusError, internal, invalid, unavailable
 from .last_words import end_because
+from .quiet import Quiet
 
 _NO_CUPY = "this server cannot use its GPUs: the package cupy-cuda13x is not installed (pip install tensorfarm[gpu])"
 
@@ -47,7 +48,7 @@ class DeviceMemory:
     """Opens the device with its first use, which takes a while and some memory of it. For any thread.
 
     ``arena`` is the number of the worker's own arena, which leases of device memory bear; ``host`` is what the device is to reach directly.
-    Whatever CUDA refuses is raised as StatusError; a context that is lost ends the process.
+    Whatever CUDA refuses is raised as StatusError; a context that is lost ends the process. All who use the device do so in ``quiet``.
     """
 
     def __init__(self, grant: DeviceGrant, arena: int, host: Sequence[HostMemory]) -> None:
@@ -59,6 +60,7 @@ class DeviceMemory:
         self._lock = threading.Lock()
         self._opened: tuple[Device, Handles, DevicePool] | None = None
         self._streams: list[int] = []
+        self.quiet = Quiet()
 
     @property
     def device(self) -> Device:
@@ -95,7 +97,7 @@ class DeviceMemory:
     def open_region(self, handle: bytes, byte_size: int) -> DeviceRegion:
         """Map a client's allocation. Raises INVALID_ARG with the reason why it cannot be."""
         _, handles, _ = self._open()
-        with self._faults():
+        with self.quiet.work(), self._faults():
             try:
                 return DeviceRegion(handle, handles.open(handle, byte_size), byte_size)
             except HandleRefused as refusal:
@@ -103,7 +105,7 @@ class DeviceMemory:
 
     def close_region(self, region: DeviceRegion) -> None:
         """Let go of it."""
-        with self._faults():
+        with self.quiet.work(), self._faults():
             self._open()[1].close(region.handle)
 
     # blocks
@@ -111,7 +113,7 @@ class DeviceMemory:
     def reserve(self, byte_size: int) -> Lease:
         """A block of device memory. Raises UNAVAILABLE where there is no room."""
         device, _, pool = self._open()
-        with self._faults():
+        with self.quiet.work(), self._faults():
             try:
                 return Lease(self._arena, DEVICE_START + pool.reserve(byte_size), byte_size)
             except CudaFault as fault:
@@ -121,26 +123,26 @@ class DeviceMemory:
 
     def free_offset(self, offset: int) -> None:
         """Give back the block that begins at a lease's ``offset``."""
-        with self._faults():
+        with self.quiet.work(), self._faults():
             self._open()[2].free(offset - DEVICE_START)
 
     # copies
 
     def new_stream(self) -> int:
         """A stream for whoever copies often; to be given back by ``end_stream``."""
-        with self._faults():
+        with self.quiet.work(), self._faults():
             return self.device.new_stream()
 
     def end_stream(self, stream: int) -> None:
         """Give back what ``new_stream`` gave."""
-        with self._faults():
+        with self.quiet.work(), self._faults():
             self.device.end_stream(stream)
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[int]:
         """A stream for the time of some copies; whoever has it waits for it."""
         device = self.device
-        with self._faults():
+        with self.quiet.work(), self._faults():
             try:
                 stream = self._streams.pop()
             except IndexError:
@@ -156,7 +158,7 @@ class DeviceMemory:
 
     def wait_for_all(self) -> None:
         """Wait for all that this process does on the device, on whatever stream: a model's own work, too."""
-        with self._faults():
+        with self.quiet.work(), self._faults():
             self.device.synchronize_all()
 
     def read(self, address: int, byte_size: int) -> memoryview:
@@ -193,7 +195,8 @@ class DeviceMemory:
 
     def check(self) -> None:
         """End the process if its CUDA context is lost, ours or a model's: nothing will work in it any more, in a new one it will."""
-        reason = lost_context(self.ordinal) if self._opened is None else self._opened[0].lost()
+        with self.quiet.work():
+            reason = lost_context(self.ordinal) if self._opened is None else self._opened[0].lost()
         if reason:
             end_because(f"lost its CUDA context: {reason}")
 

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -72,7 +73,8 @@ class OnnxRuntimeBackend:
         gpu = None if self._device is None else _gpu_options(source, self._device)
 
         def open_own() -> Any:
-            return open_session(source, options, gpu=gpu)
+            with nullcontext() if self._device is None else self._device.quiet.work():
+                return open_session(source, options, gpu=gpu)
 
         try:
             session = open_own()
