@@ -146,6 +146,7 @@ class BatchScheduler(Scheduler):
         self._expired = False
         self._tied = False
         self._members: set[Instance] = set()
+        self._closing: list[Instance] = []
 
     def _take_in(self, request: Request, now_ns: int) -> None:
         if self.stopping:
@@ -163,6 +164,31 @@ class BatchScheduler(Scheduler):
         """As ``Scheduler`` says."""
         super().instance_leaves(instance)
         self._members.discard(instance)
+        if instance.live and self._only(instance):
+            self._closing.append(instance)
+
+    def instance_down(self, instance: Instance) -> list[Request]:
+        """As ``Scheduler`` says."""
+        if instance in self._closing:
+            self._closing.remove(instance)
+        return super().instance_down(instance)
+
+    def free(self, instance: Instance) -> bool:
+        """As ``Scheduler`` says; one that leaves has not finished while there is what only it can run."""
+        return super().free(instance) and not (instance in self._closing and self._only(instance))
+
+    def _only(self, instance: Instance) -> bool:
+        """Do requests wait that are tied to an instance's GPU, on which no other will run them?"""
+        if not self._tied or instance.device in {member.device for member in self._members}:
+            return False
+        return any([request.device == instance.device for request in self.queue.scan()])
+
+    def stranded(self) -> list[Request]:
+        """What waits for a GPU on which no instance is alive."""
+        if not self._tied:
+            return []
+        alive = {instance.device for instance in (*self.instances, *self._closing)}
+        return [request for request in self.queue.scan() if request.device >= 0 and request.device not in alive]
 
     def cancel(self, request: Request) -> bool:
         """As ``Scheduler`` says."""
@@ -223,12 +249,15 @@ class BatchScheduler(Scheduler):
                     wake_ns = later_ns if wake_ns is None else min(wake_ns, later_ns)
             else:
                 decision.batches.append(self._bound(instance, requests, cut))
+        self._closing = [instance for instance in self._closing if self._only(instance)]
         return wake_ns
 
     def _waiting_for(self, instance: Instance) -> Iterator[Request]:
         """What waits that an instance may run, in order. Where no instance is left on a GPU, any may find out what that means."""
         if not self._tied:
             return self.queue.scan()
+        if instance in self._closing:
+            return (one for one in self.queue.scan() if one.device == instance.device)
         devices = {member.device for member in self._members}
         return (one for one in self.queue.scan() if one.device in (-1, instance.device) or one.device not in devices)
 
@@ -236,7 +265,7 @@ class BatchScheduler(Scheduler):
         """As ``Scheduler`` says."""
         if not len(self.queue) or self._held():
             return []
-        idle = [instance for instance in self.instances if not instance.batches]
+        idle = [instance for instance in (*self.instances, *self._closing) if not instance.batches]
         if self._tied:
             return [instance for instance in idle if form(self.policy, self._grouping, self._waiting_for(instance), now_ns)[0]]
         return idle if form(self.policy, self._grouping, self.queue.scan(), now_ns)[0] else []
@@ -267,7 +296,7 @@ class BatchScheduler(Scheduler):
     def _free_instance(self, passed_over: Collection[Instance] = ()) -> Instance | None:
         best = None
         staging = self.staging and not self.limited
-        for instance in self.instances:
+        for instance in (*self.instances, *self._closing) if self._closing else self.instances:
             if instance in passed_over:
                 continue
             if instance.credits(staging) > 0 and (best is None or len(instance.batches) < len(best.batches)):

@@ -405,6 +405,14 @@ class Dispatcher:
         self._deliver(scheduler, [Response(request, [], error=error) for request in streams])
         self.touch(scheduler)
 
+    def refuse_stranded(self, scheduler: Scheduler, error: StatusError) -> None:
+        """Some instances will not be back soon: what waits for them alone fails with ``error``, though others are there."""
+        for request in scheduler.stranded():
+            scheduler.cancel(request)
+            scheduler.statistics.pending_count -= 1
+            self._fail(scheduler, request, StatusError(error.code, f"{request.label}{error.message}"), FailureReason.REJECTED)
+        self.touch(scheduler)
+
     def _break_circle(self, scheduler: Scheduler, request: Request) -> None:
         """Fail a request if it, and the instance that waits for it, would wait for ever."""
         if not self._waits.circle(request):

@@ -86,6 +86,10 @@ class Scheduler(ABC):
     def waiting(self) -> Iterable[Request]:
         """Every request that waits."""
 
+    def stranded(self) -> list[Request]:
+        """What waits for something that none of the instances which are alive has."""
+        return []
+
     def hosts(self, request: Request) -> Collection[Instance]:
         """The instances that could run a waiting request."""
         return self.instances

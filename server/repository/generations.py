@@ -131,10 +131,15 @@ class Generations:
     def model_lost(self, model: int, error: StatusError) -> None:
         """A model will not be back soon."""
         served = self._loads.get(model)
-        if served is not None and not served.healthy:
-            self._log.error(f"'{served.name}' version {served.version} cannot be asked: {error.message}")
-            served.scheduler.suspend(error)
-            self._dispatcher.touch(served.scheduler)
+        if served is None:
+            return
+        if served.healthy:
+            self._log.error(f"'{served.name}' version {served.version} has lost some of its instances: {error.message}")
+            self._dispatcher.refuse_stranded(served.scheduler, error)
+            return
+        self._log.error(f"'{served.name}' version {served.version} cannot be asked: {error.message}")
+        served.scheduler.suspend(error)
+        self._dispatcher.touch(served.scheduler)
 
     def batch_done(self, done: Done, process: ChildProcess) -> None:
         """A batch has been answered."""

@@ -71,8 +71,10 @@ def _reaches(homes: Mapping[Instance, Home], location: Location) -> bool:
 
 
 def _has(homes: Mapping[Instance, Home], location: Location) -> bool:
-    """Are there instances on that GPU, all of which reach what lies there?"""
-    there = [home.worker for home in homes.values() if home.spec.kind == "KIND_GPU" and home.spec.device == location.device]
+    """Are there instances on that GPU that can run what comes, and do all of them reach what lies there?"""
+    there = [
+        home.worker for instance, home in homes.items() if instance.device == location.device and instance.live and not instance.leaving
+    ]
     return bool(there) and (not location.worker or all(worker == location.worker for worker in there))
 
 

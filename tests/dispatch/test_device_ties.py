@@ -83,16 +83,6 @@ def test_one_that_is_put_back_runs_once() -> None:
     assert not list(scheduler.waiting()) and scheduler.idle
 
 
-def test_a_gpu_that_no_instance_is_left_on_is_told_by_whoever_runs() -> None:
-    bench = TiedBench()
-    scheduler = bench.model(0, 1)
-    bench.ask(scheduler, 1, 1)
-    leaving = next(batch.instance for batch in bench.sent)
-    bench.dispatcher.when_free(scheduler, leaving, lambda: None)
-    bench.turn()
-    assert bench.ran() == [(1, [1]), (0, [1])]
-
-
 def test_one_whose_worker_comes_back_is_waited_for() -> None:
     bench = TiedBench()
     scheduler = bench.model(0, 1)
@@ -146,3 +136,55 @@ def test_nobody_runs_elsewhere_and_nobody_is_forgotten(devices: list[int], steps
         bench.finish(bench.sent[0])
     assert len({id(response.request) for response in bench.responses}) == len(bench.responses) == len(asked)
     assert scheduler.idle and not list(scheduler.waiting())
+
+
+def test_the_last_instance_of_a_gpu_stays_for_what_only_it_can_run() -> None:
+    """And for nothing else; what is given up does not keep it."""
+    bench = TiedBench()
+    scheduler = bench.model(0, 1)
+    bench.ask(scheduler, 1, 1, 1, 0)
+    leaving = next(instance for instance in scheduler.instances if instance.device == 1)
+    free: list[bool] = []
+    bench.dispatcher.when_free(scheduler, leaving, lambda: free.append(True))
+    bench.turn()
+    bench.ask(scheduler, -1)
+    first, _ = sorted(bench.sent, key=lambda batch: -batch.instance.device)
+    bench.finish(first)
+    assert sorted(bench.ran()) == [(0, [0]), (1, [1])] and not free
+    last = next(request for request in scheduler.waiting() if request.device == 1)
+    bench.finish(next(batch for batch in bench.sent if batch.instance is leaving))
+    assert last in [request for batch in bench.sent for request in batch.requests] and not free
+    bench.finish(next(batch for batch in bench.sent if batch.instance is leaving))
+    assert free == [True] and bench.ran() == [(0, [0])]
+    bench.finish(bench.sent[0])
+    assert bench.ran() == [(0, [-1])]
+
+
+def test_an_instance_that_leaves_goes_when_those_that_wait_for_it_give_up() -> None:
+    bench = TiedBench()
+    scheduler = bench.model(0, 1)
+    bench.ask(scheduler, 1, 1)
+    (leaving,) = [batch.instance for batch in bench.sent]
+    free: list[bool] = []
+    bench.dispatcher.when_free(scheduler, leaving, lambda: free.append(True))
+    bench.dispatcher.cancel(scheduler, next(iter(scheduler.waiting())))
+    bench.turn()
+    assert not free
+    bench.finish(bench.sent[0])
+    assert free == [True]
+
+
+def test_what_waits_for_a_gpu_that_will_not_be_back_is_refused() -> None:
+    bench = TiedBench()
+    scheduler = bench.model(0, 1)
+    gpu = scheduler.instances[1]
+    bench.ask(scheduler, 0, 0)
+    bench.dispatcher.instance_down(scheduler, gpu, DIED)
+    bench.ask(scheduler, 1, -1)
+    bench.dispatcher.refuse_stranded(scheduler, DIED)
+    bench.turn()
+    (refused,) = bench.responses
+    assert refused.request.device == 1 and refused.error is not None and refused.error.message.endswith(DIED.message)
+    for _ in range(3):
+        bench.finish(bench.sent[0])
+    assert len(bench.responses) == 4 and scheduler.idle

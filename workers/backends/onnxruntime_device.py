@@ -1,7 +1,8 @@
 """One instance of an ONNX model on a GPU: tensors in device memory are computed where they lie.
 
-ONNX Runtime's streams wait for none of ours, so copies have arrived before a run begins, and a run has ended before what it made is
-copied. Source: ONNX Runtime, "CUDA Execution Provider", I/O binding and CUDA graphs.
+ONNX Runtime's streams wait for none of ours, so copies have arrived before a run begins. A run has ended when its call returns, as it
+does unless ``disable_synchronize_execution_providers`` is set; asking a binding to synchronise besides would wait for all instances.
+Source: ONNX Runtime, "CUDA Execution Provider", I/O binding and CUDA graphs; ``onnxruntime_run_options_config_keys.h``.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import onnxruntime
 
 from ...shm.placement import DEVICE_START, Lease
-from ..batch import Array, Batch
+from ..batch import Batch
 from ..contract.signature import reshaped
 from ..contract.status import StatusError, internal
 from ..device_batch import DeviceBatch
 from ..device_memory import DeviceMemory
+from ..output import INLINE_BYTE_SIZE
 from .onnxruntime_executor import CPU, FAILURES, OTHER_SHAPE, Extent, OnnxExecutor, Output, value_over
 from .onnxruntime_graph import ELEMENT_NUMBERS
 
@@ -99,6 +101,8 @@ class OnnxDeviceExecutor(OnnxExecutor):
             for name, tensor in {**extent.graph.initializers, **extent.graph.inputs, **extent.graph.outputs}.items()
             if tensor.datatype is not None
         }
+        # What the base class places lies in ordinary memory.
+        self._direct, self._placing, self._learning = self._placing, False, False
         self._graphs = graphs
         self._captured: dict[tuple[object, ...], _Captured] = {}
         self._replays: set[tuple[object, ...]] = set()
@@ -109,8 +113,9 @@ class OnnxDeviceExecutor(OnnxExecutor):
             if not isinstance(batch, DeviceBatch):
                 super().execute(batch)
             elif not self._run_captured(batch):
+                large = self._direct and batch.batch_size > self._small_batch_size
                 # Strings cannot be bound.
-                if batch.on_device and not self._strings:
+                if (batch.on_device or large) and not self._strings:
                     self._execute_on_device(batch)
                 else:
                     super().execute(batch)
@@ -140,15 +145,13 @@ class OnnxDeviceExecutor(OnnxExecutor):
                 for name, tensor in placed.items():
                     binding.bind_input(name, self._cuda, self._elements[name], tensor.shape, tensor.address)
                 for name, array in feeds.items():
+                    # It is copied to the device before this returns.
                     binding.bind_ortvalue_input(name, value_over(array, name in self._bits))
-                if feeds:
-                    binding.synchronize_inputs()
                 places = [self._bind_output(batch, output) for output in wanted]
                 batch.inputs_ready()
                 self._native.run_with_iobinding(binding, self._run_options)
-                binding.synchronize_outputs()
             except FAILURES as error:
-                if not self._placing or OTHER_SHAPE not in str(error):
+                if not self._direct or OTHER_SHAPE not in str(error):
                     raise self._fault(error) from error
             else:
                 batch.computed()
@@ -162,34 +165,32 @@ class OnnxDeviceExecutor(OnnxExecutor):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
         # The model makes another shape than it declares: its outputs cannot be placed beforehand.
-        self._placing = False
+        self._direct = False
         self._execute_on_device(batch)
 
-    def _bind_output(self, batch: DeviceBatch, output: Output) -> Array | int | None:
-        """Bind an output to its place: an address in device memory, an array, or wherever ONNX Runtime puts it."""
+    def _bind_output(self, batch: DeviceBatch, output: Output) -> int | None:
+        """Bind an output to its address in device memory, or to wherever ONNX Runtime puts it: on the device, if it is not small.
+
+        Not to ordinary memory of ours: what ONNX Runtime copies there must be of the very size, and it tells nobody the shape.
+        """
         name = output.spec.name
         lead = (batch.batch_size,) if self._batching else ()
-        if output.shape is not None and self._placing:
+        large = False
+        if output.shape is not None and self._direct:
             address = batch.device_destination(name, output.datatype, (*lead, *output.shape))
-            model_shape = (*lead, *(output.model_shape or ()))
             if address is not None:
-                self._binding.bind_output(name, self._cuda, self._elements[name], model_shape, address)
+                self._binding.bind_output(name, self._cuda, self._elements[name], (*lead, *(output.model_shape or ())), address)
                 return address
-            array = batch.destination(name, output.datatype, (*lead, *output.shape))
-            if array is not None:
-                self._binding.bind_ortvalue_output(name, value_over(array.reshape(model_shape), output.bits))
-                return array
-        on_device = not output.scalar and output.spec.datatype.byte_size and batch.goes_to_device(name)
+            large = prod((*lead, *output.shape)) * output.spec.datatype.byte_size > INLINE_BYTE_SIZE
+        on_device = not output.scalar and output.spec.datatype.byte_size and (large or batch.goes_to_device(name))
         self._binding.bind_output(name, self._cuda if on_device else CPU)
         return None
 
-    def _hand_over(self, batch: DeviceBatch, output: Output, place: Array | int | None, value: Any) -> None:
+    def _hand_over(self, batch: DeviceBatch, output: Output, address: int | None, value: Any) -> None:
         name = output.spec.name
-        if isinstance(place, int):
+        if address is not None:
             lead = (batch.batch_size,) if self._batching else ()
-            batch.set_device_output(name, output.datatype, (*lead, *(output.shape or ())), place)
-        elif place is not None:
-            batch.set_output(name, output.datatype, place)
+            batch.set_device_output(name, output.datatype, (*lead, *(output.shape or ())), address)
         elif value.device_name().lower() == "cpu":
             batch.set_output(name, output.datatype, self._shaped(output, self._array_of(value, output), batch))
         else:
@@ -230,7 +231,6 @@ class OnnxDeviceExecutor(OnnxExecutor):
             batch.inputs_ready()
             with nullcontext() if key in self._replays else self._device.quiet.alone():
                 self._native.run_with_iobinding(binding, captured.run_options)
-            binding.synchronize_outputs()
             self._replays.add(key)
         except FAILURES as error:
             # Its memory is what the graph was captured with, if it was.
