@@ -41,8 +41,8 @@ class CudaRegions:
     async def unregister(self, name: str | None) -> None:
         """Forget a region, or all of them; unknown names are fine. Its owner may free the memory when this returns.
 
-        Not if requests still use it: then the last of them closes it.
+        Not if requests still use it: then the last of them closes it. Raises StatusError where a worker does not answer.
         """
-        self._regions.unregister_cuda(name)
+        numbers = self._regions.unregister_cuda(name)
         if self._devices is not None:
-            await self._devices.closed()
+            await self._devices.closed(numbers)

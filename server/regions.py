@@ -150,15 +150,18 @@ class RegionRegistry:
         """Forget a region, or all of that kind; those in use go when their last request ends. Unknown names are fine."""
         self._unregister(name, SystemRegion)
 
-    def unregister_cuda(self, name: str | None) -> None:
-        """As ``unregister_system``, for those of CUDA."""
-        self._unregister(name, CudaRegion)
+    def unregister_cuda(self, name: str | None) -> list[int]:
+        """As ``unregister_system``, for those of CUDA; returns the numbers of those that were meant."""
+        return self._unregister(name, CudaRegion)
 
-    def _unregister(self, name: str | None, kind: type[SystemRegion] | type[CudaRegion]) -> None:
+    def _unregister(self, name: str | None, kind: type[SystemRegion] | type[CudaRegion]) -> list[int]:
+        meant = []
         for held in list(self._by_name.values()) if name is None else [self._by_name[name]] if name in self._by_name else []:
             if held.known and isinstance(held.region, kind):
+                meant.append(held.number)
                 held.unregistered = True
                 self._drop_unused(held)
+        return meant
 
     def span(self, name: str, offset: int, byte_size: int) -> Span:
         """A part of a region for a request to read or write. Raises StatusError."""

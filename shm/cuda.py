@@ -19,6 +19,9 @@ HANDLE_BYTE_SIZE = 64
 ALIGNMENT_BYTE_SIZE = 256
 """What the runtime's own allocations are aligned to, and what libraries that compute on them may count on."""
 
+OUT_OF_MEMORY = 2
+"""The status of a fault where a device has no room."""
+
 _DRIVER = "libcuda.so.1"
 _INVALID_CONTEXT = 201
 _MAPPING_FAILED = 205

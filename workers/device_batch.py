@@ -17,7 +17,7 @@ from .backends.backend import Executor
 from .batch import Batch, Memory, back_to_back
 from .batch_runner import BatchRunner
 from .contract.messages import Done, Execute, RequestBody, Result, Tensor
-from .contract.status import StatusError, internal
+from .contract.status import Code, StatusError, internal
 from .device_memory import DeviceMemory, address_of
 from .output import INLINE_BYTE_SIZE, check_room
 
@@ -36,7 +36,7 @@ class DeviceBatch(Batch):
     They call ``arrived`` before they compute. Copies are queued on the batch's stream, and waited for there and in ``finish``.
     """
 
-    __slots__ = ("_blocks", "_device", "_kept", "_leaving", "_queued", "_stays", "_stream", "on_device")
+    __slots__ = ("_blocks", "_device", "_kept", "_leaving", "_queued", "_read", "_stays", "_stream", "on_device")
 
     def __init__(self, device: DeviceMemory, stream: int, requests: list[RequestBody], memory: Memory, model: str = "") -> None:
         super().__init__(requests, memory, model)
@@ -46,6 +46,7 @@ class DeviceBatch(Batch):
         self._queued = False
         self._kept: list[memoryview] = []
         self._leaving: dict[int, Lease] = {}
+        self._read: list[tuple[int, int]] = []
         self._stays = [frozenset([output.name for output in request.outputs if output.stays]) for request in requests]
         self.on_device = any(self._stays) or self._reaches()
 
@@ -87,6 +88,7 @@ class DeviceBatch(Batch):
         places = [tensor.place for tensor in tensors]
         lies = addresses[0] if len(places) == 1 or back_to_back(places) is not None else None
         if lies is not None and not lies % ALIGNMENT_BYTE_SIZE:
+            self._read.append((lies, lies + sum([place.byte_size for place in places])))
             return DeviceTensor(lies, shape)
         address = self._block(sum([place.byte_size for place in places]))
         self._gather_to(address, tensors, addresses)
@@ -149,15 +151,28 @@ class DeviceBatch(Batch):
                 address = self._address(span)
                 if span.byte_size < byte_size or address is None:
                     return None
-                if not address % ALIGNMENT_BYTE_SIZE:
+                # What is still being read is not to be written over.
+                overlaps = any([start < address + byte_size and address < end for start, end in self._read])
+                if not address % ALIGNMENT_BYTE_SIZE and not overlaps:
                     return address
             elif name in self._stays[0]:
-                lease = self._device.reserve(byte_size)
+                lease = self._left(byte_size)
+                if lease is None:
+                    return None
                 address = self._memory.device_address(lease)
                 assert address is not None
                 self._leaving[address] = lease
                 return address
         return self._block(byte_size)
+
+    def _left(self, byte_size: int) -> Lease | None:
+        """A block for what may stay on the device; None where there is no room, and it goes through ordinary memory instead."""
+        try:
+            return self._device.reserve(byte_size)
+        except StatusError as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            return None
 
     def goes_to_device(self, name: str) -> bool:
         """Is this output wanted in device memory by any request?"""
@@ -203,20 +218,26 @@ class DeviceBatch(Batch):
             return span
         if name in self._stays[index]:
             left = self._leaving.pop(address, None)
-            return self._kept_on_device(address, byte_size) if left is None else left
+            if left is not None:
+                return left
+            left = self._left(byte_size)
+            if left is not None:
+                target = self._memory.device_address(left)
+                assert target is not None
+                return self._filled(left, target, address, byte_size)
         if byte_size <= INLINE_BYTE_SIZE:
             content = np.empty(byte_size, np.uint8).data
             self._copy(address_of(content), address, byte_size)
             return Inline(content)
         lease = self._memory.reserve(byte_size)
-        self._copy(address_of(self._memory.view(lease)), address, byte_size)
-        return lease
+        return self._filled(lease, address_of(self._memory.view(lease)), address, byte_size)
 
-    def _kept_on_device(self, address: int, byte_size: int) -> Lease:
-        lease = self._device.reserve(byte_size)
-        target = self._memory.device_address(lease)
-        assert target is not None
-        self._copy(target, address, byte_size)
+    def _filled(self, lease: Lease, target: int, address: int, byte_size: int) -> Lease:
+        try:
+            self._copy(target, address, byte_size)
+        except StatusError:
+            self._memory.free(lease)
+            raise
         return lease
 
     def finish(self) -> list[Result]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shm.cuda import CudaFault, Device, DevicePool, HandleRefused, Handles, lost_context
+from ..shm.cuda import OUT_OF_MEMORY, CudaFault, Device, DevicePool, HandleRefused, Handles, lost_context
 from ..shm.placement import DEVICE_START, Lease
 from .contract.messages import DeviceGrant
 from .contract.status import StatusError, internal, invalid, unavailable
@@ -95,13 +95,17 @@ class DeviceMemory:
     # regions
 
     def open_region(self, handle: bytes, byte_size: int) -> DeviceRegion:
-        """Map a client's allocation. Raises INVALID_ARG with the reason why it cannot be."""
+        """Map a client's allocation. Raises INVALID_ARG with the reason why it cannot be, UNAVAILABLE where it cannot be now."""
         _, handles, _ = self._open()
         with self.quiet.work(), self._faults():
             try:
                 return DeviceRegion(handle, handles.open(handle, byte_size), byte_size)
             except HandleRefused as refusal:
                 raise invalid(str(refusal)) from refusal
+            except CudaFault as fault:
+                if fault.status != OUT_OF_MEMORY:
+                    raise
+                raise unavailable(f"the GPU has no room for it: {fault}") from fault
 
     def close_region(self, region: DeviceRegion) -> None:
         """Let go of it."""

@@ -28,6 +28,8 @@ class DeviceTasks:
         if not self._started:
             self._started = True
             WorkerThread(self._run, "device").start()
+        if isinstance(message, OpenRegion):
+            self._memory.expect_region(message.region)
         self._waiting.put(message)
 
     def _run(self) -> None:
@@ -47,7 +49,7 @@ class DeviceTasks:
 
     def _done(self, message: ForDevice) -> FromWorker:
         if isinstance(message, OpenRegion):
-            self._open(message)
+            self._memory.open_region(message.region, message.handle, message.byte_size)
         elif isinstance(message, CloseRegion):
             self._memory.detach(message.region)
         elif isinstance(message, Fetch):
@@ -56,14 +58,6 @@ class DeviceTasks:
             for place, span in zip(message.places, message.spans, strict=True):
                 self._put(place, span)
         return Settled(message.task)
-
-    def _open(self, message: OpenRegion) -> None:
-        try:
-            region = self._memory.devices_own().open_region(message.handle, message.byte_size)
-        except StatusError as error:
-            self._memory.attach_device(message.region, StatusError(error.code, error.message))
-            raise
-        self._memory.attach_device(message.region, region)
 
     def _fetched(self, places: list[Placement]) -> list[Lease]:
         """Copies in the worker's own arena: all of them, or none."""

@@ -12,7 +12,7 @@ from ..shm.copy_on_write import PrivatePages
 from ..shm.mapping import MappedRegion, RegionShrunk
 from ..shm.placement import DEVICE_START, Inline, Lease, Placement, Span
 from .contract.messages import DeviceGrant
-from .contract.status import StatusError, internal, invalid, unavailable
+from .contract.status import Code, StatusError, internal, invalid, unavailable
 
 if TYPE_CHECKING:
     from .device_memory import DeviceMemory, DeviceRegion
@@ -43,6 +43,9 @@ class WorkerMemory:
         self._parts: dict[int, int] = {}
         self._part_counts: dict[int, int] = {}
         self._regions: dict[int, MappedRegion | DeviceRegion | StatusError] = {}
+        self._expected: set[int] = set()
+        self._unopened: dict[int, tuple[bytes, int]] = {}
+        self._opening = threading.Lock()
         self._attached = threading.Condition()
         self.adopt(0, request_arena_fd)
         if grant is not None:
@@ -109,8 +112,7 @@ class WorkerMemory:
         if region is None:
             region = self._awaited_region(place.region)
         if isinstance(region, StatusError):
-            # A new one: it would keep the frames of all who have raised it.
-            raise StatusError(region.code, region.message)
+            return self._opened_again(place.region, region)
         return region
 
     @property
@@ -119,8 +121,11 @@ class WorkerMemory:
         return self._arena.number
 
     def _awaited_region(self, number: int) -> MappedRegion | DeviceRegion | StatusError:
-        self._await(lambda: number in self._regions)
-        return self._regions[number]
+        self._await(lambda: number in self._regions or number in self._expected)
+        with self._attached:
+            # Opening a GPU for the first time takes as long as it takes.
+            self._attached.wait_for(lambda: number not in self._expected)
+            return self._regions[number]
 
     def _awaited_arena(self, number: int) -> Arena | ArenaView | StatusError:
         self._await(lambda: number in self._arenas)
@@ -195,19 +200,50 @@ class WorkerMemory:
                 os.close(fd)
         self._know(number, region)
 
-    def attach_device(self, number: int, region: DeviceRegion | StatusError) -> None:
-        """Know a client's CUDA region, or what is wrong with it."""
-        self._know(number, region)
+    def open_region(self, number: int, handle: bytes, byte_size: int) -> None:
+        """Open a client's CUDA region by its handle. Raises StatusError, which is also told to the requests that use it.
+
+        Where the GPU could not be used, as when another process still holds its memory, those requests try again.
+        """
+        region: DeviceRegion | StatusError = internal("the GPU's worker failed")
+        try:
+            region = self.devices_own().open_region(handle, byte_size)
+        except StatusError as error:
+            if error.code is Code.UNAVAILABLE:
+                self._unopened[number] = handle, byte_size
+            region = StatusError(error.code, error.message)
+            raise
+        finally:
+            self._know(number, region)
+
+    def expect_region(self, number: int) -> None:
+        """It is about to be opened."""
+        with self._attached:
+            self._expected.add(number)
+            self._attached.notify_all()
+
+    def _opened_again(self, number: int, error: StatusError) -> MappedRegion | DeviceRegion:
+        with self._opening:
+            wanted = self._unopened.pop(number, None)
+            if wanted is not None:
+                self.open_region(number, *wanted)
+            region = self._regions.get(number, error)
+        if isinstance(region, StatusError):
+            # A new one: it would keep the frames of all who have raised it.
+            raise StatusError(region.code, region.message)
+        return region
 
     def _know(self, number: int, region: MappedRegion | DeviceRegion | StatusError) -> None:
         with self._attached:
             self._regions[number] = region
+            self._expected.discard(number)
             self._attached.notify_all()
 
     def detach(self, number: int) -> None:
         """Unmap a region; no request uses it any more."""
         with self._attached:
             region = self._regions.pop(number, None)
+            self._unopened.pop(number, None)
             self._extents.pop(number, None)
             fd = self._descriptors.pop(("region", number), None)
         if fd is not None:

@@ -22,3 +22,8 @@ class Backoff:
             self.deaths = 0
         self.deaths += 1
         return 0.0 if self.deaths == 1 else min(LONGEST_SECS, 2.0 ** min(self.deaths - 2, 10))
+
+
+def when_text(delay_secs: float) -> str:
+    """When something is tried again, for logs."""
+    return f"in {delay_secs:g} s" if delay_secs else "at once"

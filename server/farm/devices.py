@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from ...shm.placement import Lease, Placement, Span, on_device
 from ...workers.contract.messages import CloseRegion, Fetch, Fetched, OpenRegion, Put
-from ...workers.contract.status import StatusError, internal
+from ...workers.contract.status import StatusError, internal, unavailable
 from ..dispatch.carried import Location
 from ..regions import RegionRegistry
 from .child_process import ChildProcess
 from .farm import Farm
 from .placement import device_worker
 from .processes import Processes, tensor_gone
+
+CLOSE_TIMEOUT_SECS = 30.0
+"""How long whoever unregisters a region waits for its workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,16 @@ class Devices:
         self._closing[number] = task
         task.add_done_callback(lambda _: self._closing.pop(number, None))
 
-    async def closed(self) -> None:
-        """Wait until all regions are closed that have been dropped: their owners may free them then."""
-        if self._closing:
-            await asyncio.wait(list(self._closing.values()))
+    async def closed(self, numbers: Iterable[int]) -> None:
+        """Wait until those of these regions are closed that have been dropped: their owners may free them then."""
+        closing = [task for number in numbers if (task := self._closing.get(number)) is not None]
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_SECS)
+            if late:
+                raise unavailable(
+                    f"the region is unregistered, but its GPU's worker has not let go of it within {CLOSE_TIMEOUT_SECS:g} s: "
+                    "do not free the memory yet"
+                )
 
     async def _close(self, number: int) -> None:
         workers = [name for name, seat in self._farm.seats.items() if seat.process is not None and seat.process.forget_region(number)]

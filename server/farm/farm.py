@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import msgspec
@@ -37,6 +37,7 @@ from ...workers.contract.messages import (
 )
 from ...workers.contract.status import Code, StatusError, unavailable
 from ..dispatch.instance import PlannedBatch
+from .backoff import Backoff, when_text
 from .child_process import ChildProcess
 from .events import FarmEvents
 from .grants import Grant, Grants
@@ -44,7 +45,7 @@ from .interpreter import OWN, Interpreter
 from .launch import Launched, launch, worker_words
 from .process_memory import resident_byte_size
 from .processes import Processes
-from .seat import Answered, Holding, Seat
+from .seat import Answered, Holding, Seat, fail, kill
 
 OUTAGE_SECS = 1.0
 """A restart further away than this is an outage: requests are refused instead of kept waiting."""
@@ -413,7 +414,7 @@ class Farm:
         """Start a seat's worker again; those who wait for it hear ``error`` where it has failed too often."""
         seat.restart = self._loop.call_later(delay_secs, self._start, seat)
         if seat.backoff.deaths > PATIENT_DEATHS:
-            _fail(seat.arrivals, error)
+            fail(seat.arrivals, error)
             seat.arrivals = []
 
     async def _arrival(self, seat: Seat) -> None:
@@ -464,13 +465,24 @@ class Farm:
             seat.process.close_instance(instance)
 
     async def _refill(self, seat: Seat, holding: Holding) -> None:
+        process, again = seat.process, seat.grant is not None
         try:
             if await self._events.outdated(holding.load.model):
+                again = False
                 raise unavailable("its files have changed since it was loaded")
             await self._fill(seat, holding)
+            holding.backoff = Backoff()
         except StatusError as error:
             if seat.up:
                 self._events.model_lost(holding.load.model, error)
+                if again:
+                    # The process before may still have held the GPU's memory, or somebody else may have.
+                    delay_secs = max(1.0, holding.backoff.delay_secs(0))
+                    self._loop.call_later(delay_secs, self._refill_again, seat, holding, process)
+
+    def _refill_again(self, seat: Seat, holding: Holding, process: ChildProcess | None) -> None:
+        if seat.up and seat.process is process and seat.holdings.get(holding.load.model) is holding:
+            holding.refill = self._spawn(self._refill(seat, holding))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -484,7 +496,7 @@ class Farm:
             self._seat_of_instance.pop(spec.number, None)
         waiting = seat.tasks.pop(holding.gathering, None)
         if waiting is not None:
-            _fail((waiting,), _leaving(holding))
+            fail((waiting,), _leaving(holding))
         return holding
 
     def _ended(self, seat: Seat, process: ChildProcess) -> None:
@@ -511,7 +523,7 @@ class Farm:
                 self._events.instance_lost(instance, error)
             if delay_secs > OUTAGE_SECS and holding.loaded:
                 self._events.model_lost(holding.load.model, outage)
-        _fail(tasks.values(), loading)
+        fail(tasks.values(), loading)
         self._start_later(
             seat, delay_secs, unavailable(f"worker '{seat.name}' {process.exit_text} at its start; the log has its last words")
         )
@@ -542,14 +554,14 @@ class Farm:
         if seat.restart is not None:
             seat.restart.cancel()
         stopping = unavailable(f"worker '{seat.name}' is being stopped")
-        _fail(seat.arrivals, stopping)
-        _fail(seat.tasks.values(), stopping)
+        fail(seat.arrivals, stopping)
+        fail(seat.tasks.values(), stopping)
         if seat.process is not None:
             self._leaving.add(seat)
             if seat.up:
                 seat.up = False
                 seat.process.send(Stop())
-                self._loop.call_later(STOP_TIMEOUT_SECS, _kill, (seat,))
+                self._loop.call_later(STOP_TIMEOUT_SECS, kill, (seat,))
             else:
                 seat.process.kill()
 
@@ -561,7 +573,7 @@ class Farm:
         for seat in list(self.seats.values()):
             self._close(seat)
         await self._leave(timeout_secs)
-        _kill(self._leaving)
+        kill(self._leaving)
         await self._leave(KILL_TIMEOUT_SECS)
         for task in list(self._background):
             task.cancel()
@@ -573,25 +585,8 @@ class Farm:
 
     def end_now(self) -> None:
         """Kill all workers; the process exits right after."""
-        _kill([*self.seats.values(), *self._leaving])
+        kill([*self.seats.values(), *self._leaving])
 
 
 def _leaving(holding: Holding) -> StatusError:
     return unavailable(f"model '{holding.load.name}' is being unloaded")
-
-
-def _kill(seats: Iterable[Seat]) -> None:
-    for seat in seats:
-        if seat.process is not None:
-            seat.process.kill()
-
-
-def _fail(futures: Iterable[asyncio.Future[Any]], error: StatusError) -> None:
-    for future in list(futures):
-        if not future.done():
-            future.set_exception(error)
-
-
-def when_text(delay_secs: float) -> str:
-    """When something is tried again, for logs."""
-    return f"in {delay_secs:g} s" if delay_secs else "at once"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...workers.contract.messages import Checked, Fetched, Inspected, Load, Loaded, Settled, Unloaded
+from ...workers.contract.status import StatusError
 from .backoff import Backoff
 from .child_process import ChildProcess
 from .grants import Grant
@@ -20,8 +23,8 @@ class Holding:
     """A model version that a seat's worker shall hold.
 
     ``load`` is what its worker is sent, now and after each of its restarts. ``gathering``: the task that waits for its
-    instances. ``refill``: the load after a restart. ``arriving``: the numbers of instances that are being added to it, one
-    ``extension`` after the other.
+    instances. ``refill``: the load after a restart, ``backoff``: when it is tried again. ``arriving``: the numbers of instances that
+    are being added to it, one ``extension`` after the other.
     """
 
     load: Load
@@ -32,6 +35,7 @@ class Holding:
     gathering: int = 0
     refill: asyncio.Task[None] | None = None
     extension: asyncio.Lock = field(default_factory=asyncio.Lock)
+    backoff: Backoff = field(default_factory=Backoff)
 
     @property
     def numbers(self) -> set[int]:
@@ -69,3 +73,17 @@ class Seat:
     def empty(self) -> bool:
         """Does nobody need it?"""
         return not self.holdings and not self.tasks and not self.arrivals and not self.regions
+
+
+def kill(seats: Iterable[Seat]) -> None:
+    """Kill the processes that fill them."""
+    for seat in seats:
+        if seat.process is not None:
+            seat.process.kill()
+
+
+def fail(futures: Iterable[asyncio.Future[Any]], error: StatusError) -> None:
+    """Tell those who wait for something that it does not come."""
+    for future in list(futures):
+        if not future.done():
+            future.set_exception(error)

@@ -17,10 +17,10 @@ import msgspec
 from ...workers.contract.messages import Hello
 from ...workers.contract.status import Code, StatusError, unavailable
 from ..door.listening import bind_at
-from ..farm.backoff import Backoff
+from ..farm.backoff import Backoff, when_text
 from ..farm.channel import encode
 from ..farm.child_process import ChildProcess
-from ..farm.farm import KILL_TIMEOUT_SECS, OUTAGE_SECS, PATIENT_DEATHS, when_text
+from ..farm.farm import KILL_TIMEOUT_SECS, OUTAGE_SECS, PATIENT_DEATHS
 from ..farm.launch import Launched, launch
 from ..farm.processes import Processes
 from ..log import Log

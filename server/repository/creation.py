@@ -325,9 +325,10 @@ class Creation:
 
     async def _add_instances(self, served: ModelVersion, places: list[_Place], load: Load) -> None:
         """Have each worker that the placement names create its share of new instances, and keep it doing so. Raises StatusError."""
-        for place in places:
+        limits = self._options.model_load_gpu_limit
+        for place in places if limits else ():
             if place.kind == "KIND_GPU":
-                self._gpus.check_room(place.device, self._options.model_load_gpu_limit, place.name)
+                await asyncio.to_thread(self._gpus.check_room, place.device, limits, place.name)
         shares: dict[str, list[InstanceSpec]] = {}
         taken = {home.worker for home in served.homes.values()}
         instances = [

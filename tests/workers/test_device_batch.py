@@ -86,6 +86,19 @@ def test_what_lies_oddly_is_copied_on_the_device() -> None:
     assert memory.device.fake.copies == [("dd", ROW_BYTE_SIZE)] * 2 and memory.device.taken_byte_size == 0
 
 
+@pytest.mark.parametrize(("offset", "in_place"), [(0, False), (256, False), (512, True), (768, True)])
+def test_an_output_over_an_input_is_made_elsewhere_and_copied(offset: int, in_place: bool) -> None:
+    memory, given_rows = GpuMemory(), rows(2)
+    batch = batch_of(memory, one(put(memory, 5, 0, given_rows), 2, WantedOutput("OUT", Span(5, offset, 2 * ROW_BYTE_SIZE))))
+    assert batch.device_input("IN") is not None
+    target = batch.device_destination("OUT", "FP32", (2, WIDTH))
+    assert target is not None and (target == memory.cuda[5].address + offset) is in_place
+    memory.device.fake.put(target, (given_rows * 3).tobytes())
+    batch.set_device_output("OUT", "FP32", (2, WIDTH), target)
+    batch.finish()
+    assert memory.region_bytes(5, offset, 2 * ROW_BYTE_SIZE) == (given_rows * 3).tobytes()
+
+
 def test_parts_that_lie_back_to_back_are_one() -> None:
     memory, given_rows = GpuMemory(), rows(4)
     whole = put(memory, 5, 0, given_rows)

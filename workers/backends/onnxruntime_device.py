@@ -28,6 +28,9 @@ from .onnxruntime_graph import ELEMENT_NUMBERS
 MOST_GRAPHS = 16
 """How many combinations of input shapes an instance captures CUDA graphs of: each keeps memory for its inputs and outputs."""
 
+_LIBRARIES = ("CUDA", "CUDNN", "CUBLAS", "CUFFT", "CURAND", "TENSORRT")
+"""What is in the words of an error that a lost context may be behind."""
+
 _GRAPH_KEY = "gpu_graph_id"
 _NO_GRAPH = "-1"
 
@@ -128,7 +131,9 @@ class OnnxDeviceExecutor(OnnxExecutor):
         self._captured.clear()
 
     def _fault(self, error: BaseException) -> StatusError:
-        self._device.check()
+        # Asking waits for all that runs on the device, and most errors are of a request's own making.
+        if any(name in str(error).upper() for name in _LIBRARIES):
+            self._device.check()
         return super()._fault(error)
 
     def _execute_on_device(self, batch: DeviceBatch) -> None:
@@ -233,8 +238,12 @@ class OnnxDeviceExecutor(OnnxExecutor):
                 self._native.run_with_iobinding(binding, captured.run_options)
             self._replays.add(key)
         except FAILURES as error:
-            # Its memory is what the graph was captured with, if it was.
-            raise self._fault(error) from error
+            if OTHER_SHAPE not in str(error):
+                # Its memory is what the graph was captured with, if it was.
+                raise self._fault(error) from error
+            # The model makes another shape than it declares.
+            self._graphs, self._direct = None, False
+            return False
         finally:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()

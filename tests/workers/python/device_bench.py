@@ -85,7 +85,7 @@ class GpuBench:
     def region(self, content: bytes, number: int = CUDA_REGION) -> Region:
         """Memory of the client, registered."""
         address, handle = self.client.allocate(len(content), content)
-        self.memory.attach_device(number, self.memory.devices_own().open_region(handle, len(content)))
+        self.memory.open_region(number, handle, len(content))
         return Region(self, number, address, len(content))
 
     @property
