@@ -235,6 +235,15 @@ class DevicePool:
         self._base = 0
         self._beside: set[int] = set()
 
+    def prepare(self) -> None:
+        """Have the one allocation already. Raises CudaFault where the device has no room."""
+        with self._lock:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if not self._base and self._allocator.capacity_byte_size:
+            self._base = self._device.allocate(self._allocator.capacity_byte_size)
+
     def reserve(self, byte_size: int) -> int:
         """The address of a block, aligned to ``ALIGNMENT_BYTE_SIZE``. Raises CudaFault where the device has no room."""
         with self._lock:
@@ -244,12 +253,11 @@ class DevicePool:
                 address = self._device.allocate(byte_size)
                 self._beside.add(address)
                 return address
-            if not self._base:
-                try:
-                    self._base = self._device.allocate(self._allocator.capacity_byte_size)
-                except BaseException:
-                    self._allocator.free(offset)
-                    raise
+            try:
+                self._prepare()
+            except BaseException:
+                self._allocator.free(offset)
+                raise
             return self._base + offset
 
     def free(self, address: int) -> None:

@@ -114,6 +114,17 @@ class DeviceMemory:
 
     # blocks
 
+    def take_pool(self) -> None:
+        """Have the pool's memory before others take what there is. Raises UNAVAILABLE where there is too little."""
+        pool = self._open()[2]
+        with self.quiet.work(), self._faults():
+            try:
+                pool.prepare()
+            except CudaFault as fault:
+                if fault.status != OUT_OF_MEMORY:
+                    raise
+                raise unavailable(f"the GPU has no room for --cuda-memory-pool-byte-size: {fault}") from fault
+
     def reserve(self, byte_size: int) -> Lease:
         """A block of device memory. Raises UNAVAILABLE where there is no room."""
         device, _, pool = self._open()

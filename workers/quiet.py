@@ -18,12 +18,11 @@ class Quiet:
         self._changed = threading.Condition()
         self._working = 0
         self._alone = False
-        self._waiting = 0
         self._own = threading.local()
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """Work beside others, once nobody is alone or waits to be."""
+        """Work beside others, once nobody is alone."""
         depth: int = getattr(self._own, "depth", 0)
         if not depth:
             self._enter()
@@ -36,19 +35,28 @@ class Quiet:
                 self._leave()
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Work while nobody else does. What this thread does already, it does not do meanwhile."""
+    def alone(self, patience_secs: float) -> Iterator[bool]:
+        """Work while nobody else does; what this thread does already, it does not do meanwhile.
+
+        False, and it works beside the others, where they did not come to an end in time. They are not held up by the waiting: one of them
+        may itself wait for what another has to do first.
+        """
         depth: int = getattr(self._own, "depth", 0)
         if depth:
             self._leave()
         with self._changed:
-            self._waiting += 1
-            self._changed.wait_for(lambda: not self._working and not self._alone)
-            self._waiting -= 1
-            self._alone = True
+            alone = self._changed.wait_for(lambda: not self._working and not self._alone, patience_secs)
+            if alone:
+                self._alone = True
+        if not alone:
+            if depth:
+                self._enter()
+            with self.work():
+                yield False
+            return
         self._own.depth = depth + 1
         try:
-            yield
+            yield True
         finally:
             self._own.depth = depth
             with self._changed:
@@ -59,7 +67,7 @@ class Quiet:
 
     def _enter(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._changed.wait_for(lambda: not self._alone)
             self._working += 1
 
     def _leave(self) -> None:

@@ -231,6 +231,7 @@ class BatchScheduler(Scheduler):
             decision.batches.append(self._bound(instance, requests, cut))
         if not len(queue):
             self._tied = False
+            self._closing.clear()
         deadline_ns = queue.next_deadline_ns() if queue.limited else None
         if deadline_ns is not None and (wake_ns is None or deadline_ns < wake_ns):
             wake_ns = deadline_ns
@@ -258,7 +259,7 @@ class BatchScheduler(Scheduler):
             return self.queue.scan()
         if instance in self._closing:
             return (one for one in self.queue.scan() if one.device == instance.device)
-        devices = {member.device for member in self._members}
+        devices = {member.device for member in (*self._members, *self._closing)}
         return (one for one in self.queue.scan() if one.device in (-1, instance.device) or one.device not in devices)
 
     def candidates(self, now_ns: int) -> list[Instance]:

@@ -188,3 +188,23 @@ def test_what_waits_for_a_gpu_that_will_not_be_back_is_refused() -> None:
     for _ in range(3):
         bench.finish(bench.sent[0])
     assert len(bench.responses) == 4 and scheduler.idle
+
+
+def test_while_the_last_instance_of_a_gpu_is_busy_nobody_else_runs_what_is_its() -> None:
+    """And it gets nothing else, not even when nothing that is its waits any more."""
+    bench = TiedBench()
+    scheduler = bench.model(0, 1)
+    bench.ask(scheduler, 1, 1)
+    leaving = bench.sent[0].instance
+    bench.dispatcher.when_free(scheduler, leaving, lambda: None)
+    bench.turn()
+    assert bench.ran() == [(1, [1])]
+    bench.finish(bench.sent[0])
+    assert bench.ran() == [(1, [1])]
+    bench.ask(scheduler, 0, -1, -1)
+    bench.finish(next(batch for batch in bench.sent if batch.instance is leaving))
+    assert bench.ran() == [(0, [0])]
+    while bench.sent:
+        assert bench.sent[0].instance is not leaving
+        bench.finish(bench.sent[0])
+    assert len(bench.responses) == 5 and scheduler.idle

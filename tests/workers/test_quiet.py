@@ -16,6 +16,11 @@ def started(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+def beside(quiet: Quiet) -> None:
+    with quiet.work():
+        pass
+
+
 def test_many_work_at_once() -> None:
     quiet, both = Quiet(), threading.Barrier(2)
 
@@ -28,35 +33,57 @@ def test_many_work_at_once() -> None:
     assert not both.broken
 
 
-def test_one_alone_waits_for_those_that_work_and_goes_before_those_that_come() -> None:
+def test_one_alone_waits_for_those_that_work_and_keeps_others_out() -> None:
     quiet, said = Quiet(), list[str]()
-    wanted, working = threading.Event(), threading.Event()
+    inside = threading.Event()
 
     def alone() -> None:
-        working.wait(PATIENCE_S)
-        wanted.set()
-        with quiet.alone():
+        with quiet.alone(PATIENCE_S) as is_alone:
+            assert is_alone
+            inside.set()
             said.append("alone")
+            later.start()
+            said.append("still alone")
 
-    def later() -> None:
-        wanted.wait(PATIENCE_S)
-        while not quiet._waiting:
-            pass
+    def work() -> None:
         with quiet.work():
             said.append("later")
 
-    threads = [started(alone), started(later)]
+    later = threading.Thread(target=work)
     with quiet.work():
-        working.set()
-        wanted.wait(PATIENCE_S)
-        while not quiet._waiting:
-            pass
-        # Whoever works already may begin again.
+        thread = started(alone)
+        # Those that wait to be alone hold up nobody.
+        other = started(lambda: beside(quiet))
+        other.join(PATIENCE_S)
+        assert not other.is_alive() and not inside.is_set()
+        said.append("first")
+    thread.join(PATIENCE_S)
+    later.join(PATIENCE_S)
+    assert said == ["first", "alone", "still alone", "later"]
+
+
+def test_one_that_others_do_not_let_be_alone_works_beside_them() -> None:
+    """Also where it has worked already, and where those others wait for what only a third one can do."""
+    quiet, opened = Quiet(), threading.Event()
+
+    def waits() -> None:
         with quiet.work():
-            said.append("first")
-    for thread in threads:
-        thread.join(PATIENCE_S)
-    assert said == ["first", "alone", "later"]
+            ready.wait(PATIENCE_S)
+            assert opened.wait(PATIENCE_S)
+
+    def opens() -> None:
+        with quiet.work():
+            opened.set()
+
+    ready = threading.Barrier(2)
+    first = started(waits)
+    ready.wait(PATIENCE_S)
+    with quiet.work(), quiet.alone(0.01) as is_alone:
+        assert not is_alone
+        second = started(opens)
+        second.join(PATIENCE_S)
+        first.join(PATIENCE_S)
+    assert opened.is_set() and quiet._working == 0 and not quiet._alone
 
 
 def test_all_that_work_may_come_to_want_to_be_alone() -> None:
@@ -69,7 +96,8 @@ def test_all_that_work_may_come_to_want_to_be_alone() -> None:
         with quiet.work():
             ready.wait(PATIENCE_S)
             for _ in range(50):
-                with quiet.alone():
+                with quiet.alone(PATIENCE_S) as is_alone:
+                    assert is_alone
                     inside += 1
                     most = max(most, inside)
                     with quiet.work():

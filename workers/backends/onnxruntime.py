@@ -113,7 +113,7 @@ def _gpu_options(source: ModelSource, device: DeviceMemory) -> GpuOptions:
     """How a model is to run on a GPU, whose context and libraries are there from here on. Raises StatusError."""
     available = onnxruntime.get_available_providers()
     options = gpu_options(source.config, source.settings, available, device.ordinal, device.number, source.directory)
-    _ = device.device
+    device.take_pool()
     with _libraries_lock:
         if not _libraries:
             # Those that pip has installed are on no search path.
@@ -253,4 +253,5 @@ class OnnxModel:
 
     def close(self) -> None:
         """Give the session's memory back."""
-        self._session = None
+        with nullcontext() if self._device is None else self._device.quiet.work():
+            self._session = None

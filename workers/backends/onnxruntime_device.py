@@ -8,7 +8,6 @@ Source: ONNX Runtime, "CUDA Execution Provider", I/O binding and CUDA graphs; ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,6 +26,9 @@ from .onnxruntime_graph import ELEMENT_NUMBERS
 
 MOST_GRAPHS = 16
 """How many combinations of input shapes an instance captures CUDA graphs of: each keeps memory for its inputs and outputs."""
+
+CAPTURE_PATIENCE_SECS = 0.005
+"""How long a batch waits for others to end, so that it can be captured."""
 
 _LIBRARIES = ("CUDA", "CUDNN", "CUBLAS", "CUFFT", "CURAND", "TENSORRT")
 """What is in the words of an error that a lost context may be behind."""
@@ -125,7 +127,8 @@ class OnnxDeviceExecutor(OnnxExecutor):
 
     def close(self) -> None:
         """Let go of the session, and of the graphs' memory."""
-        super().close()
+        with self._device.quiet.work():
+            super().close()
         for captured in self._captured.values():
             self._free([*captured.inputs.values(), *[lease for lease, _ in captured.outputs.values()]])
         self._captured.clear()
@@ -234,9 +237,10 @@ class OnnxDeviceExecutor(OnnxExecutor):
             for name, (lease, shape) in captured.outputs.items():
                 binding.bind_output(name, self._cuda, self._elements[name], shape, _address(lease))
             batch.inputs_ready()
-            with nullcontext() if key in self._replays else self._device.quiet.alone():
+            if key in self._replays:
                 self._native.run_with_iobinding(binding, captured.run_options)
-            self._replays.add(key)
+            else:
+                self._capture(key, captured)
         except FAILURES as error:
             if OTHER_SHAPE not in str(error):
                 # Its memory is what the graph was captured with, if it was.
@@ -256,6 +260,13 @@ class OnnxDeviceExecutor(OnnxExecutor):
         # The next batch overwrites it.
         batch.arrived()
         return True
+
+    def _capture(self, key: tuple[object, ...], captured: _Captured) -> None:
+        """Run with what is bound, and capture it if nobody else is using the device; the next batch of these shapes tries again if not."""
+        with self._device.quiet.alone(CAPTURE_PATIENCE_SECS) as alone:
+            self._native.run_with_iobinding(self._binding, captured.run_options if alone else self._run_options)
+        if alone:
+            self._replays.add(key)
 
     def _memory_for(self, batch: DeviceBatch, shapes: Mapping[str, tuple[int, ...]]) -> _Captured:
         lead = (batch.batch_size,) if self._batching else ()
