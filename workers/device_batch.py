@@ -17,9 +17,10 @@ from .backends.backend import Executor
 from .batch import Batch, Memory, back_to_back
 from .batch_runner import BatchRunner
 from .contract.messages import Done, Execute, RequestBody, Result, Tensor
+from .contract.room import check_room
 from .contract.status import Code, StatusError, internal
 from .device_memory import DeviceMemory, address_of
-from .output import INLINE_BYTE_SIZE, check_room
+from .output import INLINE_BYTE_SIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..shm.placement import Inline, Placement, Span
-from .contract.room import check_room as check_room
+from .contract.room import check_room
 
 if TYPE_CHECKING:
     from .batch import Memory

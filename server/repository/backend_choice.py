@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...workers.contract.backends import NATIVE, PYTHON
+from ...workers.contract.backends import CPU_ONLY, NATIVE, PYTHON
 from ...workers.contract.status import invalid, unsupported
 
 _FILES = ("model.py", "backend.py")
 """What a backend's Python file may be called."""
 
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
-_CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,9 @@ def environment_path(config: Any) -> str:
     Raises UNSUPPORTED for a parameter that the Python backend does not understand.
     """
     parameters = config.parameters
-    if _CPU_ONLY in parameters:
-        value = parameters[_CPU_ONLY].string_value
+    if CPU_ONLY in parameters:
+        value = parameters[CPU_ONLY].string_value
         if value not in ("yes", "no"):
             # The lone quote is the protocol's.
-            raise unsupported(f"Incorrect value for {_CPU_ONLY}: {value}'")
+            raise unsupported(f"Incorrect value for {CPU_ONLY}: {value}'")
     return str(parameters[_ENVIRONMENT].string_value) if _ENVIRONMENT in parameters else ""

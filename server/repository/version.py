@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ...workers.contract.backends import PYTHON
+from ...workers.contract.backends import CPU_ONLY, PYTHON
 from ...workers.contract.messages import InstanceSpec, Load
 from ...workers.contract.signature import Signature
 from ..dispatch.cached import Cached
@@ -24,8 +24,6 @@ from .change import Edition
 from .ensemble_members import member_names
 from .shared_copy import SharedCopy
 from .source import Stamps
-
-_CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 class State(enum.StrEnum):
@@ -53,7 +51,7 @@ class Home:
 def _keeps_to_cpu(config: Any, load: Load | None) -> bool:
     """Does it take its inputs in ordinary memory, wherever it runs? Python models do that do not say otherwise."""
     python = load is not None and load.backend == PYTHON
-    return python and (_CPU_ONLY not in config.parameters or config.parameters[_CPU_ONLY].string_value != "no")
+    return python and (CPU_ONLY not in config.parameters or config.parameters[CPU_ONLY].string_value != "no")
 
 
 def _device_of(homes: Mapping[Instance, Home]) -> int | None:

@@ -8,3 +8,6 @@ NATIVE = (ONNXRUNTIME,)
 
 PYTHON = "python"
 """The backend of models that are Python files, and of backends that are: each instance has a process of its own."""
+
+CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
+"""The parameter of Python models that says whether their inputs are to lie in ordinary memory; ``no`` leaves them where they are."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.backend import ModelSource
+from ..contract.backends import CPU_ONLY
 from ..contract.messages import InstanceSpec
 from ..contract.status import StatusError, internal, invalid, unavailable
 from ..states import states_of
@@ -27,7 +28,6 @@ from .request import InferenceRequest
 READY_CHECK_TIMEOUT_SECS = 5.0
 
 _API_NAMES = ("triton_python_backend_utils", "c_python_backend_utils")
-_CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 _KINDS = {"KIND_CPU": "CPU", "KIND_GPU": "GPU", "KIND_MODEL": "MODEL"}
 
 
@@ -106,7 +106,7 @@ def completed(source: ModelSource) -> bytes:
 
 def cpu_only(document: bytes) -> bool:
     """Does a model take its inputs in ordinary memory, wherever they lie? All do that do not say otherwise."""
-    parameter = json.loads(document).get("parameters", {}).get(_CPU_ONLY, {})
+    parameter = json.loads(document).get("parameters", {}).get(CPU_ONLY, {})
     return bool(parameter.get("string_value") != "no")
 
 
