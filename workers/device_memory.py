@@ -48,15 +48,17 @@ class DeviceMemory:
     """Opens the device with its first use, which takes a while and some memory of it. For any thread.
 
     ``arena`` is the number of the worker's own arena, which leases of device memory bear; ``host`` is what the device is to reach directly.
-    Whatever CUDA refuses is raised as StatusError; a context that is lost ends the process. All who use the device do so in ``quiet``.
+    Whatever CUDA refuses is raised as StatusError; a context that is lost ends the process, and so does one that cannot be made, unless
+    the device is a ``foreign`` one, which a model chose. All who use the device do so in ``quiet``.
     """
 
-    def __init__(self, grant: DeviceGrant, arena: int, host: Sequence[HostMemory]) -> None:
+    def __init__(self, grant: DeviceGrant, arena: int, host: Sequence[HostMemory], *, foreign: bool = False) -> None:
         self.number = grant.number
         self.ordinal = grant.ordinal
         self._grant = grant
         self._arena = arena
         self._host = host
+        self._foreign = foreign
         self._lock = threading.Lock()
         self._opened: tuple[Device, Handles, DevicePool] | None = None
         self._streams: list[int] = []
@@ -81,8 +83,13 @@ class DeviceMemory:
             device = Device(self.ordinal)
         except ImportError as error:
             raise unavailable(_NO_CUPY) from error
-        except (CudaFault, OSError) as error:
+        except OSError as error:
             raise unavailable(f"the GPU cannot be used: {error}") from error
+        except CudaFault as fault:
+            if not self._foreign and fault.status != OUT_OF_MEMORY:
+                # CUDA tells a process that it could not be initialised in the same for as long as that lives.
+                end_because(f"cannot use its GPU: {fault}")
+            raise unavailable(f"the GPU cannot be used: {fault}") from fault
         for memory in self._host:
             if memory.pages:
                 try:

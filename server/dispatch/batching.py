@@ -181,14 +181,14 @@ class BatchScheduler(Scheduler):
         """Do requests wait that are tied to an instance's GPU, on which no other will run them?"""
         if not self._tied or instance.device in {member.device for member in self._members}:
             return False
-        return any([request.device == instance.device for request in self.queue.scan()])
+        return instance.device in self.queue.devices()
 
     def stranded(self) -> list[Request]:
         """What waits for a GPU on which no instance is alive."""
         if not self._tied:
             return []
         alive = {instance.device for instance in (*self.instances, *self._closing)}
-        return [request for request in self.queue.scan() if request.device >= 0 and request.device not in alive]
+        return list(self.queue.scan(without=alive | {-1}))
 
     def cancel(self, request: Request) -> bool:
         """As ``Scheduler`` says."""
@@ -258,9 +258,8 @@ class BatchScheduler(Scheduler):
         if not self._tied:
             return self.queue.scan()
         if instance in self._closing:
-            return (one for one in self.queue.scan() if one.device == instance.device)
-        devices = {member.device for member in (*self._members, *self._closing)}
-        return (one for one in self.queue.scan() if one.device in (-1, instance.device) or one.device not in devices)
+            return self.queue.scan(without=self.queue.devices() - {instance.device})
+        return self.queue.scan(without={member.device for member in (*self._members, *self._closing)} - {instance.device, -1})
 
     def candidates(self, now_ns: int) -> list[Instance]:
         """As ``Scheduler`` says."""
@@ -277,10 +276,7 @@ class BatchScheduler(Scheduler):
         return self._bound(instance, requests, cut)
 
     def _bound(self, instance: Instance, requests: list[Request], cut: Cut) -> PlannedBatch:
-        if self._tied:
-            self.queue.take_out(requests)
-        else:
-            self.queue.take(requests)
+        self.queue.take(requests)
         if self._expired:
             self._expired = False
             if cut in (Cut.END, Cut.DELAY):

@@ -17,7 +17,7 @@ from ...shm.placement import Inline, Lease
 from ...workers.contract.messages import Tensor
 from ...workers.contract.status import Code, StatusError
 from ..statistics import ExecutionTimes, FailureReason, VersionStatistics
-from .ordering import ResponseOrder
+from .forwarding import Counting, Flow, Forwarding
 from .request import EndMark, Request, Response
 from .response_cache import Entry, Store, cacheable, contents, digest, entry_byte_size
 from .scheduler import stopping_error
@@ -30,19 +30,6 @@ class Beside(Protocol):
     """Does ``work`` in a thread and then calls ``done`` with its result on the loop, unless the server has ended by then."""
 
     def __call__(self, work: Callable[[], Any], done: Callable[[Any], None]) -> object: ...
-
-
-@dataclass(slots=True)
-class Flow:
-    """Counts requests that wait or run."""
-
-    in_flight: int = 0
-
-
-class Counting(Protocol):
-    """Whoever counts all requests in flight, so that doors know how many there are."""
-
-    in_flight: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +70,7 @@ class _Visit:
         self.executed = self.spoilt = self.found = self.waiting = self.over = False
 
 
-class Cached:
+class Cached(Forwarding[_Visit]):
     """One model version, or ensemble, with a cache in front.
 
     ``identity`` stands for this load of it in keys. ``enter`` and ``withdraw`` are those of what lies behind, which has
@@ -103,23 +90,16 @@ class Cached:
         ensemble: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.stopping = False
+        super().__init__(statistics, caching.flow, ordered=ordered)
         self._digest = partial(digest, identity, output_count)
         self._store = caching.store
         self._view = caching.view
         self._beside = caching.beside
-        self._flow = caching.flow
         self._enter = enter
         self._withdraw = withdraw
-        self._statistics = statistics
-        self._order = ResponseOrder() if ordered else None
         self._ensemble = ensemble
         self._clock_ns = clock_ns
-        # Those that wait; where responses are ordered, all.
-        self._open: dict[Request, _Visit] = {}
-        self._waiting = self._copying = 0
-        self._stop_behind: Callable[[], None] | None = None
-        self._idle_watchers: list[Callable[[], None]] = []
+        self._copying = 0
 
     # requests
 
@@ -171,27 +151,15 @@ class Cached:
     def _pass_back(self, visit: _Visit, response: Response) -> None:
         if response.final:
             visit.request.on_response = visit.deliver
-        self._deliver(visit, response)
-
-    def _arrive(self, visit: _Visit) -> None:
-        if self._order is not None:
-            self._open[visit.request] = visit
-            self._order.arrived(visit.request)
+        self._hand_on(visit, response)
 
     def _wait(self, visit: _Visit) -> None:
         """Until it is known what a request is called, or whether it has been answered."""
         self._arrive(visit)
-        self._open[visit.request] = visit
-        visit.waiting = True
-        self._waiting += 1
-        self._flow.in_flight += 1
-        self._statistics.pending_count += 1
+        self._begin_waiting(visit)
 
     def _go_on(self, visit: _Visit) -> None:
-        visit.waiting = False
-        self._waiting -= 1
-        self._flow.in_flight -= 1
-        self._statistics.pending_count -= 1
+        self._end_waiting(visit)
         if self._order is None:
             del self._open[visit.request]
 
@@ -270,17 +238,7 @@ class Cached:
             if on_finish is not None:
                 on_finish()
         finally:
-            self._deliver(visit, response)
-
-    def _deliver(self, visit: _Visit, response: Response) -> None:
-        if self._order is None:
-            visit.deliver(response)
-            return
-        with ExitStack() as stack:  # calls all of them, whichever fails
-            for ready in reversed(self._order.respond(response)):
-                stack.callback(self._open[ready.request].deliver, ready)
-                if ready.final:
-                    del self._open[ready.request]
+            self._hand_on(visit, response)
 
     def _answered(self, visit: _Visit, response: Response) -> None:
         """What lies behind has answered. No request may be part of a circle of objects once it is over: the collector runs rarely."""
@@ -339,7 +297,7 @@ class Cached:
             if response.final:
                 self._keep(visit, response)
         finally:
-            self._deliver(visit, response)
+            self._hand_on(visit, response)
 
     def _keep(self, visit: _Visit, response: Response) -> None:
         entry, visit.entry = visit.entry, None
@@ -361,20 +319,10 @@ class Cached:
         """Requests that are neither answered nor known to what lies behind."""
         return self._waiting + self._copying
 
-    def stop(self, stop_behind: Callable[[], None]) -> None:
-        """Take no more requests, and call ``stop_behind`` once those that wait have been passed on."""
-        self.stopping = True
-        if self._waiting:
-            self._stop_behind = stop_behind
-        else:
-            stop_behind()
-
-    def when_idle(self, watcher: Callable[[], None]) -> None:
-        """Call ``watcher`` once, when ``in_flight`` is 0; at once where it is."""
-        if self.in_flight:
-            self._idle_watchers.append(watcher)
-        else:
-            watcher()
+    @property
+    def idle(self) -> bool:
+        """As ``Forwarding`` says: none waits, and no answer is being copied."""
+        return not self.in_flight
 
     def abandon(self, error: StatusError) -> None:
         """Answer what waits with ``error``: the server ends."""
@@ -382,16 +330,6 @@ class Cached:
             self._go_on(visit)
             self._refuse(visit, error, FailureReason.OTHER)
         self._rest()
-
-    def _rest(self) -> None:
-        """Fewer requests are here than before."""
-        if not self._waiting and self._stop_behind is not None:
-            stop_behind, self._stop_behind = self._stop_behind, None
-            stop_behind()
-        if not self.in_flight:
-            watchers, self._idle_watchers = self._idle_watchers, []
-            for watcher in watchers:
-                watcher()
 
 
 def _executed(visit: _Visit, times: ExecutionTimes) -> None:

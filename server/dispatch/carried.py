@@ -23,7 +23,7 @@ from ...workers.contract.room import check_room
 from ...workers.contract.status import Code, StatusError
 from ...workers.contract.strings import check_strings
 from ..statistics import FailureReason, VersionStatistics
-from .ordering import ResponseOrder
+from .forwarding import Counting, Forwarding
 from .request import Request, Response
 from .scheduler import stopping_error
 
@@ -66,12 +66,6 @@ class Mover(Protocol):
         """Copy each place to the beginning of its part of a region, all on one GPU."""
 
 
-class Counting(Protocol):
-    """Whoever counts all requests in flight, so that doors know how many there are."""
-
-    in_flight: int
-
-
 class _Visit:
     """A request on its way. ``waiting``: it has not been passed on yet, and ``over``: its last response has been handed on.
 
@@ -100,7 +94,7 @@ class _Visit:
         self.waiting = self.finished = self.over = self.answering = self.failed = False
 
 
-class Carried:
+class Carried(Forwarding[_Visit]):
     """One model version, with ``mover`` in front.
 
     ``takes`` says whether all its workers reach a location, ``ties`` whether those of that GPU do, to which a request is tied then.
@@ -123,23 +117,17 @@ class Carried:
         ordered: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.stopping = False
+        super().__init__(statistics, flow, ordered=ordered)
         self._mover = mover
         self._takes = takes
         self._ties = ties
         self._enter = enter
         self._withdraw = withdraw
-        self._statistics = statistics
-        self._flow = flow
         self._model = model
-        self._order = ResponseOrder() if ordered else None
         self._clock_ns = clock_ns
-        self._open: dict[Request, _Visit] = {}
         self._lines: dict[int | str, deque[_Visit]] = {}
-        self._waiting = self._answering = 0
+        self._answering = 0
         self._outage: StatusError | None = None
-        self._stop_behind: Callable[[], None] | None = None
-        self._idle_watchers: list[Callable[[], None]] = []
 
     # requests
 
@@ -201,18 +189,12 @@ class Carried:
         return self._takes(location)
 
     def _wait(self, visit: _Visit, fetches: dict[Location, list[int]]) -> None:
-        request = visit.request
-        self._open[request] = visit
-        if self._order is not None:
-            self._order.arrived(request)
+        self._arrive(visit)
+        self._begin_waiting(visit)
         if visit.sequence:
             self._lines.setdefault(visit.sequence, deque()).append(visit)
-        visit.waiting = True
-        self._waiting += 1
-        self._flow.in_flight += 1
-        self._statistics.pending_count += 1
         visit.missing = len(fetches)
-        inputs = request.body.inputs
+        inputs = visit.request.body.inputs
         for location, indices in fetches.items():
             self._mover.fetch(location, [inputs[index].place for index in indices], partial(self._fetched, visit, indices))
 
@@ -265,17 +247,10 @@ class Carried:
         elif line is not None:
             del self._lines[sequence]
 
-    def _leave(self, visit: _Visit) -> None:
-        """It waits here no more."""
-        visit.waiting = False
-        self._waiting -= 1
-        self._flow.in_flight -= 1
-        self._statistics.pending_count -= 1
-
     def _go_on(self, visit: _Visit) -> None:
         if visit.over:
             return
-        self._leave(visit)
+        self._end_waiting(visit)
         try:
             if visit.request.cancelled:
                 self._refuse(visit, StatusError(Code.CANCELLED, ""), FailureReason.CANCELED)
@@ -431,18 +406,9 @@ class Carried:
                 stack.callback(self._finish, visit)
 
     def _deliver(self, visit: _Visit, response: Response) -> None:
-        if self._order is None:
-            if response.final:
-                del self._open[visit.request]
-            visit.deliver(response)
-            return
-        ready = [(self._open[one.request], one) for one in self._order.respond(response)]
-        for its, one in ready:
-            if one.final:
-                del self._open[its.request]
-        with ExitStack() as stack:  # calls all of them, whichever fails
-            for its, one in reversed(ready):
-                stack.callback(its.deliver, one)
+        if self._order is None and response.final:
+            del self._open[visit.request]
+        self._hand_on(visit, response)
 
     # the end
 
@@ -453,23 +419,8 @@ class Carried:
 
     @property
     def idle(self) -> bool:
-        """Nothing is carried, neither here nor behind."""
+        """As ``Forwarding`` says: nothing is carried, neither here nor behind."""
         return not self._open
-
-    def stop(self, stop_behind: Callable[[], None]) -> None:
-        """Take no more requests, and call ``stop_behind`` once those that wait have been passed on."""
-        self.stopping = True
-        if self._waiting:
-            self._stop_behind = stop_behind
-        else:
-            stop_behind()
-
-    def when_idle(self, watcher: Callable[[], None]) -> None:
-        """Call ``watcher`` once, when it is idle; at once where it is."""
-        if self._open:
-            self._idle_watchers.append(watcher)
-        else:
-            watcher()
 
     def abandon(self, error: StatusError) -> None:
         """Answer what is here with ``error``: the server ends. What lies behind is to be abandoned after this."""
@@ -477,22 +428,12 @@ class Carried:
         self._lines.clear()
         for visit in list(self._open.values()):
             if visit.waiting:
-                self._leave(visit)
+                self._end_waiting(visit)
                 self._refuse(visit, error, FailureReason.OTHER)
             elif visit.putting:
                 visit.putting, visit.error = 0, error
                 self._put_all(visit)
         self._rest()
-
-    def _rest(self) -> None:
-        """Fewer requests are here than before."""
-        if not self._waiting and self._stop_behind is not None:
-            stop_behind, self._stop_behind = self._stop_behind, None
-            stop_behind()
-        if not self._open:
-            watchers, self._idle_watchers = self._idle_watchers, []
-            for watcher in watchers:
-                watcher()
 
 
 def _within_reach(body: RequestBody, visit: _Visit) -> RequestBody:

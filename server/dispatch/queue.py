@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import merge
+from operator import attrgetter
 
 from ...workers.contract.status import unavailable
 from .deadlines import Deadlines
@@ -33,20 +35,56 @@ class QueuePolicy:
 
 
 @dataclass(slots=True)
-class _Level:
-    policy: QueuePolicy
+class _Lane:
+    """What of a level one GPU alone may run, or any instance. No line begins with a blank."""
+
     waiting: deque[Request] = field(default_factory=deque)
     delayed: deque[Request] = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.delayed)
+
+    def drop_heads(self, present: Collection[int]) -> None:
+        """Drop the blanks at the heads at once, so that a request which is put back later cannot meet its own."""
+        for line in (self.waiting, self.delayed):
+            while line and line[0].order not in present:
+                line.popleft()
+
+    def drop_blanks(self, present: Collection[int]) -> None:
+        """Drop all of them."""
+        self.waiting = deque(one for one in self.waiting if one.order in present)
+        self.delayed = deque(one for one in self.delayed if one.order in present)
+
+
+@dataclass(slots=True)
+class _Level:
+    """Requests of one priority: ``tied`` to GPUs, by their number, and those that are ``free`` to run anywhere."""
+
+    policy: QueuePolicy
+    free: _Lane = field(default_factory=_Lane)
+    tied: dict[int, _Lane] = field(default_factory=dict)
     size: int = 0
     limited: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.limited = self.policy != QueuePolicy()
 
+    def lane(self, device: int) -> _Lane:
+        if device < 0:
+            return self.free
+        lane = self.tied.get(device)
+        if lane is None:
+            lane = self.tied[device] = _Lane()
+        return lane
+
+    def lanes(self) -> list[tuple[int, _Lane]]:
+        return [(-1, self.free), *self.tied.items()]
+
 
 class RequestQueue:
     """Requests in the order they shall run: by level (1 first), then arrival, expired ones last.
 
+    Those of each GPU (``Request.device``, -1 for any) stand in a lane of their own, so that nobody has to walk past those of another.
     Requests that left early (cancelled, expired) stay in their deque as blanks, skipped when met.
     """
 
@@ -82,7 +120,7 @@ class RequestQueue:
             if timeout_us:
                 request.deadline_ns = now_ns + timeout_us * 1000
                 self._deadlines.add(request.deadline_ns, request)
-        level.waiting.append(request)
+        level.lane(request.device).waiting.append(request)
         level.size += 1
         self._waiting.add(request.order)
 
@@ -90,7 +128,7 @@ class RequestQueue:
         """Put requests back that had left for an instance which died: they are next again, in this order."""
         for request in reversed(requests):
             level = self._level_of(request)
-            level.waiting.appendleft(request)
+            level.lane(request.device).waiting.appendleft(request)
             level.size += 1
             self._waiting.add(request.order)
             if request.deadline_ns:
@@ -103,11 +141,12 @@ class RequestQueue:
         self._waiting.remove(request.order)
         level = self._level_of(request)
         level.size -= 1
-        self._drop_heads(level)
-        if len(level.waiting) + len(level.delayed) > 2 * level.size + _FEW_BLANKS:
+        level.lane(request.device).drop_heads(self._waiting)
+        lanes = level.lanes()
+        if sum([len(lane) for _, lane in lanes]) > 2 * level.size + _FEW_BLANKS:
             # Behind one that waits for long, blanks would keep their requests' bodies.
-            level.waiting = deque(one for one in level.waiting if one.order in self._waiting)
-            level.delayed = deque(one for one in level.delayed if one.order in self._waiting)
+            for _, lane in lanes:
+                lane.drop_blanks(self._waiting)
         return True
 
     def holds(self, request: Request) -> bool:
@@ -121,33 +160,26 @@ class RequestQueue:
             waiting.remove(request.order)
             self._level_of(request).size -= 1
         for level in self._levels:
-            self._drop_heads(level)
+            level.free.drop_heads(waiting)
+            for lane in level.tied.values():
+                lane.drop_heads(waiting)
 
-    def take_out(self, requests: list[Request]) -> None:
-        """Take out any requests of ``scan``: slower than ``take``, but in its midst nothing may be left of one that is put back later."""
-        for request in requests:
-            self._waiting.remove(request.order)
-            level = self._level_of(request)
-            level.size -= 1
-            (level.waiting if request in level.waiting else level.delayed).remove(request)
-        for level in self._levels:
-            self._drop_heads(level)
-
-    def _drop_heads(self, level: _Level) -> None:
-        """Drop the blanks at the heads at once, so that a request which is put back later cannot meet its own."""
-        waiting = self._waiting
-        for lane in (level.waiting, level.delayed):
-            while lane and lane[0].order not in waiting:
-                lane.popleft()
-
-    def scan(self) -> Iterator[Request]:
-        """The waiting requests, next one first."""
+    def scan(self, without: Collection[int] = ()) -> Iterator[Request]:
+        """The waiting requests, next one first, ``without`` those whose ``device`` is one of these."""
         waiting = self._waiting
         for level in self._levels:
-            for lane in (level.waiting, level.delayed):
-                for request in lane:
+            lines: tuple[Iterable[Request], ...] = (level.free.waiting, level.free.delayed)
+            if level.tied or without:
+                lanes = [lane for device, lane in level.lanes() if lane and device not in without]
+                lines = (_by_arrival([lane.waiting for lane in lanes]), _by_arrival([lane.delayed for lane in lanes]))
+            for line in lines:
+                for request in line:
                     if request.order in waiting:
                         yield request
+
+    def devices(self) -> set[int]:
+        """For which GPUs something waits; -1 where something waits for any."""
+        return {device for level in self._levels for device, lane in level.lanes() if lane}
 
     def expire(self, now_ns: int) -> list[Request]:
         """Take out the requests whose time is over; those of a delaying level only lose their place."""
@@ -157,8 +189,10 @@ class RequestQueue:
                 continue  # it was put back, and has two entries
             level = self._level_of(request)
             if level.policy.delay_when_expired:
-                level.waiting.remove(request)
-                level.delayed.append(request)
+                lane = level.lane(request.device)
+                lane.waiting.remove(request)
+                lane.drop_heads(self._waiting)
+                lane.delayed.append(request)
                 request.deadline_ns = 0
             else:
                 self.discard(request)
@@ -171,3 +205,8 @@ class RequestQueue:
 
     def _expires(self, at_ns: int, request: Request) -> bool:
         return request.order in self._waiting and request.deadline_ns == at_ns
+
+
+def _by_arrival(lines: list[deque[Request]]) -> Iterable[Request]:
+    """Those of several lines; each keeps its own order."""
+    return lines[0] if len(lines) == 1 else merge(*lines, key=attrgetter("order"))

@@ -15,6 +15,7 @@ from .child_process import ChildProcess
 from .farm import Farm
 from .placement import device_worker
 from .processes import Processes, tensor_gone
+from .seat import Seat, left
 
 CLOSE_TIMEOUT_SECS = 30.0
 """How long whoever unregisters a region waits for its workers."""
@@ -74,14 +75,19 @@ class Devices:
                 )
 
     async def _close(self, number: int) -> None:
-        workers = [name for name, seat in self._farm.seats.items() if seat.process is not None and seat.process.forget_region(number)]
-        asked = [self._farm.ask(worker, lambda task: CloseRegion(task, number)) for worker in workers]
+        # Those that have been told to stop hear nothing any more, and have it mapped until they end.
+        leaving = [seat for seat in self._farm.leaving if _forgets(seat, number)]
+        seats = [seat for seat in self._farm.seats.values() if _forgets(seat, number)]
+        asked = [self._farm.ask(seat.name, lambda task: CloseRegion(task, number)) for seat in seats]
         results = await asyncio.gather(*asked, return_exceptions=True)
         self._farm.let_go(number)
-        for result in results:
-            # A worker that cannot be asked has gone, and what it had mapped with it.
-            if isinstance(result, BaseException) and not isinstance(result, StatusError):
+        for seat, result in zip(seats, results, strict=True):
+            # One that cannot be asked has gone, and what it had mapped with it, or is about to go.
+            if isinstance(result, StatusError):
+                leaving.append(seat)
+            elif isinstance(result, BaseException):
                 raise result
+        await left(leaving)
 
     def where(self, place: Placement) -> Location | None:
         """The GPU that something lies on; None for ordinary memory. Raises StatusError UNAVAILABLE where its worker has gone."""
@@ -132,3 +138,7 @@ class Devices:
         for number in regions:
             self._processes.lend_region(number, process)
         return process
+
+
+def _forgets(seat: Seat, region: int) -> bool:
+    return seat.process is not None and seat.process.forget_region(region)

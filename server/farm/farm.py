@@ -45,7 +45,7 @@ from .interpreter import OWN, Interpreter
 from .launch import Launched, launch, worker_words
 from .process_memory import resident_byte_size
 from .processes import Processes
-from .seat import Answered, Holding, Seat, fail, kill
+from .seat import Answered, Holding, Seat, fail, kill, left
 
 OUTAGE_SECS = 1.0
 """A restart further away than this is an outage: requests are refused instead of kept waiting."""
@@ -67,7 +67,7 @@ class Farm:
     """All seats, and the ``processes`` that fill them.
 
     ``spare`` is a worker in our own Python that has been started already: the first that needs one gets it, if it needs no GPU.
-    ``grants`` are the GPUs that workers may be given.
+    ``grants`` are the GPUs that workers may be given. ``leaving`` are seats that were given up, whose processes are still there.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Farm:
         self._numbers = itertools.count(1)
         self._seat_of_instance: dict[int, Seat] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._leaving: set[Seat] = set()
+        self.leaving: set[Seat] = set()
         self._closing = False
 
     # tasks
@@ -506,7 +506,9 @@ class Farm:
         seat.process = None
         seat.up = False
         if seat.closing:
-            self._leaving.discard(seat)
+            self.leaving.discard(seat)
+            if seat.gone is not None:
+                seat.gone.set_result(None)
             return
         seat.restarts += 1
         delay_secs = seat.backoff.delay_secs(time.monotonic_ns() - process.started_ns)
@@ -557,7 +559,8 @@ class Farm:
         fail(seat.arrivals, stopping)
         fail(seat.tasks.values(), stopping)
         if seat.process is not None:
-            self._leaving.add(seat)
+            self.leaving.add(seat)
+            seat.gone = self._loop.create_future()
             if seat.up:
                 seat.up = False
                 seat.process.send(Stop())
@@ -572,20 +575,15 @@ class Farm:
             self._spare.end()
         for seat in list(self.seats.values()):
             self._close(seat)
-        await self._leave(timeout_secs)
-        kill(self._leaving)
-        await self._leave(KILL_TIMEOUT_SECS)
+        await left(self.leaving, timeout_secs)
+        kill(self.leaving)
+        await left(self.leaving, KILL_TIMEOUT_SECS)
         for task in list(self._background):
             task.cancel()
 
-    async def _leave(self, timeout_secs: float) -> None:
-        deadline = self._loop.time() + timeout_secs
-        while self._leaving and self._loop.time() < deadline:
-            await asyncio.sleep(0.005)
-
     def end_now(self) -> None:
         """Kill all workers; the process exits right after."""
-        kill([*self.seats.values(), *self._leaving])
+        kill([*self.seats.values(), *self.leaving])
 
 
 def _leaving(holding: Holding) -> StatusError:

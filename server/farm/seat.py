@@ -52,7 +52,8 @@ class Holding:
 class Seat:
     """A worker's place in the farm; it outlives the processes that fill it.
 
-    ``grant`` is the GPU that its worker may use, ``regions`` are clients' CUDA regions that keep it there.
+    ``grant`` is the GPU that its worker may use, ``regions`` are clients' CUDA regions that keep it there. ``gone`` is resolved once
+    its last process has ended, after it was given up.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Seat:
     restart: asyncio.TimerHandle | None = None
     grant: Grant | None = None
     regions: set[int] = field(default_factory=set)
+    gone: asyncio.Future[None] | None = None
 
     @property
     def empty(self) -> bool:
@@ -80,6 +82,13 @@ def kill(seats: Iterable[Seat]) -> None:
     for seat in seats:
         if seat.process is not None:
             seat.process.kill()
+
+
+async def left(seats: Iterable[Seat], timeout_secs: float | None = None) -> None:
+    """Wait until those that were given up have no process any more."""
+    futures = [seat.gone for seat in seats if seat.gone is not None]
+    if futures:
+        await asyncio.wait(futures, timeout=timeout_secs)
 
 
 def fail(futures: Iterable[asyncio.Future[Any]], error: StatusError) -> None:

@@ -160,7 +160,7 @@ class LazyLifecycle(Lifecycle):
         busy = next((served for served in self._serving(name) if not served.idle), None)
         if busy is None:
             self.residency.idle(name)
-        elif busy.cached is not None and busy.cached.in_flight:
+        elif busy.cached is not None and not busy.cached.idle:
             busy.cached.when_idle(partial(self._watch, name))
         elif busy.carried is not None and not busy.carried.idle:
             busy.carried.when_idle(partial(self._watch, name))

@@ -177,7 +177,7 @@ class ModelVersion:
     @property
     def idle(self) -> bool:
         """Does it do nothing, not even for requests that have been answered?"""
-        if self.cached is not None and self.cached.in_flight:
+        if self.cached is not None and not self.cached.idle:
             return False
         if self.carried is not None and not self.carried.idle:
             return False

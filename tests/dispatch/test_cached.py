@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tensorfarm.server.dispatch.cached import SHORT_BYTE_SIZE, Cached, Caching, Flow
+from tensorfarm.server.dispatch.cached import SHORT_BYTE_SIZE, Cached, Caching
+from tensorfarm.server.dispatch.forwarding import Flow
 from tensorfarm.server.dispatch.request import EndMark, Request, Response
 from tensorfarm.server.dispatch.response_cache import Entry, Found, Inserted, LocalCache
 from tensorfarm.server.latency import Summary

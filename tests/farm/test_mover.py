@@ -13,6 +13,7 @@ from tensorfarm.server.dispatch.carried import Copies, Location
 from tensorfarm.server.farm.devices import Devices
 from tensorfarm.server.farm.mover import DeviceMover
 from tensorfarm.server.farm.processes import Processes
+from tensorfarm.server.farm.seat import Seat
 from tensorfarm.server.regions import CudaRegion, RegionRegistry
 from tensorfarm.shm.placement import DEVICE_START, Inline, Lease, Placement, Span
 from tensorfarm.workers.contract.messages import DeviceGrant, Fetch, Fetched
@@ -115,6 +116,7 @@ class Bench:
         seats = {process.name: SimpleNamespace(process=process) for process in (self.owner, self.plain)}
         farm: Any = SimpleNamespace(seats=seats, ask=self.ask)
         self.farm = farm
+        self.processes = processes
         self.devices = Devices(farm, processes, self.regions)
 
     async def ask(self, worker: str, message: Callable[[int], Any]) -> Fetched:
@@ -155,3 +157,52 @@ def test_what_went_with_its_worker_is_not_asked_of_the_next() -> None:
     with pytest.raises(StatusError, match="has gone"):
         run(bench.devices.fetch_own([FAR]))
     assert not bench.asked
+
+
+# letting go of regions
+
+
+def holder(name: str, *regions: int) -> Seat:
+    """A seat whose worker has been given these regions."""
+    given = set(regions)
+
+    def forget(region: int) -> bool:
+        there = region in given
+        given.discard(region)
+        return there
+
+    process: Any = SimpleNamespace(forget_region=forget)
+    return Seat(name, process=process)
+
+
+@pytest.mark.parametrize("stops_when", ["before it is asked", "while it is asked"])
+def test_a_region_is_let_go_of_once_the_workers_that_are_leaving_have_ended(stops_when: str) -> None:
+    """Their successors, which bear the same names, know nothing of it."""
+    bench = Bench()
+    old, other = holder("gpu_2", 3), holder("m:1#0")
+    bench.farm.leaving = {old, holder("gpu_2", 4)}
+    bench.farm.seats = {"gpu_2": holder("gpu_2"), "m:1#0": other}
+    bench.farm.let_go = lambda region: None
+    if stops_when == "while it is asked":
+        bench.farm.leaving = set()
+        bench.farm.seats["gpu_2"] = old
+
+    async def stopped(worker: str, message: Callable[[int], Any]) -> Any:
+        raise unavailable("worker 'gpu_2' is being stopped")
+
+    bench.farm.ask = stopped
+
+    async def main() -> None:
+        old.gone = asyncio.get_running_loop().create_future()
+        bench.processes.on_cuda_drop(3)
+        closed = asyncio.ensure_future(bench.devices.closed([3]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not closed.done(), "its owner would free what is still mapped"
+        old.gone.set_result(None)
+        await closed
+        # And nobody waits for those who have nothing of it.
+        bench.processes.on_cuda_drop(5)
+        await bench.devices.closed([5])
+
+    asyncio.run(asyncio.wait_for(main(), 5))

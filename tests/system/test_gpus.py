@@ -235,6 +235,17 @@ def test_a_lost_context_costs_its_worker_alone(machine: Machine) -> None:
     machine.forget(source, other)
 
 
+def test_a_gpu_that_could_not_be_initialised_is_tried_again_in_a_fresh_process(repository: Path, tmp_path: Path) -> None:
+    variables = environment(tmp_path, gpus=1)
+    with tensorfarm(repository, "--model-control-mode=explicit", folder=tmp_path / "run", environment=variables) as server:
+        fault = order_fault(tmp_path, 700)
+        reply = server.ask("POST", "/v2/repository/models/on_zero/load")
+        fault.unlink()
+        assert reply.status == 400
+        assert "cannot use its GPU: cudaErrorIllegalAddress: an illegal memory access was encountered" in reply.json["error"]
+        assert server.ask("POST", "/v2/repository/models/on_zero/load").status == 200
+
+
 def test_regions_outlive_a_killed_worker(machine: Machine) -> None:
     """They can be used, and unregistered, as if nothing had been; nobody waits for what it would have said."""
     regions = [machine.region(f"r{number}", 512, 0, _pair()) for number in range(3)]

@@ -45,4 +45,4 @@ class Devices:
         # Not at hand in all the interpreters that models bring.
         from ..device_memory import DeviceMemory
 
-        return DeviceMemory(DeviceGrant(ordinal, ordinal, 0), self._memory.arena_number, ())
+        return DeviceMemory(DeviceGrant(ordinal, ordinal, 0), self._memory.arena_number, (), foreign=True)
