@@ -58,13 +58,13 @@ def start(repository: Path, *flags: str, folder: Path, environment: Mapping[str,
     command = [str(PROGRAM), f"--model-repository={repository}", *flags]
     ports = {"HTTP_PORT": str(http_port), "GRPC_PORT": str(grpc_port), "METRICS_PORT": str(metrics_port)}
     server = spawn(command, {**ports, **(environment or {})}, http_port, metrics_port, folder)
-    server.restarts = 2
+    server.restarts, server.foreign = 2, True
     return server
 
 
 @contextlib.contextmanager
 def tritonserver(repository: Path, *flags: str, folder: Path) -> Iterator[Server]:
-    """The real server, live; stopped by SIGTERM at the end."""
+    """The real server, live; killed at the end."""
     with stopping(start(repository, *flags, folder=folder)) as (server,):
         yield server
 

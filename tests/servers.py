@@ -115,6 +115,8 @@ class Server:
     """0 where it does not serve gRPC."""
     restarts: int = 0
     """How often a start that ends by a signal may be tried again: never for our own server, a crash of which is a failed test."""
+    foreign: bool = False
+    """It is the real server, whose own stop takes long, may hang, and is not what is tested."""
 
     @property
     def pid(self) -> int:
@@ -304,13 +306,16 @@ def tensorfarm(
 
 @contextlib.contextmanager
 def stopping(*servers: Server) -> Iterator[tuple[Server, ...]]:
-    """Servers that have been started: live in the block, stopped by SIGTERM at its end unless the test has done so, killed if it fails."""
+    """Servers that have been started: live in the block, stopped by SIGTERM at its end unless the test has done so.
+
+    Killed where the block fails, or where they are not ours.
+    """
     try:
         for server in servers:
             server.wait_live()
         yield servers
         for server in servers:
-            if not server.stopped:
+            if not server.stopped and not server.foreign:
                 server.terminate()
     finally:
         for server in servers:

@@ -75,7 +75,6 @@ def python_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S
     ]
     with stopping(*started) as (theirs, ours):
         yield theirs, ours
-        theirs.kill()  # with so many models its own stop takes long and may hang
 
 
 @pytest.fixture(scope="package")
@@ -111,7 +110,6 @@ def controlled(root: Path, *flags: str, prepare: Callable[[Path], None] = Path.m
         ]
         with stopping(*started) as (theirs, ours):
             yield Pair(theirs, ours, homes[0] / "models", homes[1] / "models")
-            theirs.kill()  # its own stop takes long
     finally:
         for path in SHM.glob(f"{own}*"):
             path.unlink()

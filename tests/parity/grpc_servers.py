@@ -102,7 +102,6 @@ def grpc_pair(root: Path, *flags: str, prepare: Callable[[Path], None]) -> Itera
         for server in servers:
             wait_until(server.ready, f"the models to be ready\n{server.log}", 60.0, 0.05)
         yield tuple(zip(servers, ports, homes, strict=True))
-        servers[0].kill()  # its own stop takes long
 
 
 @contextlib.contextmanager

@@ -388,4 +388,3 @@ def recording(root: Path, models: Mapping[str, str], environment: Mapping[str, s
         for server in (theirs, ours):
             wait_until(server.ready, f"the models to be ready\n{server.log}", 60.0, 0.05)
         yield Pair((theirs, ours), folders)
-        theirs.kill()  # its own stop takes long

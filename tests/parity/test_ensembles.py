@@ -149,7 +149,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
     started = [real.start(models, *flags, folder=root / "oracle"), start_tensorfarm(models, *flags, folder=root / "farm", wait=False)]
     with stopping(*started) as (theirs, ours):
         yield theirs, ours
-        theirs.kill()  # with so many models its own stop takes long and may hang
 
 
 def _named(reply: Any) -> Any:

@@ -315,7 +315,10 @@ def test_while_the_server_ends(grpc_ends: Pair) -> None:
             stream.close()
             calls.release("hold")
             shown += map(str, stream.rest())
-        return [*shown, calls.end("hold")]
+        shown.append(calls.end("hold"))
+        if side.ours:
+            assert side.server.wait_exit() == 0
+        return shown
 
     for shown, wanted in zip(grpc_ends.both(play), (ENDS_THEIRS, ENDS_OURS), strict=True):
         assert len(shown) == len(wanted), shown

@@ -63,8 +63,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Serve
         ]
         their_second, our_second = stack.enter_context(stopping(*more))
         yield [(theirs, ours), (their_second, our_second)]
-        theirs.kill()  # its own stop takes long
-        their_second.kill()
 
 
 def _remove_objects() -> None:

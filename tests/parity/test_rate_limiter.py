@@ -59,7 +59,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gates, Gate
         yield both[0], both[1]
         for gates in both:
             gates.finish()
-        servers[0].kill()  # its own stop takes long
 
 
 def _index(gates: Gates) -> list[dict[str, str]]:
