@@ -120,10 +120,6 @@ class Device:
         flags = _HOST_REGISTER_PORTABLE | (_HOST_REGISTER_READ_ONLY if read_only else 0)
         self._call(self._runtime.hostRegister, address, byte_size, flags)
 
-    def unpin(self, address: int) -> None:
-        """Undo ``pin``."""
-        self._call(self._runtime.hostUnregister, address)
-
     def open_handle(self, handle: bytes, byte_size: int) -> int:
         """Map another process's allocation; returns the address of its start. Raises HandleRefused.
 

@@ -17,10 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from .contract.messages import Greeting, LifelineMessage
+from .contract.messages import LIFELINE_BYTE_SIZE, Greeting, LifelineMessage
 from .thread import WorkerThread
-
-MAX_MESSAGE_BYTE_SIZE = 4096
 
 _decoder = msgspec.msgpack.Decoder(LifelineMessage)
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +50,7 @@ def greeted(lifeline: socket.socket) -> tuple[Greeting, int, int] | None:
 def _receive(lifeline: socket.socket, most_fds: int) -> tuple[LifelineMessage | None, list[int]]:
     fds = array.array("i")
     space = socket.CMSG_SPACE(most_fds * fds.itemsize)
-    content, ancillary, _, _ = lifeline.recvmsg(MAX_MESSAGE_BYTE_SIZE, space, socket.MSG_CMSG_CLOEXEC)
+    content, ancillary, _, _ = lifeline.recvmsg(LIFELINE_BYTE_SIZE, space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])

@@ -19,6 +19,7 @@ import msgspec
 from ...shm.arena import ArenaView, create_memory, read_only
 from ...shm.placement import Lease
 from ...workers.contract.messages import (
+    LIFELINE_BYTE_SIZE,
     Adopt,
     Answer,
     Attach,
@@ -40,7 +41,6 @@ from .channel import Channel
 from .launch import Launched
 
 _READ_BYTE_SIZE = 65536
-MAX_MESSAGE_BYTE_SIZE = 4096
 _LAST_READS = 32
 """How often a dead process's output is read: its pipe held no more than one read; a child of it may go on writing."""
 
@@ -272,7 +272,7 @@ class ChildProcess:
     def _hear_last_words(self) -> None:
         # All that a worker ever says over it; there is nothing where it was killed.
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            message = _lifeline_decoder.decode(self._lifeline.recv(MAX_MESSAGE_BYTE_SIZE))
+            message = _lifeline_decoder.decode(self._lifeline.recv(LIFELINE_BYTE_SIZE))
             if isinstance(message, LastWords):
                 self._last_words = message.reason
 

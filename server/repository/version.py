@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ...workers.contract.backends import CPU_ONLY, PYTHON
+from ...workers.contract.backends import CPU_ONLY, PYTHON, keeps_to_cpu
 from ...workers.contract.messages import InstanceSpec, Load
 from ...workers.contract.signature import Signature
 from ..dispatch.cached import Cached
@@ -51,7 +51,7 @@ class Home:
 def _keeps_to_cpu(config: Any, load: Load | None) -> bool:
     """Does it take its inputs in ordinary memory, wherever it runs? Python models do that do not say otherwise."""
     python = load is not None and load.backend == PYTHON
-    return python and (CPU_ONLY not in config.parameters or config.parameters[CPU_ONLY].string_value != "no")
+    return python and keeps_to_cpu(config.parameters[CPU_ONLY].string_value if CPU_ONLY in config.parameters else None)
 
 
 def _device_of(homes: Mapping[Instance, Home]) -> int | None:
@@ -143,11 +143,6 @@ class ModelVersion:
     def instance_count(self) -> int:
         """Instances that can take batches at this moment."""
         return sum([instance.live for instance in self.homes])
-
-    @property
-    def device(self) -> int | None:
-        """The one GPU whose memory all its instances' workers reach; None where there is no such one."""
-        return None if _keeps_to_cpu(self.config, self.load) else _device_of(self.homes)
 
     @property
     def takes(self) -> Callable[[Location], bool]:

@@ -55,7 +55,6 @@ def version(backend: str, *homes: tuple[str, str, int], parameter: str = "") -> 
     ],
 )
 def test_the_one_gpu_of_a_version(served: ModelVersion, device: int | None) -> None:
-    assert served.device == device
     assert [served.takes(Location(number)) for number in range(3)] == [device == number for number in range(3)]
 
 

@@ -11,3 +11,8 @@ PYTHON = "python"
 
 CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 """The parameter of Python models that says whether their inputs are to lie in ordinary memory; ``no`` leaves them where they are."""
+
+
+def keeps_to_cpu(value: str | None) -> bool:
+    """What this value of ``CPU_ONLY`` says, or its absence. Source: the Python backend's README, "Input Tensor Device Placement"."""
+    return value != "no"

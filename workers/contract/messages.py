@@ -542,3 +542,6 @@ class LastWords(msgspec.Struct, frozen=True, array_like=True, tag=52):
 
 
 LifelineMessage = Greeting | Attach | Detach | Adopt | Disown | LastWords
+
+LIFELINE_BYTE_SIZE = 4096
+"""No message over a lifeline is longer."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.backend import ModelSource
-from ..contract.backends import CPU_ONLY
+from ..contract.backends import CPU_ONLY, keeps_to_cpu
 from ..contract.messages import InstanceSpec
 from ..contract.status import StatusError, internal, invalid, unavailable
 from ..states import states_of
@@ -107,7 +107,7 @@ def completed(source: ModelSource) -> bytes:
 def cpu_only(document: bytes) -> bool:
     """Does a model take its inputs in ordinary memory, wherever they lie? All do that do not say otherwise."""
     parameter = json.loads(document).get("parameters", {}).get(CPU_ONLY, {})
-    return bool(parameter.get("string_value") != "no")
+    return keeps_to_cpu(parameter.get("string_value"))
 
 
 def _reshapes(config: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
