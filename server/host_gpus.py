@@ -16,6 +16,7 @@ MIG_MARK = "MIG-"
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_ORDER, _BY_BUS = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 _MIG_ENABLED = 1
 _WITHOUT = "models get no GPU, and there are no metrics of them"
 
@@ -78,7 +79,7 @@ class HostGpus:
 
     ``seen`` are those that models may have, by their ordinals. A GPU in MIG mode is none of them, its first MIG device is; other MIG
     devices are where ``CUDA_VISIBLE_DEVICES`` names them: CUDA shows a process one MIG device at most, but each worker is a process.
-    Where it is not set, that one is all that CUDA shows, and ``unseen`` are the UUIDs of the others.
+    Where it is not set, that one is all that CUDA shows, and ``unseen`` are the UUIDs of the others. ``mixed``: not all are of one kind.
     Source: NVIDIA Multi-Instance GPU User Guide, "CUDA Device Enumeration".
     """
 
@@ -86,6 +87,7 @@ class HostGpus:
         self._nvml = nvml
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        self.mixed = len({self._asked("nvmlDeviceGetName", handle) for handle in handles}) > 1
         wanted = environment.get(_VISIBLE)
         parts = self._named_parts(wanted or "")
         places = visible(uuids, wanted, list(parts))
@@ -235,6 +237,12 @@ def open_gpus(
         warn(
             f"CUDA shows one MIG device only where {_VISIBLE} is not set: models get {gpus.seen[0].uuid}, and could have "
             f"{', '.join(gpus.unseen)} were they named there"
+        )
+    if gpus.mixed and environment.get(_ORDER) != _BY_BUS:
+        # Source: CUDA C++ Programming Guide, "CUDA Environment Variables": the default is FASTEST_FIRST.
+        warn(
+            f"the GPUs here are of several kinds. Their numbers, in configurations, registrations and {_VISIBLE}, count by PCI bus; CUDA's own "
+            f"count the fastest first, unless {_ORDER}={_BY_BUS} is set: set it for clients too, or they mean others by the same numbers"
         )
     return gpus
 

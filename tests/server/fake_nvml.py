@@ -37,6 +37,7 @@ class Nvml(ModuleType):
         self.capabilities = capabilities or {}
         self.lacking = lacking
         self.used: dict[Any, float] = {}
+        self.names: dict[int, str] = {}
         self.opened = 0
         self.energy_mj = 5_000_000
         self.failure: NvmlError | None = None
@@ -72,6 +73,9 @@ class Nvml(ModuleType):
             return handle
         uuid = self.uuids[handle]
         return uuid.encode() if handle % 2 else uuid
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return self.names.get(handle, "NVIDIA H100")
 
     def nvmlDeviceGetMigMode(self, handle: int | str) -> list[int]:
         if isinstance(handle, str):

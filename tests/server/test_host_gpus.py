@@ -172,6 +172,15 @@ def test_mig_devices_that_nothing_would_run_on_are_named(nvml: Nvml, tmp_path: P
     assert opened(tmp_path, warnings, CUDA_VISIBLE_DEVICES=B) is not None and len(warnings) == 1
 
 
+def test_gpus_that_clients_may_count_in_another_order(nvml: Nvml, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    nvml.names = {2: "NVIDIA L4"}
+    assert opened(tmp_path, warnings, CUDA_DEVICE_ORDER="PCI_BUS_ID") is not None and not warnings
+    assert opened(tmp_path, warnings) is not None
+    [line] = warnings
+    assert line.startswith("the GPUs here are of several kinds.") and "unless CUDA_DEVICE_ORDER=PCI_BUS_ID is set" in line
+
+
 @pytest.mark.parametrize("driver", [True, False])
 def test_a_machine_without_the_package(tmp_path: Path, driver: bool) -> None:
     warnings: list[str] = []
