@@ -241,8 +241,8 @@ def open_gpus(
     if gpus.mixed and environment.get(_ORDER) != _BY_BUS:
         # Source: CUDA C++ Programming Guide, "CUDA Environment Variables": the default is FASTEST_FIRST.
         warn(
-            f"the GPUs here are of several kinds. Their numbers, in configurations, registrations and {_VISIBLE}, count by PCI bus; CUDA's own "
-            f"count the fastest first, unless {_ORDER}={_BY_BUS} is set: set it for clients too, or they mean others by the same numbers"
+            f"the GPUs here are of several kinds. Their numbers, in configurations, registrations and {_VISIBLE}, count by PCI bus; "
+            f"CUDA's own count the fastest first, unless {_ORDER}={_BY_BUS} is set: set it for clients too, or they mean others by them"
         )
     return gpus
 

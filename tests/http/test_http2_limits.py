@@ -143,7 +143,7 @@ def test_who_asks_nothing_goes() -> None:
             asked, silent = await talk(door, stack), await talk(door, stack)
             asked.ask("/")
             await asked.until(StreamEnded)
-            while not silent.reader.at_eof():
+            while not silent.writer.is_closing():
                 silent.state.ping(b"8 octets")
                 silent.flush()
                 if not await asyncio.wait_for(silent.reader.read(65_536), PATIENCE_S):

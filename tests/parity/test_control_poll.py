@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from ..servers import wait_until
 from .conftest import controlled
-from .control_script import Outcomes, Pair, Play, Script, write_model
+from .control_script import Pair, Script, write_model
 from .test_control_ensembles import ensemble_text
 from .test_control_failures import KEPT, READY_1, raised, refused, unparsable
 
@@ -61,137 +60,136 @@ class Looks:
     """Numbers of looks at the repository, counted for each server on its own."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._numbers: dict[str, itertools.count[int]] = {}
 
     def wait(self, run: Script) -> None:
         """Wait until everything that has been changed so far was looked at."""
-        with self._lock:
-            number = next(self._numbers.setdefault(run.whose, itertools.count(1)))
-            write_tick(run.repository, number)
-        wait_configuration(run, TICK, lambda config: int(config["parameters"]["tick"]["string_value"]) >= number)
+        number = next(self._numbers.setdefault(run.whose, itertools.count(1)))
+        write_tick(run.repository, number)
+        wait_configuration(run, TICK, lambda config: bool(config["parameters"]["tick"]["string_value"] == str(number)))
+        run.index()
 
 
 LOOKS = Looks()
 
 
-def start(run: Script) -> None:
+def test_start(poll: Pair) -> None:
     """What loaded and what did not; loads and unloads are refused, but for what is wrong with the request itself."""
-    run.names("first", "blank", "other")
-    why = unparsable("blank", "7:1: '{': Expected identifier or number, got {.")
-    run.listed("blank", "the index tells why a model could not be loaded", [{}], [refused(why)])
-    run.index()
-    run.look("first")
-    run.look("blank")
-    for name in ("first", "nosuch", "a%2Fb"):
-        for verb in ("load", "unload"):
-            run.ask("POST", f"/v2/repository/models/{name}/{verb}")
-            run.ask("POST", f"/v2/repository/models/{name}/{verb}", {"parameters": {"config": "{}"}})
-            run.ask("POST", f"/v2/repository/models/{name}/{verb}", b"{" if verb == "load" else b"{}")
-    run.index()
+
+    def script(run: Script) -> None:
+        run.names("first", "blank", "other", "over")
+        why = unparsable("blank", "7:1: '{': Expected identifier or number, got {.")
+        run.listed("blank", "the index tells why a model could not be loaded", [{}], [refused(why)])
+        run.index()
+        run.look("first")
+        run.look("blank")
+        for name in ("first", "nosuch", "a%2Fb"):
+            for verb in ("load", "unload"):
+                run.ask("POST", f"/v2/repository/models/{name}/{verb}")
+                run.ask("POST", f"/v2/repository/models/{name}/{verb}", {"parameters": {"config": "{}"}})
+                run.ask("POST", f"/v2/repository/models/{name}/{verb}", b"{" if verb == "load" else b"{}")
+        run.index()
+
+    poll.play(script)
 
 
-def files_change(run: Script) -> None:
-    run.names("touched", "policy", "grown", "deleted")
-    run.infer("touched")
-    run.infer("policy")
-    run.infer("grown")
-    run.source("touched", 2)
-    run.touch("policy/config.pbtxt")
-    run.config("grown", count=2)
-    LOOKS.wait(run)
-    run.wait_answer("touched", 2)
-    run.infer("policy")
-    wait_configuration(run, "grown", lambda config: config["instance_group"][0]["count"] == 2)
-    run.statistics("grown", 1)
-    run.ask("GET", "/v2/models/grown/config")
-    run.source("policy", 2, version=2)
-    run.remove("deleted")
-    run.model("added", 5)
-    LOOKS.wait(run)
-    run.wait_index("policy", "UNAVAILABLE", "READY")
-    run.wait_index("added", "READY")
-    for name in ("policy", "deleted", "added"):
-        run.look(name)
-        run.statistics(name)
-    run.config("policy", extra="version_policy { all {} }")
-    run.source("policy", 3, version=3)
-    run.model("deleted", 6)
-    LOOKS.wait(run)
-    run.wait_index("policy", "READY", "READY", "READY")
-    run.wait_index("deleted", "READY")
-    for version in (1, 2, 3):
-        run.infer("policy", version)
-    run.infer("deleted")
-    run.remove("policy/3")
-    run.config("grown", extra='parameters { key: "k" value { string_value: "v" } }')
-    LOOKS.wait(run)
-    run.wait_index("policy", "READY", "READY", "UNAVAILABLE")
-    run.look("policy")
-    run.look("policy", 3)
-    wait_configuration(run, "grown", lambda config: bool(config["parameters"]))
-    run.look("grown")
+def test_files_change(poll: Pair) -> None:
+    def script(run: Script) -> None:
+        run.names("touched", "policy", "grown", "deleted")
+        run.infer("touched")
+        run.infer("policy")
+        run.infer("grown")
+        run.source("touched", 2)
+        run.touch("policy/config.pbtxt")
+        run.config("grown", count=2)
+        LOOKS.wait(run)
+        run.wait_answer("touched", 2)
+        run.infer("policy")
+        wait_configuration(run, "grown", lambda config: config["instance_group"][0]["count"] == 2)
+        run.statistics("grown", 1)
+        run.ask("GET", "/v2/models/grown/config")
+        run.source("policy", 2, version=2)
+        run.remove("deleted")
+        run.model("added", 5)
+        LOOKS.wait(run)
+        run.wait_index("policy", "UNAVAILABLE", "READY")
+        run.wait_index("added", "READY")
+        for name in ("policy", "deleted", "added"):
+            run.look(name)
+            run.statistics(name)
+        run.config("policy", extra="version_policy { all {} }")
+        run.source("policy", 3, version=3)
+        run.model("deleted", 6)
+        LOOKS.wait(run)
+        run.wait_index("policy", "READY", "READY", "READY")
+        run.wait_index("deleted", "READY")
+        for version in (1, 2, 3):
+            run.infer("policy", version)
+        run.infer("deleted")
+        run.remove("policy/3")
+        run.config("grown", extra='parameters { key: "k" value { string_value: "v" } }')
+        LOOKS.wait(run)
+        run.wait_index("policy", "READY", "READY", "UNAVAILABLE")
+        run.look("policy")
+        run.look("policy", 3)
+        wait_configuration(run, "grown", lambda config: bool(config["parameters"]))
+        run.look("grown")
+
+    poll.play(script)
 
 
-def failures(run: Script) -> None:
+def test_failures(poll: Pair) -> None:
     """What serves goes on; what is wrong is tried again at each look, and what becomes right is taken."""
-    run.names("broken", "blurred")
-    run.infer("broken")
-    run.infer("blurred")
-    run.source("broken", 2, initialize="raise ValueError('no')")
-    run.write("blurred/config.pbtxt", "{")
-    run.model("hopeless", initialize="raise ValueError('no')")
-    why = unparsable("blurred", "1:1: '{': Expected identifier or number, got {.")
-    run.listed("broken", KEPT, [READY_1], [{**READY_1, "reason": raised("broken", "ValueError: no")}])
-    run.listed("blurred", KEPT, [READY_1], [{**READY_1, "reason": why}])
-    run.wait_index("hopeless", "UNAVAILABLE")
-    LOOKS.wait(run)
-    for name in ("broken", "blurred", "hopeless"):
-        run.look(name)
-    run.source("broken", 3)
-    run.config("blurred")
-    run.source("hopeless", 4)
-    run.listed("broken")
-    run.listed("blurred")
-    run.wait_index("hopeless", "READY")
-    run.wait_answer("broken", 3)
-    LOOKS.wait(run)
-    run.infer("blurred")
-    for version in ("broken/1", "blurred/1"):
-        run.remove(version)
-    none = "at least one version must be available under the version policy of model '{}'"
-    for name in ("broken", "blurred"):
-        run.listed(name, KEPT, [READY_1], [{**READY_1, "reason": none.format(name)}])
-    LOOKS.wait(run)
-    run.look("broken", inference=False)
+
+    def script(run: Script) -> None:
+        run.names("broken", "blurred")
+        run.infer("broken")
+        run.infer("blurred")
+        run.source("broken", 2, initialize="raise ValueError('no')")
+        run.write("blurred/config.pbtxt", "{")
+        run.model("hopeless", initialize="raise ValueError('no')")
+        why = unparsable("blurred", "1:1: '{': Expected identifier or number, got {.")
+        run.listed("broken", KEPT, [READY_1], [{**READY_1, "reason": raised("broken", "ValueError: no")}])
+        run.listed("blurred", KEPT, [READY_1], [{**READY_1, "reason": why}])
+        run.wait_index("hopeless", "UNAVAILABLE")
+        LOOKS.wait(run)
+        for name in ("broken", "blurred", "hopeless"):
+            run.look(name)
+        run.source("broken", 3)
+        run.config("blurred")
+        run.source("hopeless", 4)
+        run.listed("broken")
+        run.listed("blurred")
+        run.wait_index("hopeless", "READY")
+        run.wait_answer("broken", 3)
+        LOOKS.wait(run)
+        run.infer("blurred")
+        for version in ("broken/1", "blurred/1"):
+            run.remove(version)
+        none = "at least one version must be available under the version policy of model '{}'"
+        for name in ("broken", "blurred"):
+            run.listed(name, KEPT, [READY_1], [{**READY_1, "reason": none.format(name)}])
+        LOOKS.wait(run)
+        run.look("broken", inference=False)
+
+    poll.play(script)
 
 
-def ensemble_follows(run: Script) -> None:
-    run.names("over", "poll_member")
-    run.infer("over")
-    run.source("poll_member", 2)
-    LOOKS.wait(run)
-    run.wait_answer("over", 2)
-    run.remove("poll_member")
-    LOOKS.wait(run)
-    run.wait_index("over", "UNAVAILABLE")
-    run.index()
-    run.look("over")
-    run.model("poll_member", 3)
-    LOOKS.wait(run)
-    run.wait_index("over", "READY")
-    run.wait_answer("over", 3)
+def test_ensemble_follows(poll: Pair) -> None:
+    def script(run: Script) -> None:
+        run.names("over", "poll_member")
+        run.infer("over")
+        run.source("poll_member", 2)
+        LOOKS.wait(run)
+        run.wait_answer("over", 2)
+        run.remove("poll_member")
+        LOOKS.wait(run)
+        run.wait_index("over", "UNAVAILABLE")
+        run.index()
+        run.look("over")
+        run.model("poll_member", 3)
+        LOOKS.wait(run)
+        run.wait_index("over", "READY")
+        run.wait_answer("over", 3)
 
-
-SCRIPTS = (start, files_change, failures, ensemble_follows)
-
-
-@pytest.fixture(scope="module")
-def poll_outcomes(poll: Pair) -> Outcomes:
-    """What came of all of them, at the same time: most of it is waiting for the next look."""
-    return poll.play_all(SCRIPTS)
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_script(script: Play, poll_outcomes: Outcomes) -> None:
-    poll_outcomes.check(script)
+    poll.play(script)
