@@ -84,6 +84,7 @@ def write_gpu_repository(root: Path) -> Path:
     write_dense(root, "dense")
     write_dense(root, "dense_cpu", "instance_group [ { count: 1, kind: KIND_CPU } ]")
     write_dense(root, "dense_graphs", "optimization { cuda { graphs: true } }")
+    write_distinct(root)
     write_ensembles(root, (CHAIN, MIXED_CHAIN))
     return root
 
@@ -122,6 +123,25 @@ def write_dense(root: Path, name: str, extra: str = "", width: int = DENSE_WIDTH
         f'input [ {{ name: "X" data_type: TYPE_FP32 dims: [ {width} ] }} ]\n'
         f'output [ {{ name: "Y" data_type: TYPE_FP32 dims: [ {DENSE_CLASSES} ] }} ]\n'
         f"{extra}\n"
+    )
+
+
+def write_distinct(root: Path) -> None:
+    """Write ``distinct``: of FP32[-1] the numbers that differ, in their order, so that the shape follows from the content."""
+    graph = helper.make_graph(
+        [helper.make_node("Unique", ["X"], ["Y"], sorted=1)],
+        "distinct",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["count"])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["distinct"])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    version = root / "distinct" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(made.SerializeToString())
+    (version.parent / "config.pbtxt").write_text(
+        'name: "distinct" backend: "onnxruntime"\n'
+        'input [ { name: "X" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
+        'output [ { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
     )
 
 

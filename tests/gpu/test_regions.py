@@ -149,6 +149,25 @@ def test_output_over_its_input(door: Door) -> None:
     assert_alike(got, {"OUTPUT0": np.arange(99, dtype=np.int32)})
 
 
+def test_output_over_its_input_again(door: Door) -> None:
+    """Also where its shape varies, and is known from the request before."""
+    array = np.arange(300, dtype=np.float32)
+    with CudaRegion("same", 4096) as region, door.registered(region):
+        for part in (Part(region), Part(region), Part(region, 256)):
+            assert_alike(door.ask("large", {"INPUT0": Given(array, Part(region))}, {"OUTPUT0": part}), {"OUTPUT0": array})
+
+
+def test_output_whose_shape_follows_from_the_content(door: Door) -> None:
+    """What a request with inputs of the same shapes made before says nothing then."""
+    with CudaRegion("in", 4096) as source, CudaRegion("out", 4096) as target, door.registered(source, target):
+        for content in ((1, 1, 2), (1, 1, 2), (5, 4, 3), (7, 7, 7), (3, 1, 2), (1, 2), (2, 2)):
+            array = np.array(content, np.float32)
+            target.write(b"\xaa" * 4096)
+            got = door.ask("distinct", {"X": Given(array, Part(source))}, {"Y": Part(target, 512)})["Y"]
+            np.testing.assert_array_equal(got, np.unique(array))
+            assert target.read(512) + target.read(64, 512 + got.nbytes) == b"\xaa" * 576
+
+
 def test_output_larger_than_its_place(door: Door) -> None:
     """It is refused, nothing is written beyond, and the next request is answered."""
     with CudaRegion("small", 4096) as region, door.registered(region):

@@ -141,6 +141,25 @@ def test_a_lone_request_is_not_copied_and_runs_on_its_gpu(machine: Machine, devi
     assert ran == {f"GPU-standin-{device}": 3, f"GPU-standin-{1 - device}": 0}
 
 
+def test_a_shape_that_varies_is_known_the_second_time(machine: Machine) -> None:
+    """Then the output is made where it is wanted; of an output that is not foreseen, there is one copy."""
+    array = np.arange(6000, dtype=np.float32)
+    source, target = machine.region("in", array.nbytes, 0, array.tobytes()), machine.region("out", array.nbytes)
+    copies = []
+    for count in (6000, 6000, 3000, 6000, 3000, 3000):
+        before = machine.by_gpu()["GPU-standin-0"]["copies"]
+        body = {
+            "inputs": [{"name": "INPUT0", "shape": [count], "datatype": "FP32", "parameters": part("in", 0, count * 4)}],
+            "outputs": [{"name": "OUTPUT0", "parameters": part("out", 0, count * 4)}],
+        }
+        assert machine.server.ask("POST", "/v2/models/large/infer", body).status == 200
+        after = machine.by_gpu()["GPU-standin-0"]["copies"]
+        copies.append({kind: after[kind]["count"] - before[kind]["count"] for kind in after})
+    assert machine.content(target, array.nbytes) == array.tobytes()
+    machine.forget(source, target)
+    assert [one.pop("d2d") for one in copies] == [1, 0, 1, 0, 0, 0] and not any(any(one.values()) for one in copies), copies
+
+
 @pytest.mark.parametrize(("model", "device"), [("simple_cpu", 0), ("simple_cpu", 1), ("on_zero", 1)])
 def test_models_that_run_elsewhere_take_and_fill_the_same_regions(machine: Machine, model: str, device: int) -> None:
     source, target = machine.region("in", 512, device, _pair(2)), machine.region("out", 512, device)

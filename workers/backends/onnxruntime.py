@@ -116,6 +116,8 @@ def _gpu_options(source: ModelSource, device: DeviceMemory) -> GpuOptions:
     device.take_pool()
     with _libraries_lock:
         if not _libraries:
+            # It would warn with each session that the provider is no plugin; what keeps one from being used is an error.
+            onnxruntime.set_default_logger_severity(_QUIET)
             # Those that pip has installed are on no search path.
             onnxruntime.preload_dlls()
             _libraries.append(True)

@@ -32,7 +32,8 @@ FAILURES: tuple[type[Exception], ...] = (
 BOUND_BYTE_SIZE = 128 * 1024
 """Outputs above this are bound: setting a binding up costs 3 µs more than a plain run, as much as copying this."""
 
-OTHER_SHAPE = "The output OrtValue provided for output"
+_OTHER_SHAPES = ("The output OrtValue provided for output", "Tensor size mismatch")
+"""What is in the words of the error: of the node that makes a bound output, or of the copy to it from where a node has made it."""
 
 CPU = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
 
@@ -198,7 +199,7 @@ class OnnxExecutor:
                 batch.inputs_ready()
                 self._native.run_with_iobinding(binding, self._run_options)
             except FAILURES as error:
-                if not (self._placing or made) or OTHER_SHAPE not in str(error):
+                if not (self._placing or made) or not made_other_shape(error):
                     raise self._fault(error) from error
             else:
                 values = binding.get_outputs()
@@ -281,6 +282,11 @@ def _output_of(spec: TensorSpec, graph: Graph, scattered: bool) -> Output:
 
 def _named(tensors: dict[str, GraphTensor], datatype_name: str) -> set[str]:
     return {name for name, tensor in tensors.items() if tensor.datatype is not None and tensor.datatype.name == datatype_name}
+
+
+def made_other_shape(error: BaseException) -> bool:
+    """Has a run failed because an output was bound with another shape than the model makes?"""
+    return any([words in str(error) for words in _OTHER_SHAPES])
 
 
 def value_over(array: Array, bits: bool) -> Any:
