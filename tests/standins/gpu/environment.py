@@ -17,6 +17,7 @@ PACKAGES = Path(__file__).resolve().parent / "path"
 
 FAULT_FILE = "fault"
 LEDGER_FOLDER = "ledger"
+LIBRARIES = "TENSORFARM_STANDIN_LIBRARIES"
 
 _MODULES = ("cuda", "cupy", "gpu_standin", "pynvml", "tritonclient.utils.cuda_shared_memory")
 
@@ -29,7 +30,10 @@ def environment(folder: Path, gpus: int = 1, **more: object) -> dict[str, str]:
     """
     ledger = folder / LEDGER_FOLDER
     ledger.mkdir(parents=True, exist_ok=True)
+    libraries = os.environ.get(LIBRARIES)
+    search = {} if not libraries else {"LD_LIBRARY_PATH": str(Path(libraries) / "lib")}
     return {
+        **search,
         "PYTHONPATH": os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "TENSORFARM_STANDIN_GPUS": str(gpus),
         "TENSORFARM_STANDIN_LEDGER": str(ledger),

@@ -11,6 +11,8 @@ BYTES = "TENSORFARM_STANDIN_BYTES"
 FAULT = "TENSORFARM_STANDIN_FAULT"
 LEDGER = "TENSORFARM_STANDIN_LEDGER"
 NO_CUDA_EP = "TENSORFARM_STANDIN_NO_CUDA_EP"
+LIBRARIES = "TENSORFARM_STANDIN_LIBRARIES"
+"""The folder that ``tests.standins.cuda.build`` has made, where ONNX Runtime is to use its own provider for CUDA with what lies there."""
 
 
 def host_uuids() -> list[str]:

@@ -1,8 +1,9 @@
-"""Gives way to the real ONNX Runtime, which it lets think that it can use CUDA."""
+"""Gives way to the real ONNX Runtime, which it lets think that it can use CUDA, unless that has libraries that do as CUDA's do."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -19,9 +20,12 @@ def _real() -> None:
     sys.modules[__name__] = module
     spec.loader.exec_module(module)
 
-    from gpu_standin.onnx import patch
+    from gpu_standin.settings import LIBRARIES
 
-    patch(module)
+    if not os.environ.get(LIBRARIES):
+        from gpu_standin.onnx import patch
+
+        patch(module)
 
 
 _real()
