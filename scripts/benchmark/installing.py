@@ -57,16 +57,18 @@ def install(framework: Framework, on_step: Callable[[str], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     on_step("making an environment")
-    made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if made.returncode:
         raise InstallError(f"no virtual environment can be made: {(made.stdout + made.stderr).strip()[-300:]}")
-    command = [str(python_of(framework)), "-m", "pip", "--disable-pip-version-check", "install", "--no-input", "--no-cache-dir"]
+    # Our own pip fills it: to put one there takes longer than all the rest.
+    own = [sys.executable, "-m", "pip", "--python", str(folder), "--disable-pip-version-check"]
     log = folder / "install.log"
     errors = []
     with (
         log.open("w") as sink,
         subprocess.Popen(
-            [*command, *framework.requirements],
+            [*own, "install", "--no-input", "--no-cache-dir", *framework.requirements],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

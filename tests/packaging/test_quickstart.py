@@ -39,9 +39,19 @@ def test_once_answers_rightly_and_stops(tmp_path: Path) -> None:
     assert sorted(path.name for path in Path("/dev/shm").glob("tensorfarm_quickstart*")) == shm
 
 
+UNASKED = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import quickstart
+quickstart._classify = quickstart._listen = quickstart._pipe = lambda *what: None
+quickstart.main()
+"""
+"""The quickstart less its questions, which the test above has asked."""
+
+
 def test_ctrl_c_stops_the_server_in_order(tmp_path: Path) -> None:
     with (tmp_path / "said").open("wb") as said:
-        command = [sys.executable, "-u", str(ROOT / "scripts" / "quickstart.py")]
+        command = [sys.executable, "-u", "-c", UNASKED, str(ROOT / "scripts")]
         # a session of its own, to which a Ctrl-C goes as a whole
         shown = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=tmp_path, start_new_session=True)
     try:

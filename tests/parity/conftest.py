@@ -26,7 +26,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     for flavour in Flavour:
         write_repository(root / flavour.value, PARITY_MODELS, flavour)
     started = [
-        real.start(root / Flavour.PYTHON.value, folder=root / "oracle"),
+        real.start(root / Flavour.PYTHON.value, "--disable-auto-complete-config", folder=root / "oracle"),
         start_tensorfarm(root / Flavour.ONNX.value, folder=root / "farm", wait=False),
     ]
     with stopping(*started) as (theirs, ours):
