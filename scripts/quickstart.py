@@ -37,7 +37,7 @@ from models.cache import cache_folder
 from models.wheels import FetchError
 
 PHOTOS = ("cat.png", "coffee.png")
-ROUNDS = 20
+ROUNDS = 10
 TOLERANCE = 1e-5
 LEAST_LIKENESS = 0.97
 SENTENCES = ("A cat sleeps on the sofa.", "The kitten is napping on the couch.", "Shares fell sharply on Tuesday.")

@@ -10,6 +10,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,15 @@ def asking(repository: Path, root: Path) -> Iterator[GrpcFarm]:
     flags = [f"--grpc-keepalive-{name}={round(1000 * PING_S)}" for name in ("time", "timeout")]
     with grpc_farm(repository, *flags, folder=root / "asking") as running:
         yield running
+
+
+@dataclass(frozen=True)
+class Servers:
+    """All that run through the whole module."""
+
+    farm: GrpcFarm
+    ageing: GrpcFarm
+    asking: GrpcFarm
 
 
 def _noted(root: Path, model: str, line: str) -> None:
@@ -365,12 +376,12 @@ def test_any_number_of_pings_where_strikes_do_not_count(ageing: GrpcFarm) -> Non
         assert all(client.pinged() for _ in range(50))
 
 
-def test_the_stock_client_after_too_many_pings(farm: GrpcFarm, root: Path) -> None:
+def the_stock_client_after_too_many_pings(servers: Servers, root: Path) -> None:
     """It connects again; what it asks next is answered."""
     options = client_module.KeepAliveOptions(
         keepalive_time_ms=50, keepalive_timeout_ms=5000, keepalive_permit_without_calls=True, http2_max_pings_without_data=0
     )
-    with farm.client(keepalive_options=options) as client:
+    with servers.farm.client(keepalive_options=options) as client:
         assert client.is_server_live()
         answers = Answers()
         name = f"held-{next(_numbers)}"
@@ -380,10 +391,10 @@ def test_the_stock_client_after_too_many_pings(farm: GrpcFarm, root: Path) -> No
         assert client.is_server_live()
 
 
-def test_a_silent_client_is_asked_and_then_cut_off(asking: GrpcFarm, root: Path) -> None:
+def a_silent_client_is_asked_and_then_cut_off(servers: Servers, root: Path) -> None:
     """One that does not answer the server's pings; its request is given up. One that does is left in peace."""
     silent, patient = (f"held-{next(_numbers)}" for _ in range(2))
-    with http2(asking) as client:
+    with http2(servers.asking) as client:
         began = time.monotonic()
         client.call("ModelInfer", _gate(silent))
         assert client.next(frames.PingFrame, answer=False) is not None
@@ -392,7 +403,7 @@ def test_a_silent_client_is_asked_and_then_cut_off(asking: GrpcFarm, root: Path)
             client.next(frames.Frame, answer=False)
         assert 1.9 * PING_S < time.monotonic() - began < 2 * (PING_S + LOOK_S)
     _noted(root, "gate", f"{silent} ended, given up")
-    with asking.client() as stock:
+    with servers.asking.client() as stock:
         answers = Answers()
         stock.async_infer("gate", [tensor("X", np.full(4, 1.5, np.float32), "FP32")], answers, request_id=patient)
         time.sleep(3 * PING_S)
@@ -403,10 +414,10 @@ def test_a_silent_client_is_asked_and_then_cut_off(asking: GrpcFarm, root: Path)
 # connections that grow old
 
 
-def test_an_old_connection_is_told_to_go(ageing: GrpcFarm, root: Path) -> None:
-    """Without an error; what runs on it is answered within the grace, and then it is closed."""
+def an_old_connection_is_told_to_go(servers: Servers, root: Path) -> None:
+    """Without an error; what runs on it is answered within the grace, and then it is closed. What outlasts the grace is cut off."""
     name = f"held-{next(_numbers)}"
-    with http2(ageing) as client:
+    with http2(servers.ageing) as client:
         began = time.monotonic()
         stream = client.call("ModelInfer", _gate(name))
         event = client.next(frames.GoAwayFrame)
@@ -415,11 +426,7 @@ def test_an_old_connection_is_told_to_go(ageing: GrpcFarm, root: Path) -> None:
         (root / name).touch()
         assert client.status(stream) == "0"
         assert client.next(frames.HeadersFrame) is None and client.closed
-
-
-def test_the_grace_of_an_old_connection(ageing: GrpcFarm, root: Path) -> None:
-    """What outlasts it is cut off."""
-    with grpc.insecure_channel(ageing.address) as channel:
+    with grpc.insecure_channel(servers.ageing.address) as channel:
         name = f"held-{next(_numbers)}"
         began = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
@@ -429,7 +436,7 @@ def test_the_grace_of_an_old_connection(ageing: GrpcFarm, root: Path) -> None:
     _noted(root, "gate", f"{name} ended, given up")
 
 
-def test_stock_clients_do_not_notice_the_age_of_connections(ageing: GrpcFarm) -> None:
+def stock_clients_do_not_notice_the_age_of_connections(servers: Servers, root: Path) -> None:
     """They connect again while they go on asking, and none of their calls fails."""
     wrong: list[BaseException] = []
     asked: list[int] = []
@@ -438,7 +445,7 @@ def test_stock_clients_do_not_notice_the_age_of_connections(ageing: GrpcFarm) ->
 
     def ask() -> None:
         try:
-            with ageing.client(channel_args=[("grpc.use_local_subchannel_pool", 1)]) as client:
+            with servers.ageing.client(channel_args=[("grpc.use_local_subchannel_pool", 1)]) as client:
                 while time.monotonic() < end:
                     assert client.infer("plain", inputs, client_timeout=PATIENCE_S).as_numpy("OUTPUT0")[1] == 2
                     asked.append(1)
@@ -452,6 +459,28 @@ def test_stock_clients_do_not_notice_the_age_of_connections(ageing: GrpcFarm) ->
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert not wrong and len(asked) > 100
+
+
+SLOW = (
+    the_stock_client_after_too_many_pings,
+    a_silent_client_is_asked_and_then_cut_off,
+    an_old_connection_is_told_to_go,
+    stock_clients_do_not_notice_the_age_of_connections,
+)
+"""What mostly waits until something is old enough; all of it waits at the same time."""
+
+
+@pytest.fixture(scope="module")
+def waiting(farm: GrpcFarm, ageing: GrpcFarm, asking: GrpcFarm, root: Path) -> Iterator[dict[Any, Future[None]]]:
+    """What comes of each of SLOW."""
+    servers = Servers(farm, ageing, asking)
+    with ThreadPoolExecutor(len(SLOW)) as pool:
+        yield {check: pool.submit(check, servers, root) for check in SLOW}
+
+
+@pytest.mark.parametrize("check", SLOW, ids=lambda check: check.__name__)
+def test_in_time(check: Any, waiting: dict[Any, Future[None]]) -> None:
+    waiting[check].result(PATIENCE_S)
 
 
 # the port's beginning and end

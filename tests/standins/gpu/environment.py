@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .path.gpu_ledger import read_ledger
 
 PACKAGES = Path(__file__).resolve().parent / "path"
 """The folder of the fake packages, to be the first where a process looks for modules."""
@@ -19,7 +20,7 @@ FAULT_FILE = "fault"
 LEDGER_FOLDER = "ledger"
 LIBRARIES = "TENSORFARM_STANDIN_LIBRARIES"
 
-_MODULES = ("cuda", "cupy", "gpu_standin", "pynvml", "tritonclient.utils.cuda_shared_memory")
+_MODULES = ("cuda", "cupy", "gpu_ledger", "gpu_standin", "pynvml", "tritonclient.utils.cuda_shared_memory")
 
 
 def environment(folder: Path, gpus: int = 1, **more: object) -> dict[str, str]:
@@ -53,16 +54,13 @@ def order_fault(folder: Path, status: int = 700, uuid: str = "") -> Path:
 
 def ledger(folder: Path, pid: int) -> dict[str, Any] | None:
     """What a process has done with CUDA (``gpu_standin.ledger``); None where it has not touched it."""
-    try:
-        content: dict[str, Any] = json.loads((folder / LEDGER_FOLDER / f"{pid}.json").read_text())
-    except FileNotFoundError:
-        return None
-    return content
+    return read_ledger(folder / LEDGER_FOLDER / f"{pid}.ledger")
 
 
 def ledgers(folder: Path) -> dict[int, dict[str, Any]]:
     """What each process has done, living or not, by its number."""
-    return {int(file.stem): json.loads(file.read_text()) for file in (folder / LEDGER_FOLDER).glob("*.json")}
+    found = {int(file.stem): read_ledger(file) for file in (folder / LEDGER_FOLDER).glob("*.ledger")}
+    return {pid: content for pid, content in found.items() if content is not None}
 
 
 @contextlib.contextmanager

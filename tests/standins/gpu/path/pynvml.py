@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_ledger import read_ledger
 from gpu_standin import settings
 
 _TOTAL_BYTE_SIZE = 80 << 30
@@ -144,8 +144,8 @@ def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[ProcessInfo]:
     uuid = _uuid(handle)
     folder = os.environ.get(settings.LEDGER)
     found = []
-    for file in Path(folder).glob("*.json") if folder else ():
-        content = json.loads(file.read_text())
-        if uuid in content["uuids"] and Path(f"/proc/{file.stem}").exists():
+    for file in Path(folder).glob("*.ledger") if folder else ():
+        content = read_ledger(file) or {}
+        if uuid in content.get("uuids", ()) and Path(f"/proc/{file.stem}").exists():
             found.append(ProcessInfo(int(file.stem), content["device_bytes"]))
     return found

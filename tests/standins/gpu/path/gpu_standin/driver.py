@@ -301,6 +301,7 @@ def end() -> None:
     """What the end of a process does: all memory goes."""
     with _lock:
         _allocations.clear()
+        ledger.end()
 
 
 # between processes

@@ -1,17 +1,19 @@
-"""What this process has done with CUDA, for tests to read: a file ``<pid>.json``, written anew with every change."""
+"""What this process has done with CUDA, for tests to read: a file ``<pid>.ledger``, written with every change."""
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu_ledger import LedgerFile
+
 from . import settings
 
 _lock = threading.RLock()
+_files: dict[str, LedgerFile] = {}
 
 content: dict[str, Any] = {
     "contexts": 0,
@@ -36,10 +38,17 @@ def change(how: Callable[[dict[str, Any]], None]) -> None:
         how(content)
         folder = os.environ.get(settings.LEDGER)
         if folder:
-            file = Path(folder) / f"{os.getpid()}.json"
-            unfinished = file.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(content))
-            unfinished.replace(file)
+            if folder not in _files:
+                _files[folder] = LedgerFile(Path(folder) / f"{os.getpid()}.ledger")
+            _files[folder].write(content)
+
+
+def end() -> None:
+    """Close the file; it stays."""
+    with _lock:
+        for file in _files.values():
+            file.close()
+        _files.clear()
 
 
 def add(**amounts: int) -> None:
