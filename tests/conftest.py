@@ -9,6 +9,8 @@ import pytest
 
 REWRITTEN = ("leaks", "oracle", "servers", "wire", "parity.case", "parity.recorder_script", "parity.scenario")
 pytest.register_assert_rewrite(*(f"tests.{name}" for name in REWRITTEN))
+# The threads that numpy's OpenBLAS begins with turn round for a while: half of what it costs to import it, in every process that does.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reads it when it is imported; else it sends usage data and leaves files behind
 
 from .leaks import no_leaks  # noqa: E402

@@ -51,11 +51,15 @@ def require() -> None:
         pytest.skip(reason)
 
 
+LOADING = "--model-load-thread-count=32"
+"""It loads four models at a time otherwise, and waits a second in each that fails."""
+
+
 def start(repository: Path, *flags: str, folder: Path, environment: Mapping[str, str] | None = None) -> Server:
     """Start the real server on free ports, without waiting for it. It is started again should it crash while it loads (seen: SIGSEGV)."""
     require()
     http_port, grpc_port, metrics_port = free_ports(3)
-    command = [str(PROGRAM), f"--model-repository={repository}", *flags]
+    command = [str(PROGRAM), f"--model-repository={repository}", LOADING, *flags]
     ports = {"HTTP_PORT": str(http_port), "GRPC_PORT": str(grpc_port), "METRICS_PORT": str(metrics_port)}
     server = spawn(command, {**ports, **(environment or {})}, http_port, metrics_port, folder)
     server.restarts, server.foreign = 2, True

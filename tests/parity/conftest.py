@@ -102,7 +102,7 @@ def controlled(root: Path, *flags: str, prepare: Callable[[Path], None] = Path.m
         home.mkdir(parents=True)
         prepare(home / "models")
     flags = ("--disable-auto-complete-config", "--exit-on-error=false", THREADS, *flags)
-    own = f"tensorfarm-control-{os.getpid()}-"
+    own = f"tensorfarm-control-{os.getpid()}-{root.name}-"
     try:
         started = [
             real.start(homes[0] / "models", *flags, f"--backend-config=python,shm-region-prefix-name={own}", folder=homes[0] / "run"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from .control_script import Outcomes, Pair, Play, Script
+from .conftest import controlled
+from .control_script import Outcomes, Play, Script
 
 ENSEMBLE = """\
 name: "{name}"
@@ -224,9 +226,18 @@ SCRIPTS = (with_members, dependents, member_goes_and_comes, member_fails, not_va
 
 
 @pytest.fixture(scope="module")
-def outcomes(explicit: Pair) -> Outcomes:
-    """What came of the scripts, one after another: the real server may make any ensemble anew when some other one is loaded."""
-    return explicit.play_all(SCRIPTS, together=1)
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """What came of the scripts, all at the same time, but with servers of their own: the real one may make any ensemble anew when
+    some other one is loaded."""
+    root = tmp_path_factory.mktemp("ensembles")
+
+    def run(script: Play) -> Outcomes:
+        with controlled(root / script.__name__, "--model-control-mode=explicit") as pair:
+            return pair.play_all([script])
+
+    with ThreadPoolExecutor(len(SCRIPTS)) as executor:
+        played = list(executor.map(run, SCRIPTS))
+    return Outcomes({script: runs for one in played for script, runs in one.runs.items()})
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

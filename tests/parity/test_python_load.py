@@ -13,7 +13,7 @@ import pytest
 
 from .. import oracle as real
 from ..broken_python import AUTO_COMPLETE, SOURCES, write_broken, write_model
-from ..servers import SHM, Server, start_tensorfarm, stopping
+from ..servers import SHM, Server, start_tensorfarm, stopping, wait_until
 from .case import Case, check, infer, stream, tensor
 from .model_copies import copy_model
 
@@ -54,14 +54,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Serve
             real.start(root / "broken", first, without, *PREFIXES, folder=root / "broken-oracle"),
             start_tensorfarm(root / "broken", first, without, folder=root / "broken-farm", wait=False),
         ]
-        theirs, ours = stack.enter_context(stopping(*pair))
-        _link_own_backends(theirs, root / "backends")
+        _link_own_backends(pair[0], root / "backends")
         backends = f"--backend-directory={root / 'backends'}"
         more = [
             real.start(root / "completed", first, backends, *PREFIXES, folder=root / "completed-oracle"),
             start_tensorfarm(root / "completed", first, backends, folder=root / "completed-farm", wait=False),
         ]
-        their_second, our_second = stack.enter_context(stopping(*more))
+        theirs, ours, their_second, our_second = stack.enter_context(stopping(*pair, *more))
         yield [(theirs, ours), (their_second, our_second)]
 
 
@@ -72,9 +71,14 @@ def _remove_objects() -> None:
 
 def _link_own_backends(server: Server, folder: Path) -> None:
     """The real server finds its Python backend in the same folder as the backends that are written in Python."""
-    arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode().split("\0")
-    (own,) = (Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--backend-directory="))
-    (folder / "python").symlink_to(own / "python")
+
+    def own() -> list[Path]:
+        arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode().split("\0")
+        return [Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--backend-directory=")]
+
+    # The script that starts it becomes the server in a moment.
+    wait_until(own, "the real server to begin")
+    (folder / "python").symlink_to(own()[0] / "python")
 
 
 def _index(server: Server) -> dict[str, tuple[str, str]]:

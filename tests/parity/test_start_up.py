@@ -15,7 +15,7 @@ import pytest
 from .. import oracle as real
 from ..broken_repository import write_broken, write_hanging
 from ..model_repository import PLAIN, Flavour, write_model
-from ..servers import Finished, Server, run_tensorfarm, start_tensorfarm, stopping, tensorfarm
+from ..servers import Finished, Server, run_tensorfarm, start_tensorfarm, stopping, tensorfarm, wait_until
 from ..wire import Reply
 
 REASONS = {
@@ -43,6 +43,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, S
         start_tensorfarm(root / Flavour.ONNX.value, "--exit-on-error=false", folder=root / "farm", wait=False),
     ]
     with stopping(*started) as (theirs, ours):
+        # A version that has loaded leaves again where another one of its model could not be.
+        wait_until(
+            lambda: all("UNLOADING" not in server.ask("POST", "/v2/repository/index").body.decode() for server in started), "the end"
+        )
         yield theirs, ours
 
 
