@@ -238,6 +238,12 @@ def test_the_log_says_nothing_that_is_of_no_use(server: Server, door: Door) -> N
     assert "plugin EP device" not in server.log and "stand-in for CUDA" not in server.log
 
 
+def test_a_model_for_tensorrt_where_there_is_none(server: Server, folder: Path) -> None:
+    write_dense(folder / "models", "trt", 'optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt" } ] } }')
+    reply = server.ask("POST", "/v2/repository/models/trt/load")
+    assert reply.status == 400 and "which model 'trt' asks for: it comes with tensorfarm[tensorrt]" in reply.json["error"]
+
+
 OPTIONS_SCRIPT = """
 import sys
 import onnxruntime

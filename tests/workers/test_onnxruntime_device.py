@@ -82,6 +82,16 @@ def test_any_other_refusal_fails_the_load(library: Library, tmp_path: Path) -> N
     assert len(library.asked) == 1
 
 
+def test_a_model_for_tensorrt_where_there_is_none(library: Library, tmp_path: Path) -> None:
+    """ONNX Runtime's words, which name places in its sources, are for those who build it."""
+    library.refusal = (
+        "onnxruntime_pybind_state.cc:729 void RegisterTensorRTPluginsAsCustomOps() Please install TensorRT libraries as mentioned"
+    )
+    with pytest.raises(StatusError) as caught:
+        backend().load(source(tmp_path, add_sub(), _with_io(GRAPHS)))
+    assert caught.value.message == "ONNX Runtime finds no TensorRT here, which model 'm' asks for: it comes with tensorfarm[tensorrt]"
+
+
 def test_a_provider_that_is_silently_left_out_fails_the_load(library: Library, tmp_path: Path) -> None:
     library.lacks = {CUDA}
     with pytest.raises(StatusError, match="ONNX Runtime has no CUDAExecutionProvider here, and would run model 'm' without"):

@@ -45,6 +45,9 @@ _libraries: list[bool] = []
 _NO_GRAPHS = "cannot use the graph capture feature"
 """What ONNX Runtime says of a model with nodes or control flow that it cannot capture."""
 
+_NO_TENSORRT = "Please install TensorRT libraries"
+"""What it says where its provider for TensorRT does not find that."""
+
 
 class OnnxRuntimeBackend:
     """Runs ``onnxruntime_onnx`` models: on the GPU ``device``, or on the CPU where it is None."""
@@ -161,6 +164,10 @@ def open_session(source: ModelSource, options: SessionOptions, completing: bool 
             chosen.register_custom_ops_library(library)
         session = onnxruntime.InferenceSession(path, chosen, providers=providers, enable_fallback=0)
     except FAILURES as error:
+        if _NO_TENSORRT in str(error):
+            raise unavailable(
+                f"ONNX Runtime finds no TensorRT here, which model '{source.config.name}' asks for: it comes with tensorfarm[tensorrt]"
+            ) from error
         raise runtime_fault(error, hidden_paths(source)) from error
     # Where one cannot be had, ONNX Runtime says why on its standard error, and goes on without.
     wanted = [] if gpu is None else [name for name, _ in gpu.providers]

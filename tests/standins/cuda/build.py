@@ -33,7 +33,7 @@ _SOURCES = {
 _UNVERSIONED = {"cu": "libcuda", "createInfer": "libnvinfer", "createNvOnnx": "libnvonnxparser", "get": "libnvinfer"}
 """Which library a function is wanted of, by how its name begins, where the provider does not say."""
 
-_OURS = re.compile(r"lib(cuda|cudart|cublas|cublasLt|curand|cufft|cudnn|nvinfer|nvonnxparser)\.so\.\d+")
+_OURS = re.compile(r"lib(cuda|cudart|cublas|cublasLt|curand|cufft|cudnn|nvinfer|nvonnxparser|nvrtc)\.so\.\d+")
 _MISSING = """\
 int {name}() {{
   fprintf(stderr, "the stand-in for CUDA has no {name} (tests/standins/cuda)\\n");
